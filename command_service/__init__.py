@@ -1,0 +1,1 @@
+"""Takes commands, decides them against the patient's state, appends events, publishes them."""

@@ -1,0 +1,5 @@
+"""Runs `python -m command_service`."""
+
+from command_service.cli import app
+
+app()

@@ -1,0 +1,141 @@
+"""The path of a batch: deliveries → decode → load → decide → append → publish and settle."""
+
+import asyncio
+from collections.abc import Sequence
+from time import monotonic
+from typing import Final
+from uuid import uuid4
+
+import structlog
+
+from command_service import metrics
+from command_service.decisions import EMPTY, Answer, Batch, Decision, Receipt
+from command_service.decode import Received, decode, decode_unroutable, strayed
+from command_service.event_store import Appended, EventStore
+from command_service.publisher import Publisher
+from command_service.settle import Answered, Settler
+from command_service.stream_cache import StreamCache
+from command_service.suspects import Suspects
+from shared.errors import Conflict
+from shared.intake import SUSPICIOUS, Intake, Item
+from shared.replies import CommandRejected, Outcome
+
+MAX_BATCH: Final = 500
+
+log = structlog.get_logger()
+
+
+class CommandPath:
+    """Carries batches of commands from the inbox to their outcomes."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        store: EventStore,
+        settler: Settler,
+        publisher: Publisher,
+        suspects: Suspects,
+        partitions: int,
+    ) -> None:
+        self._intake = intake
+        self._store = store
+        self._settler = settler
+        self._publisher = publisher
+        self._suspects = suspects
+        self._partitions = partitions
+        self.streams = StreamCache()
+
+    async def run(self) -> None:
+        """Handle batches until cancelled."""
+        while True:
+            items = await self._intake.take(MAX_BATCH)
+            if items[0].returns >= SUSPICIOUS:
+                await self._handle_suspect(items[0])
+            else:
+                await self._handle_and_settle(items)
+
+    async def _handle_suspect(self, item: Item) -> None:
+        if await self._suspects.is_guilty(item):
+            await self._settler.give_up(item)
+        else:
+            await self._handle_and_settle([item])
+        await self._suspects.acquit(item)
+
+    async def _handle_and_settle(self, items: Sequence[Item]) -> None:
+        began = monotonic()
+        outcomes, appended = await self.handle(items)
+        self._publisher.add(appended.events)
+        await self._settler.settle(
+            [Answered(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
+        )
+        _report(items, appended, monotonic() - began)
+
+    async def handle(self, items: Sequence[Item]) -> tuple[list[Outcome], Appended]:
+        """Decide and append a batch; decide again where another writer was first."""
+        decoded = [self._decode(item) for item in items]
+        received = [one for one in decoded if isinstance(one, Received)]
+        epochs = {
+            item.source.lease.partition: item.source.lease.epoch
+            for item in items
+            if item.source.lease
+        }
+        while True:
+            batch = await self._load(received)
+            answers = [_answer(batch, one) for one in decoded]
+            try:
+                appended = await self._store.append(list(batch.decided.values()), epochs)
+            except Conflict:
+                self.streams.clear()
+                continue
+            self._remember(batch)
+            return [_outcome(answer, appended) for answer in answers], appended
+
+    def _decode(self, item: Item) -> Received | CommandRejected:
+        if item.source.lease is None:
+            return decode_unroutable(item.delivery, self._partitions)
+        received = decode(item.delivery, self._partitions)
+        if isinstance(received, Received) and received.partition != item.source.lease.partition:
+            return strayed(received, self._partitions)
+        return received
+
+    async def _load(self, received: Sequence[Received]) -> Batch:
+        """Read receipts, and the patients that are not in memory, side by side."""
+        patients = {one.command.patient_id for one in received}
+        known = {one: stream for one in patients if (stream := self.streams.get(one))}
+        receipts, read = await asyncio.gather(
+            self._store.read_receipts(list({one.command_id for one in received})),
+            self._store.read_streams(list(patients - known.keys())),
+        )
+        return Batch(receipts, {**dict.fromkeys(patients, EMPTY), **known, **read})
+
+    def _remember(self, batch: Batch) -> None:
+        for decision in batch.decided.values():
+            patient_id = decision.received.command.patient_id
+            self.streams.put(decision.received.partition, patient_id, batch.streams[patient_id])
+
+
+def _answer(batch: Batch, decoded: Received | CommandRejected) -> Answer:
+    return batch.answer(decoded, uuid4) if isinstance(decoded, Received) else decoded
+
+
+def _outcome(answer: Answer, appended: Appended) -> Outcome:
+    match answer:
+        case Decision():
+            return appended.outcomes[answer.received.command_id]
+        case Receipt():
+            return answer.outcome
+        case _:
+            return answer
+
+
+def _report(items: Sequence[Item], appended: Appended, seconds: float) -> None:
+    metrics.BATCH.observe(len(items))
+    metrics.BATCH_SECONDS.observe(seconds)
+    metrics.EVENTS_APPENDED.inc(len(appended.events))
+    log.info(
+        "batch.appended",
+        deliveries=len(items),
+        decided=len(appended.outcomes),
+        events=len(appended.events),
+        milliseconds=round(seconds * 1000, 1),
+    )

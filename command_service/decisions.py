@@ -1,0 +1,112 @@
+"""Decides a batch of commands, in their order, against receipts and patients' states. Pure."""
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from command_service.decode import Received
+from command_service.patient import INITIAL, Patient, Refused, decide, fold
+from shared.events import ConsentEvent
+from shared.replies import CommandRejected, Outcome, Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A patient's state and the version it is of."""
+
+    version: int
+    state: Patient
+
+    def then(self, events: Iterable[ConsentEvent]) -> "Stream":
+        """Apply the events that follow."""
+        following = list(events)
+        return Stream(self.version + len(following), fold(self.state, following))
+
+
+EMPTY: Final = Stream(0, INITIAL)
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """A decided event, before the log gives it its position and time."""
+
+    id: UUID
+    version: int
+    event: ConsentEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Refusing:
+    """Why the rules refused a command."""
+
+    error: Refusal
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided for one command id; it becomes a receipt and perhaps events."""
+
+    received: Received
+    version: int
+    """The patient's version after the command."""
+    events: tuple[NewEvent, ...] = ()
+    refusing: Refusing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was decided and recorded earlier for a command id."""
+
+    fingerprint: bytes
+    outcome: Outcome
+
+
+Answer = Decision | Receipt | CommandRejected
+
+
+@dataclass
+class Batch:
+    """The facts that decisions start from, and what they come to."""
+
+    receipts: Mapping[UUID, Receipt]
+    streams: MutableMapping[str, Stream]
+    """Every patient of the batch who has a history; it moves on with each decision."""
+    decided: dict[UUID, Decision] = field(default_factory=dict)
+
+    def answer(self, received: Received, new_id: Callable[[], UUID]) -> Answer:
+        """Decide one command; what was decided before for its id stands."""
+        earlier = self.receipts.get(received.command_id)
+        if earlier is not None:
+            return earlier if earlier.fingerprint == received.fingerprint else conflict(received)
+        pending = self.decided.get(received.command_id)
+        if pending is not None:
+            same = pending.received.fingerprint == received.fingerprint
+            return pending if same else conflict(received)
+        decision = self._decide(received, new_id)
+        self.decided[received.command_id] = decision
+        return decision
+
+    def _decide(self, received: Received, new_id: Callable[[], UUID]) -> Decision:
+        patient_id = received.command.patient_id
+        stream = self.streams.get(patient_id, EMPTY)
+        try:
+            events = decide(stream.state, received.command)
+        except Refused as refused:
+            return Decision(received, stream.version, (), Refusing(refused.error, str(refused)))
+        self.streams[patient_id] = after = stream.then(events)
+        numbered = enumerate(events, start=stream.version + 1)
+        return Decision(
+            received, after.version, tuple(NewEvent(new_id(), n, event) for n, event in numbered)
+        )
+
+
+def conflict(received: Received) -> CommandRejected:
+    """Refuse a command id that was used before for something else."""
+    return CommandRejected(
+        command_id=str(received.command_id),
+        patient_id=received.command.patient_id,
+        error="command_id_conflict",
+        message="this command id was used before with another content; use a new one",
+    )

@@ -1,0 +1,287 @@
+"""The event store: append and read, over asyncpg.
+
+A batch is appended by one statement, over all its partitions, events and receipts together.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+from pydantic_core import from_json
+
+from command_service.decisions import EMPTY, Decision, Receipt, Stream
+from command_service.recorded_event import RecordedEvent
+from shared.database import Pool
+from shared.errors import Conflict, Fenced
+from shared.events import SCHEMA_VERSION, read_event
+from shared.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
+from shared.statements import statement
+
+_APPEND = statement("command_service", "append")
+_READ_STREAMS = statement("command_service", "read_streams")
+_READ_RECEIPTS = statement("command_service", "read_receipts")
+_READ_LOG = statement("command_service", "read_log")
+_READ_HEAD = statement("command_service", "read_head")
+_MARK_PUBLISHED = statement("command_service", "mark_published")
+
+_CONFLICTS: Final = {
+    "events_stream_version_key": "another writer appended to the same patient first",
+    "command_receipts_command_id_key": "another writer decided the same command id first",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What a batch became in the log."""
+
+    events: Sequence[RecordedEvent]
+    outcomes: Mapping[UUID, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far the log of a partition goes, and how far the broker has confirmed it."""
+
+    position: int
+    published_position: int
+
+
+class EventStore:
+    """Reads and appends; it never changes what it holds."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def append(self, decisions: Sequence[Decision], epochs: Mapping[int, int]) -> Appended:
+        """Record decisions and their events in one transaction.
+
+        `epochs` holds the epoch of each partition owned. Raises Fenced where another worker
+        took one of the partitions, Conflict where another writer was first: nothing is
+        recorded then.
+        """
+        if not decisions:
+            return Appended((), {})
+        counts = Counter[int]()
+        for decision in decisions:
+            counts[decision.received.partition] += len(decision.events)
+        partitions = sorted(counts)
+        arguments = (
+            partitions,
+            [epochs[number] for number in partitions],
+            [counts[number] for number in partitions],
+            *_columns(_event_rows(decisions), 13),
+            *_columns(_receipt_rows(decisions), 9),
+        )
+        try:
+            rows = await self._pool.fetch(_APPEND, *arguments)
+        except asyncpg.UniqueViolationError as error:
+            raise _conflict(error) from error
+        if not rows:
+            raise Fenced(f"one of the partitions {partitions} belongs to another worker now")
+        return _appended(decisions, rows)
+
+    async def read_streams(self, stream_ids: Sequence[str]) -> dict[str, Stream]:
+        """Fold the whole history of these patients; one without a history is left out."""
+        if not stream_ids:
+            return {}
+        rows = await self._pool.fetch(_READ_STREAMS, stream_ids)
+        return {
+            stream_id: EMPTY.then(
+                read_event(row["type"], row["schema_version"], from_json(row["data"]))
+                for row in history
+            )
+            for stream_id, history in groupby(rows, key=itemgetter("stream_id"))
+        }
+
+    async def read_receipts(self, command_ids: Sequence[UUID]) -> dict[UUID, Receipt]:
+        """Read what was decided before for these command ids."""
+        if not command_ids:
+            return {}
+        rows = await self._pool.fetch(_READ_RECEIPTS, command_ids)
+        return {
+            command_id: _receipt(list(group))
+            for command_id, group in groupby(rows, key=itemgetter("command_id"))
+        }
+
+    async def read_log(
+        self, partition: int, after_position: int, most: int, patient_id: str | None = None
+    ) -> list[RecordedEvent]:
+        """Read what follows a position in a partition's log."""
+        rows = await self._pool.fetch(_READ_LOG, partition, after_position, most, patient_id)
+        return [RecordedEvent(*row) for row in rows]
+
+    async def read_head(self, partition: int) -> Head:
+        """Read how far a partition's log goes; a partition that doesn't exist is empty."""
+        row = await self._pool.fetchrow(_READ_HEAD, partition)
+        return Head(*row) if row else Head(0, 0)
+
+    async def mark_published(self, positions: Mapping[int, int], epochs: Mapping[int, int]) -> None:
+        """Remember what the broker has confirmed, for partitions still owned."""
+        owned = sorted(positions.keys() & epochs.keys())
+        await self._pool.execute(
+            _MARK_PUBLISHED,
+            owned,
+            [epochs[number] for number in owned],
+            [positions[number] for number in owned],
+        )
+
+
+def _conflict(error: asyncpg.UniqueViolationError) -> Exception:
+    reason = _CONFLICTS.get(error.constraint_name or "")
+    return Conflict(reason) if reason else error
+
+
+def _columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return columns or [[] for _ in range(width)]
+
+
+def _event_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
+    ordinals = Counter[int]()
+    for decision in decisions:
+        received = decision.received
+        for new in decision.events:
+            ordinals[received.partition] += 1
+            yield (
+                received.partition,
+                ordinals[received.partition],
+                received.command.patient_id,
+                new.version,
+                new.id,
+                type(new.event).__name__,
+                SCHEMA_VERSION,
+                new.event.model_dump_json(),
+                received.correlation_id,
+                received.command_id,
+                received.issued_by,
+                received.traceparent,
+                received.tracestate,
+            )
+
+
+def _receipt_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
+    ordinals = Counter[int]()
+    for decision in decisions:
+        received, refusing = decision.received, decision.refusing
+        first = ordinals[received.partition] + 1
+        ordinals[received.partition] += len(decision.events)
+        yield (
+            received.command_id,
+            received.fingerprint,
+            received.command.patient_id,
+            received.partition,
+            decision.version,
+            None if refusing else first,
+            len(decision.events),
+            refusing and refusing.error,
+            refusing and refusing.message,
+        )
+
+
+def _appended(decisions: Sequence[Decision], rows: Sequence[asyncpg.Record]) -> Appended:
+    """Give the decided events the positions and times that the log gave them."""
+    next_position = {row["partition"]: row["first_position"] for row in rows}
+    recorded_at = {row["partition"]: row["recorded_at"] for row in rows}
+    events: list[RecordedEvent] = []
+    outcomes: dict[UUID, Outcome] = {}
+    for decision in decisions:
+        partition = decision.received.partition
+        recorded = _recorded(decision, next_position[partition], recorded_at[partition])
+        next_position[partition] += len(recorded)
+        events += recorded
+        outcomes[decision.received.command_id] = _outcome(decision, recorded)
+    return Appended(events, outcomes)
+
+
+def _recorded(
+    decision: Decision, first_position: int, recorded_at: datetime
+) -> list[RecordedEvent]:
+    received = decision.received
+    return [
+        RecordedEvent(
+            partition=received.partition,
+            position=position,
+            stream_id=received.command.patient_id,
+            stream_version=new.version,
+            event_id=new.id,
+            type=type(new.event).__name__,
+            schema_version=SCHEMA_VERSION,
+            data=new.event.model_dump_json(),
+            recorded_at=recorded_at,
+            correlation_id=received.correlation_id,
+            causation_id=received.command_id,
+            issued_by=received.issued_by,
+            traceparent=received.traceparent,
+            tracestate=received.tracestate,
+        )
+        for position, new in enumerate(decision.events, start=first_position)
+    ]
+
+
+def _outcome(decision: Decision, recorded: Sequence[RecordedEvent]) -> Outcome:
+    received, refusing = decision.received, decision.refusing
+    command_id, patient_id = str(received.command_id), received.command.patient_id
+    if refusing:
+        return CommandRejected(
+            command_id=command_id,
+            patient_id=patient_id,
+            error=refusing.error,
+            message=refusing.message,
+        )
+    return CommandAccepted(
+        command_id=command_id,
+        patient_id=patient_id,
+        partition=received.partition,
+        version=decision.version,
+        events=[
+            EventSummary(
+                id=str(event.event_id),
+                type=event.type,
+                target=new.event.target,
+                version=event.stream_version,
+                position=event.position,
+            )
+            for event, new in zip(recorded, decision.events, strict=True)
+        ],
+    )
+
+
+def _receipt(rows: Sequence[asyncpg.Record]) -> Receipt:
+    """Rebuild an outcome from a receipt, joined with the events that it points at."""
+    first = rows[0]
+    if first["error"]:
+        return Receipt(
+            first["fingerprint"],
+            CommandRejected(
+                command_id=str(first["command_id"]),
+                patient_id=first["patient_id"],
+                error=first["error"],
+                message=first["message"],
+            ),
+        )
+    return Receipt(
+        first["fingerprint"],
+        CommandAccepted(
+            command_id=str(first["command_id"]),
+            patient_id=first["patient_id"],
+            partition=first["partition"],
+            version=first["version"],
+            events=[_summary(row) for row in rows],
+        ),
+    )
+
+
+def _summary(row: asyncpg.Record) -> EventSummary:
+    return EventSummary(
+        id=str(row["event_id"]),
+        type=row["type"],
+        target=from_json(row["data"])["target"],
+        version=row["stream_version"],
+        position=row["position"],
+    )

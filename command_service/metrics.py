@@ -1,0 +1,25 @@
+"""What the command service counts and measures."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from shared.metrics import BATCH_SIZES, DURATIONS_S
+
+COMMANDS: Final = Counter(
+    "consent_commands", "Commands answered, by type and outcome", ["type", "outcome"]
+)
+REDELIVERED: Final = Counter("consent_commands_redelivered", "Deliveries that had come before")
+BATCH: Final = Histogram(
+    "consent_command_batch_size", "Commands handled in one batch", buckets=BATCH_SIZES
+)
+BATCH_SECONDS: Final = Histogram(
+    "consent_command_batch_seconds",
+    "From taking a batch to its last reply",
+    buckets=DURATIONS_S,
+)
+EVENTS_APPENDED: Final = Counter("consent_events_appended", "Events appended to the log")
+EVENTS_PUBLISHED: Final = Counter("consent_events_published", "Events confirmed by the broker")
+PUBLISH_BACKLOG: Final = Gauge(
+    "consent_publish_backlog", "Events appended and not yet confirmed", ["partition"]
+)

@@ -1,0 +1,66 @@
+"""Answers ReadEvents: what follows this position in the log?"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from command_service.event_store import EventStore
+from command_service.recorded_event import RecordedEvent
+from shared.intake import Intake, Item
+from shared.partition import partition_of
+from shared.queries import QueryFailed, ReadEvents
+from shared.questions import answer, invalid, read_query
+from shared.reply_channel import ReplyChannel
+
+MOST_BYTES: Final = 1 << 20
+"""How large a page grows at most, unless a single event is larger."""
+_KINDS: Final = {ReadEvents.type: ReadEvents}
+
+
+class LogReader:
+    """Reads the log for whoever asks; any worker can, whatever it owns."""
+
+    def __init__(
+        self, intake: Intake, answers: ReplyChannel, store: EventStore, partitions: int
+    ) -> None:
+        self._intake = intake
+        self._answers = answers
+        self._store = store
+        self._partitions = partitions
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        while True:
+            for item in await self._intake.take(most=1):
+                await self._answer(item)
+
+    async def _answer(self, item: Item) -> None:
+        query = read_query(item.delivery, _KINDS)
+        body = query.to_json() if isinstance(query, QueryFailed) else await self._page(query)
+        await answer(self._answers, item.delivery, body)
+        await self._intake.settle_one(item)
+
+    async def _page(self, query: ReadEvents) -> bytes:
+        if query.partition >= self._partitions:
+            return invalid("partition", f"must be below {self._partitions}").to_json()
+        patient_id = query.patient_id
+        if patient_id and (own := partition_of(patient_id, self._partitions)) != query.partition:
+            return invalid("patient_id", f"is in partition {own}").to_json()
+        events = await self._store.read_log(
+            query.partition, query.after_position, query.limit, patient_id
+        )
+        head = await self._store.read_head(query.partition)  # after the events: never below them
+        return _encode(_within(MOST_BYTES, events), head.position)
+
+
+def _within(most_bytes: int, events: Iterable[RecordedEvent]) -> Iterator[bytes]:
+    size = 0
+    for event in events:
+        body = event.cloud_event().to_json()
+        size += len(body)
+        if size > most_bytes and size > len(body):
+            return
+        yield body
+
+
+def _encode(events: Iterable[bytes], head: int) -> bytes:
+    return b'{"status":"ok","events":[%b],"head":%d}' % (b",".join(events), head)

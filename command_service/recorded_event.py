@@ -1,0 +1,74 @@
+"""An event as the log keeps it, and as it is published."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from pydantic_core import from_json
+
+from shared import names
+from shared.broker import PERSISTENT, Outgoing, Properties
+from shared.cloud_event import CONTENT_TYPE, CloudEvent, timestamp
+from shared.events import read_event
+
+_TRACE_HEADERS: Final = ("traceparent", "tracestate")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent:
+    """One row of the log."""
+
+    partition: int
+    position: int
+    stream_id: str
+    stream_version: int
+    event_id: UUID
+    type: str
+    schema_version: int
+    data: str
+    """JSON."""
+    recorded_at: datetime
+    correlation_id: str
+    causation_id: UUID
+    issued_by: str | None
+    traceparent: str | None
+    tracestate: str | None
+
+    def cloud_event(self) -> CloudEvent:
+        """Give it the form in which it travels."""
+        return CloudEvent(
+            id=str(self.event_id),
+            type=self.type,
+            subject=self.stream_id,
+            time=timestamp(self.recorded_at),
+            schemaversion=self.schema_version,
+            partition=self.partition,
+            position=self.position,
+            streamversion=self.stream_version,
+            correlationid=self.correlation_id,
+            causationid=str(self.causation_id),
+            issuedby=self.issued_by,
+            traceparent=self.traceparent,
+            tracestate=self.tracestate,
+            data=from_json(self.data),
+        )
+
+    def message(self) -> Outgoing:
+        """Make the message that subscribers receive."""
+        cloud_event = self.cloud_event()
+        event = read_event(self.type, self.schema_version, cloud_event.data)
+        trace = {name: value for name in _TRACE_HEADERS if (value := getattr(self, name))}
+        return Outgoing(
+            exchange=names.EVENTS,
+            routing_key=names.event_key(event, self.partition),
+            body=cloud_event.to_json(),
+            properties=Properties(
+                content_type=CONTENT_TYPE,
+                delivery_mode=PERSISTENT,
+                message_id=cloud_event.id,
+                message_type=self.type,
+                correlation_id=self.correlation_id,
+                headers=dict(trace) or None,
+            ),
+        )

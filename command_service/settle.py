@@ -1,0 +1,91 @@
+"""Ends deliveries: sets faulty ones aside, tells senders the outcome, acknowledges."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from command_service import metrics
+from shared.broker import PERSISTENT, Channel, Outgoing, Properties, publish_in_order
+from shared.commands import COMMANDS
+from shared.dead_letter import dead_letter
+from shared.intake import Intake, Item
+from shared.replies import CommandRejected, Outcome
+from shared.reply_channel import ReplyChannel
+
+log = structlog.get_logger()
+
+SET_ASIDE: Final = frozenset({"validation_error", "misrouted_command"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A delivery and the outcome to tell its sender."""
+
+    item: Item
+    outcome: Outcome
+
+
+class Settler:
+    """Settles batches of deliveries in the order in which they came."""
+
+    def __init__(self, intake: Intake, replies: ReplyChannel, dead_letters: Channel) -> None:
+        self._intake = intake
+        self._replies = replies
+        self._dead_letters = dead_letters
+
+    async def settle(self, answered: Sequence[Answered]) -> None:
+        """Set aside, reply, acknowledge: in this order, so that a death repeats, but loses nothing.
+
+        Replies and acknowledgements travel on one connection, so that the broker has the reply
+        when it has the acknowledgement; but for replies to direct addresses, which have another.
+        """
+        await publish_in_order(self._dead_letters, _set_aside(answered))
+        for one in answered:
+            await self._reply(one)
+            _count(one)
+        await self._intake.settle(one.item for one in answered)
+
+    async def give_up(self, item: Item) -> None:
+        """Set aside a message that has ended a worker each time it was handled."""
+        log.error("delivery.set_aside", reason="delivery_limit", **_ids(item))
+        message = dead_letter(item.delivery, "delivery_limit")
+        await publish_in_order(self._dead_letters, [message])
+        await self._intake.settle([item])
+
+    async def _reply(self, one: Answered) -> None:
+        asked = one.item.delivery.header.properties
+        if not asked.reply_to:
+            return
+        properties = Properties(
+            content_type="application/json",
+            correlation_id=asked.correlation_id or asked.message_id,
+            delivery_mode=PERSISTENT,
+            message_type=one.outcome.type,
+        )
+        body = one.outcome.model_dump_json().encode()
+        await self._replies.send(Outgoing("", asked.reply_to, body, properties))
+
+
+def _ids(item: Item) -> dict[str, str | None]:
+    properties = item.delivery.header.properties
+    return {"message_id": properties.message_id, "correlation_id": properties.correlation_id}
+
+
+def _set_aside(answered: Sequence[Answered]) -> list[Outgoing]:
+    """Copies, for the dead letters, of the messages that are at fault themselves."""
+    return [
+        dead_letter(one.item.delivery, one.outcome.error, one.outcome.details)
+        for one in answered
+        if isinstance(one.outcome, CommandRejected) and one.outcome.error in SET_ASIDE
+    ]
+
+
+def _count(one: Answered) -> None:
+    kind = one.item.delivery.header.properties.message_type
+    outcome = one.outcome
+    error = outcome.error if isinstance(outcome, CommandRejected) else "accepted"
+    metrics.COMMANDS.labels(kind if kind in COMMANDS else "other", error).inc()
+    if one.item.delivery.redelivered:
+        metrics.REDELIVERED.inc()

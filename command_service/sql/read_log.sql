@@ -1,0 +1,17 @@
+-- read_log
+-- What follows a position in the log of a partition.
+--
+--   $1  partition       integer
+--   $2  after_position  bigint
+--   $3  most            integer
+--   $4  patient_id      text     only this patient's events; null for all
+--
+-- Returns   the recorded events, in the order of their positions.
+SELECT partition, position, stream_id, stream_version, event_id, type, schema_version, data,
+       recorded_at, correlation_id, causation_id, issued_by, traceparent, tracestate
+  FROM events
+ WHERE partition = $1::integer
+   AND position > $2::bigint
+   AND ($4::text IS NULL OR stream_id = $4::text)
+ ORDER BY position
+ LIMIT $3::integer

@@ -1,0 +1,40 @@
+"""Finds out which command ends workers, when one does.
+
+When a worker dies, all that it had in hand comes back: the command that killed it and the innocent
+ones beside it. Once messages have come back often enough to be suspicious they are handled one at
+a time, and each is written down before: the one that was begun again and again and never finished
+is the culprit.
+"""
+
+from hashlib import blake2b
+from typing import Final
+
+from shared.database import Pool
+from shared.intake import Item
+from shared.statements import statement
+
+MOST_ATTEMPTS: Final = 5
+
+_NOTE_ATTEMPT = statement("command_service", "note_attempt")
+_ACQUIT = statement("command_service", "acquit")
+
+
+class Suspects:
+    """Keeps its notes in the event store, so that they survive the worker."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def is_guilty(self, item: Item) -> bool:
+        """Note that a suspicious message is about to be handled; whether that must not be."""
+        attempts = await self._pool.fetchval(_NOTE_ATTEMPT, _digest(item))
+        return int(attempts or 0) > MOST_ATTEMPTS
+
+    async def acquit(self, item: Item) -> None:
+        """Forget a message that was handled or set aside."""
+        await self._pool.execute(_ACQUIT, _digest(item))
+
+
+def _digest(item: Item) -> bytes:
+    message_id = (item.delivery.header.properties.message_id or "").encode()
+    return blake2b(message_id + b"\0" + item.delivery.body, digest_size=16).digest()

@@ -1,0 +1,83 @@
+"""The command worker: what it reads, what runs, and how a partition comes and goes."""
+
+from collections.abc import Coroutine, Sequence
+from typing import Final
+
+from command_service.command_path import CommandPath
+from command_service.event_store import EventStore
+from command_service.publisher import Publisher
+from command_service.read_events import LogReader
+from command_service.settings import CommandSettings
+from command_service.settle import Settler
+from command_service.suspects import Suspects
+from shared import names
+from shared.intake import Intake
+from shared.leases import Lease
+from shared.session import Opened, Service
+
+PREFETCH: Final = 250
+"""Unsettled commands per partition: enough for a batch in hand and the next one under way."""
+LOG_PREFETCH: Final = 20
+
+
+class CommandWorker:
+    """The work of one session."""
+
+    def __init__(
+        self, path: CommandPath, publisher: Publisher, log_reader: LogReader, intake: Intake,
+        queries: Intake,
+    ) -> None:  # fmt: skip
+        self._path = path
+        self._publisher = publisher
+        self._log_reader = log_reader
+        self._intake = intake
+        self._queries = queries
+
+    @classmethod
+    async def open(cls, opened: Opened, settings: CommandSettings) -> "CommandWorker":
+        """Open channels, and read the queues that belong to no partition."""
+        broker, store = opened.broker, EventStore(opened.pool)
+        intake = Intake(broker, prefetch=PREFETCH)
+        queries = Intake(broker, prefetch=LOG_PREFETCH)
+        publisher = Publisher(await broker.channel(confirms=True), store, opened.may_write)
+        settler = Settler(intake, opened.replies, await broker.channel(confirms=True))
+        suspects = Suspects(opened.pool)
+        path = CommandPath(intake, store, settler, publisher, suspects, settings.consent_partitions)
+        log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
+        await intake.open(names.UNROUTABLE)
+        await queries.open(names.LOG)
+        return cls(path, publisher, log_reader, intake, queries)
+
+    def loops(self) -> Sequence[Coroutine[None, None, None]]:
+        """What runs as long as the session does."""
+        return self._path.run(), self._publisher.run(), self._log_reader.run()
+
+    async def take(self, lease: Lease) -> None:
+        """Publish what the last owner left, and read the partition's commands."""
+        self._path.streams.forget(lease.partition)
+        await self._publisher.open(lease)
+        await self._intake.open(names.command_queue(lease.partition), lease)
+
+    async def drain(self, lease: Lease) -> None:
+        """Finish the commands in hand and publish all that they caused."""
+        queue = names.command_queue(lease.partition)
+        self._intake.stop(queue)
+        await self._intake.drained(queue)
+        await self._publisher.close(lease.partition)
+        await self._intake.close(queue)
+
+    async def close(self) -> None:
+        """Finish the messages that belong to no partition."""
+        for intake, queue in ((self._intake, names.UNROUTABLE), (self._queries, names.LOG)):
+            intake.stop(queue)
+            await intake.drained(queue)
+            await intake.close(queue)
+
+
+def service(settings: CommandSettings) -> Service:
+    """Describe this service to the session that runs it."""
+
+    async def make_worker(opened: Opened) -> CommandWorker:
+        return await CommandWorker.open(opened, settings)
+
+    return Service("command_service", settings.event_store_url, make_worker)

@@ -1,0 +1,1 @@
+"""Folds consent events into the read model and answers queries from it."""

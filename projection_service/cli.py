@@ -1,0 +1,134 @@
+"""The command line of the projection service."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from projection_service.parked import discard_parked, list_parked, retry_parked, show_parked
+from projection_service.settings import ProjectionSettings, ReadModelSettings
+from projection_service.worker import service
+from shared import names
+from shared.check import Needs, tell
+from shared.command_line import (
+    AsJson,
+    WorkerRole,
+    clear_errors,
+    new_app,
+    print_json,
+    run_worker,
+)
+from shared.database import Connection, connect_once
+from shared.database import migrate as migrate_database
+from shared.settings import read_settings
+
+Result = TypeVar("Result")
+
+console = Console(highlight=False)
+app = new_app("Keeps the read model of consents, and answers queries from it.")
+
+
+@app.command()
+def migrate(worker_role: WorkerRole = None) -> None:
+    """Bring the read model to this version's schema. Doing it again changes nothing.
+
+    Example: READ_MODEL_URL=postgresql://… python -m projection_service migrate
+    """
+    with clear_errors():
+        settings = read_settings(ProjectionSettings)
+        applied = asyncio.run(
+            migrate_database(
+                settings.read_model_url,
+                "projection_service",
+                settings.consent_partitions,
+                worker_role=worker_role,
+            )
+        )
+        typer.echo(f"applied {', '.join(applied)}" if applied else "nothing to apply")
+
+
+parked_app = new_app("Events that could not be applied, and their patients' later ones.")
+app.add_typer(parked_app, name="parked")
+
+PatientId = Annotated[str, typer.Argument(help="The patient's id.")]
+
+
+@parked_app.command("list", epilog="Example: python -m projection_service parked list")
+def list_(json: AsJson = False) -> None:
+    """List the patients who have parked events, those that wait longest first."""
+    found = _with_read_model(list_parked)
+    if json:
+        print_json(found)
+        return
+    table = Table("patient", "partition", "events", "first position", "since", "reason")
+    for one in found:
+        since = one.parked_at.isoformat(timespec="seconds")
+        row = (one.patient_id, one.partition, one.events, one.first_position, since, one.reason)
+        table.add_row(*(escape(str(value)) for value in row))
+    console.print(table if found else "nothing is parked")
+
+
+@parked_app.command(epilog="Example: python -m projection_service parked show p-1")
+def show(patient_id: PatientId) -> None:
+    """Show a patient's parked events as JSON, one on a line, in order."""
+    for one in _with_read_model(lambda connection: show_parked(connection, patient_id)):
+        print_json(one)
+
+
+@parked_app.command(epilog="Example: python -m projection_service parked retry p-1")
+def retry(patient_id: PatientId) -> None:
+    """Apply a patient's parked events in order, after what was wrong is mended."""
+    done = _with_read_model(lambda connection: retry_parked(connection, patient_id))
+    console.print(f"applied {done.applied}, {done.left} still parked")
+    if done.left:
+        console.print(f"the first of them: {escape(done.reason or '')}")
+        raise typer.Exit(1)
+
+
+@parked_app.command(epilog="Example: python -m projection_service parked discard p-1 42")
+def discard(
+    patient_id: PatientId,
+    position: Annotated[int, typer.Argument(help="The event's position in its partition.")],
+) -> None:
+    """Give up one parked event for good; then retry the patient's later ones."""
+    if not _with_read_model(lambda connection: discard_parked(connection, patient_id, position)):
+        console.print("no such event is parked")
+        raise typer.Exit(1)
+    console.print(f"discarded; now: python -m projection_service parked retry {patient_id}")
+
+
+def _with_read_model(work: Callable[[Connection], Awaitable[Result]]) -> Result:
+    async def connected(url: str) -> Result:
+        connection = await connect_once(url, "projection_service", name="parked")
+        try:
+            return await work(connection)
+        finally:
+            await connection.close()
+
+    with clear_errors():
+        return asyncio.run(connected(read_settings(ReadModelSettings).read_model_url))
+
+
+@app.command()
+def run() -> None:
+    """Work until a signal says stop: the first drains, the second leaves at once.
+
+    Example: python -m projection_service run
+    """
+    with clear_errors():
+        settings = read_settings(ProjectionSettings)
+        run_worker(service(settings), settings)
+
+
+@app.command(epilog="Example: python -m projection_service check")
+def check(json: AsJson = False) -> None:
+    """Look whether everything is there that the service needs, and who owns which partition."""
+    with clear_errors():
+        settings = read_settings(ProjectionSettings)
+        numbers = range(settings.consent_partitions)
+        queues = [names.QUERIES, *map(names.projection_queue, numbers)]
+        tell(Needs("projection_service", settings.read_model_url, queues), settings, json=json)

@@ -1,0 +1,162 @@
+"""The read model, over asyncpg: one statement changes it and moves the checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
+
+import asyncpg
+
+from projection_service.consents import Consent
+from shared.database import Queryable
+from shared.errors import Fenced
+from shared.queries import Consents, Entry, HasConsent
+from shared.statements import statement
+from shared.vocabulary import Grantee
+
+_PROJECT = statement("projection_service", "project")
+_READ_CONSENTS = statement("projection_service", "read_consents")
+_READ_PARKED = statement("projection_service", "read_parked")
+_OPEN_CHECKPOINT = statement("projection_service", "open_checkpoint")
+_LIST_CONSENTS = statement("projection_service", "list_consents")
+_HAS_CONSENT = statement("projection_service", "has_consent")
+
+
+class Key(NamedTuple):
+    """Whose consent for whom."""
+
+    patient_id: str
+    grantee: Grantee
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """How far one partition's checkpoint moves."""
+
+    epoch: int
+    checkpoint: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """An event that is not applied, and why."""
+
+    partition: int
+    position: int
+    patient_id: str
+    event: str
+    """JSON."""
+    reason: str
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a batch of events does to the read model."""
+
+    moves: dict[int, Move] = field(default_factory=dict)
+    consents: dict[Key, Consent] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    parked: list[Parked] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one grantee may see, as of a patient's version."""
+
+    version: int
+    consent: Consent
+
+
+class ReadModel:
+    """Reads and changes the read model."""
+
+    def __init__(self, database: Queryable) -> None:
+        """Give it one connection to read and change within a transaction of yours."""
+        self._database = database
+
+    async def open_checkpoint(self, partition: int) -> int:
+        """Return the position up to which a partition is projected."""
+        position = await self._database.fetchval(_OPEN_CHECKPOINT, partition)
+        return int(position or 0)
+
+    async def read_consents(self, keys: Sequence[Key]) -> dict[Key, Consent]:
+        """Read the consents that exist among these."""
+        if not keys:
+            return {}
+        rows = await self._database.fetch(_READ_CONSENTS, *_key_columns(keys))
+        return {
+            Key(row["patient_id"], Grantee(row["entity_name"], row["entity_id"])): _consent(row)
+            for row in rows
+        }
+
+    async def read_parked(self, patient_ids: Sequence[str]) -> dict[str, int]:
+        """Read the first parked position of those of these patients who have one."""
+        rows = await self._database.fetch(_READ_PARKED, patient_ids)
+        return {row["patient_id"]: row["position"] for row in rows}
+
+    async def project(self, changes: Changes) -> None:
+        """Apply changes in one transaction; raises Fenced where another worker has taken over."""
+        moves = sorted(changes.moves.items())
+        consents = changes.consents.values()
+        parked = changes.parked
+        moved = await self._database.fetch(
+            _PROJECT,
+            [number for number, _ in moves],
+            [move.epoch for _, move in moves],
+            [move.checkpoint for _, move in moves],
+            [move.position for _, move in moves],
+            *_key_columns(list(changes.consents)),
+            [",".join(sorted(one.permissions)) for one in consents],
+            [",".join(sorted(one.requested)) for one in consents],
+            list(changes.versions),
+            list(changes.versions.values()),
+            [one.partition for one in parked],
+            [one.position for one in parked],
+            [one.patient_id for one in parked],
+            [one.event for one in parked],
+            [one.reason for one in parked],
+        )
+        if not moved:
+            raise Fenced("another worker projects one of these partitions now")
+
+    async def list_consents(self, patient_ids: Sequence[str]) -> dict[str, Consents]:
+        """List what is granted and asked for, for each of these patients."""
+        rows = await self._database.fetch(_LIST_CONSENTS, list(dict.fromkeys(patient_ids)))
+        return {
+            patient_id: _consents(patient_id, list(group))
+            for patient_id, group in groupby(rows, key=itemgetter("patient_id"))
+        }
+
+    async def has_consent(self, asked: Sequence[HasConsent]) -> list[Held]:
+        """Read what each of these grantees may see, in the order of the questions."""
+        keys = [Key(one.patient_id, Grantee(one.entity_name, one.entity_id)) for one in asked]
+        rows = await self._database.fetch(_HAS_CONSENT, *_key_columns(keys))
+        return [Held(row["version"], Consent(frozenset(row["permissions"] or ()))) for row in rows]
+
+
+def _key_columns(keys: Sequence[Key]) -> tuple[list[str], list[str], list[str]]:
+    return (
+        [key.patient_id for key in keys],
+        [key.grantee.entity for key in keys],
+        [key.grantee.id for key in keys],
+    )
+
+
+def _consent(row: asyncpg.Record) -> Consent:
+    return Consent(frozenset(row["permissions"]), frozenset(row["requested"]))
+
+
+def _consents(patient_id: str, rows: Sequence[asyncpg.Record]) -> Consents:
+    entries = [
+        Entry(
+            entity_name=row["entity_name"],
+            entity_id=row["entity_id"],
+            permissions=row["permissions"],
+            requested=row["requested"],
+        )
+        for row in rows
+        if row["entity_name"] is not None
+    ]
+    return Consents(patient_id=patient_id, version=rows[0]["version"], consents=entries)

@@ -1,0 +1,76 @@
+"""The projection worker: what it reads, what runs, and how a partition comes and goes."""
+
+from collections.abc import Coroutine, Sequence
+from typing import Final
+
+from projection_service.answers import Answers
+from projection_service.projector import Projector
+from projection_service.read_model import ReadModel
+from projection_service.settings import ProjectionSettings
+from shared import names
+from shared.intake import Intake
+from shared.leases import Lease
+from shared.log_client import LogClient
+from shared.requests import Requests
+from shared.session import Opened, Service
+
+PREFETCH: Final = 500
+"""Unsettled events per partition."""
+QUERY_PREFETCH: Final = 500
+
+
+class ProjectionWorker:
+    """The work of one session."""
+
+    def __init__(
+        self, projector: Projector, answers: Answers, intake: Intake, queries: Intake
+    ) -> None:
+        self._projector = projector
+        self._answers = answers
+        self._intake = intake
+        self._queries = queries
+
+    @classmethod
+    async def open(cls, opened: Opened) -> "ProjectionWorker":
+        """Open channels, and read the queries."""
+        broker, read_model = opened.broker, ReadModel(opened.pool)
+        intake = Intake(broker, prefetch=PREFETCH)
+        queries = Intake(broker, prefetch=QUERY_PREFETCH)
+        projector = Projector(
+            intake,
+            read_model,
+            LogClient(await Requests.open(broker)),
+            await broker.channel(confirms=True),
+        )
+        answers = Answers(queries, opened.replies, read_model)
+        await queries.open(names.QUERIES)
+        return cls(projector, answers, intake, queries)
+
+    def loops(self) -> Sequence[Coroutine[None, None, None]]:
+        """What runs as long as the session does."""
+        return self._projector.run(), self._projector.keep_up(), self._answers.run()
+
+    async def take(self, lease: Lease) -> None:
+        """Go on where the last owner stopped."""
+        await self._projector.open(lease)
+        await self._intake.open(names.projection_queue(lease.partition), lease)
+
+    async def drain(self, lease: Lease) -> None:
+        """Finish the events in hand; what waits for a gap to be filled goes back."""
+        queue = names.projection_queue(lease.partition)
+        self._intake.stop(queue)
+        self._projector.let_go(lease.partition)
+        await self._intake.drained(queue)
+        self._projector.close(lease.partition)
+        await self._intake.close(queue)
+
+    async def close(self) -> None:
+        """Finish the queries in hand."""
+        self._queries.stop(names.QUERIES)
+        await self._queries.drained(names.QUERIES)
+        await self._queries.close(names.QUERIES)
+
+
+def service(settings: ProjectionSettings) -> Service:
+    """Describe this service to the session that runs it."""
+    return Service("projection_service", settings.read_model_url, ProjectionWorker.open)

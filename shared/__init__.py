@@ -1,0 +1,1 @@
+"""What both services and their users share: words, messages, broker names, client."""

@@ -1,0 +1,202 @@
+"""The Python client: send commands, ask queries, and wait for what comes back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import monotonic
+from typing import Final
+from uuid import UUID, uuid4
+
+from aiormq.exceptions import ChannelAccessRefused
+from pydantic import BaseModel, TypeAdapter
+
+from shared import names
+from shared.broker import BROKER_ERRORS, Broker, Delivery, connect
+from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
+from shared.errors import NoAnswer, NotAllowed
+from shared.log_client import PAGE, Page, query_request, read_answer
+from shared.queries import (
+    MOST_EVENTS,
+    ConsentHeld,
+    Consents,
+    HasConsent,
+    ListConsents,
+    QueryFailed,
+    ReadEvents,
+)
+from shared.replies import CommandAccepted, CommandRejected, Outcome
+from shared.requests import Request, Requests
+from shared.vocabulary import Entity, Target
+
+WITHIN_S: Final = 10.0
+PAUSE_S: Final = 0.2
+REFUSED_TWICE: Final = 2
+"""Once may be another request's fault: a refusal closes the channel that all of them share."""
+
+_OUTCOME: TypeAdapter[CommandAccepted | CommandRejected] = TypeAdapter(
+    CommandAccepted | CommandRejected
+)
+_CONSENTS: TypeAdapter[Consents | QueryFailed] = TypeAdapter(Consents | QueryFailed)
+_HELD: TypeAdapter[ConsentHeld | QueryFailed] = TypeAdapter(ConsentHeld | QueryFailed)
+
+
+class ConsentClient:
+    """Talks to both services.
+
+    A lost connection is opened again, and the request is sent again: a command carries its id,
+    so that it is decided once. Every method raises NoAnswer when no reply came in time, and
+    NotAllowed when the broker's user may not send this; a query's raises QueryRefused when the
+    answer is an error.
+    """
+
+    def __init__(self, url: str, *, partitions: int = 8, within: float = WITHIN_S) -> None:
+        """`partitions` is the deployment's CONSENT_PARTITIONS; `within` is in seconds."""
+        self._url = url
+        self._partitions = partitions
+        self._within = within
+        self._opening = asyncio.Lock()
+        self._open = AsyncExitStack()
+        self._broker: Broker | None = None
+        self._requests: Requests | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, url: str, *, partitions: int = 8, within: float = WITHIN_S
+    ) -> AsyncIterator["ConsentClient"]:
+        """Connect, and close the connection in the end."""
+        client = cls(url, partitions=partitions, within=within)
+        try:
+            await client._connected()
+            yield client
+        finally:
+            await client._open.aclose()
+
+    async def ask(
+        self,
+        patient_id: str,
+        by_entity: Entity,
+        by_id: str,
+        target: Target,
+        *,
+        command_id: UUID | None = None,
+    ) -> Outcome:
+        """Ask a patient for consent."""
+        command = AskConsent(patient_id=patient_id, by_entity=by_entity, by_id=by_id, target=target)
+        return await self.send(command, command_id)
+
+    async def grant(
+        self,
+        patient_id: str,
+        to_entity: Entity,
+        to_id: str,
+        target: Target,
+        *,
+        command_id: UUID | None = None,
+    ) -> Outcome:
+        """Grant consent on a patient's behalf."""
+        command = GrantConsent(
+            patient_id=patient_id, to_entity=to_entity, to_id=to_id, target=target
+        )
+        return await self.send(command, command_id)
+
+    async def revoke(
+        self,
+        patient_id: str,
+        from_entity: Entity,
+        from_id: str,
+        target: Target,
+        *,
+        command_id: UUID | None = None,
+    ) -> Outcome:
+        """Take consent back on a patient's behalf."""
+        command = RevokeConsent(
+            patient_id=patient_id, from_entity=from_entity, from_id=from_id, target=target
+        )
+        return await self.send(command, command_id)
+
+    async def send(self, command: ConsentCommand, command_id: UUID | None = None) -> Outcome:
+        """Send a command and return its outcome.
+
+        The same `command_id` again returns the same outcome again and changes nothing:
+        after NoAnswer, send the command with the id that you gave it before.
+        """
+        request = Request(
+            names.COMMANDS,
+            names.command_key(command, self._partitions),
+            type(command).__name__,
+            command.model_dump_json().encode(),
+            str(command_id or uuid4()),
+            persistent=True,
+        )
+        return _OUTCOME.validate_json((await self._ask(request)).body)
+
+    async def list_consents(self, patient_id: str, *, min_version: int = 0) -> Consents:
+        """List what a patient has granted and is asked for.
+
+        `min_version`, from an outcome, waits until that version is projected.
+        """
+        query = ListConsents(patient_id=patient_id, min_version=min_version)
+        return read_answer((await self._query(query, ListConsents.type)).body, _CONSENTS)
+
+    async def has_consent(
+        self,
+        patient_id: str,
+        entity_name: Entity,
+        entity_id: str,
+        permission: Target = "all",
+        *,
+        min_version: int = 0,
+    ) -> ConsentHeld:
+        """Ask whether somebody may see these records of this patient."""
+        query = HasConsent(
+            patient_id=patient_id,
+            entity_name=entity_name,
+            entity_id=entity_id,
+            permission=permission,
+            min_version=min_version,
+        )
+        return read_answer((await self._query(query, HasConsent.type)).body, _HELD)
+
+    async def read_events(
+        self,
+        partition: int,
+        *,
+        after_position: int = 0,
+        limit: int = MOST_EVENTS,
+        patient_id: str | None = None,
+    ) -> Page:
+        """Read what follows a position in the log of a partition, at most 500 events."""
+        query = ReadEvents(
+            partition=partition, after_position=after_position, limit=limit, patient_id=patient_id
+        )
+        return read_answer((await self._query(query, ReadEvents.type)).body, PAGE)
+
+    async def _query(self, query: BaseModel, type_: str) -> Delivery:
+        return await self._ask(query_request(query, type_))
+
+    async def _ask(self, request: Request) -> Delivery:
+        """Ask, and ask again over a new connection while there is time."""
+        deadline = monotonic() + self._within
+        refused = 0
+        while True:
+            try:
+                requests = await self._connected()
+                return await requests.ask(request, max(0.0, deadline - monotonic()))
+            except BROKER_ERRORS as error:
+                refused += isinstance(error, ChannelAccessRefused)
+                if refused == REFUSED_TWICE:
+                    raise NotAllowed(f"not allowed to send {request.type}: {error}") from error
+                if monotonic() + PAUSE_S > deadline:
+                    raise NoAnswer(f"no answer to {request.type}: {error}") from error
+                await asyncio.sleep(PAUSE_S)
+
+    async def _connected(self) -> Requests:
+        async with self._opening:
+            if self._requests is None or self._broker is None or self._broker.is_lost():
+                await self._open.aclose()
+                self._broker = await self._open.enter_async_context(
+                    connect(self._url, name="consent client")
+                )
+                self._requests = await Requests.open(self._broker)
+            return self._requests

@@ -1,0 +1,73 @@
+"""What the command lines of both services share."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final, NoReturn
+
+import asyncpg
+import typer
+from pydantic_core import to_json
+
+from shared.broker import BROKER_ERRORS
+from shared.errors import NotConnected, SchemaError, SettingsError
+from shared.logs import hush_libraries, set_up_logs
+from shared.process import run_process
+from shared.readiness import Readiness
+from shared.session import Service, run_session
+from shared.settings import WorkerSettings
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
+
+WorkerRole = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ROLE", help="A role of the database: give it what the worker needs, and no more."
+    ),
+]
+
+MUST_BE_MENDED: Final = 2
+"""Exit code where a setting, a schema or the topology is wrong."""
+NOT_REACHED: Final = 3
+"""Exit code of a one-time command whose broker or database did not answer."""
+
+
+def new_app(help_: str) -> typer.Typer:
+    """Make a command line that lists its verbs when it is given none."""
+    return typer.Typer(help=help_, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """End with one line instead of a traceback, where somebody can mend what is wrong."""
+    hush_libraries()
+    try:
+        yield
+    except (SettingsError, SchemaError, NotConnected) as error:
+        _end(str(error), MUST_BE_MENDED)
+    except BROKER_ERRORS as error:
+        _end(f"not reached: {error or type(error).__name__}", NOT_REACHED)
+    except asyncpg.PostgresError as error:
+        _end(f"the database refused: {error}", NOT_REACHED)
+
+
+def print_json(value: object) -> None:
+    """Print a value on one line, for a machine to read."""
+    sys.stdout.write(to_json(value).decode() + "\n")
+
+
+def run_worker(service: Service, settings: WorkerSettings) -> None:
+    """Run a worker process to its end."""
+    set_up_logs(
+        settings.log_level,
+        settings.log_format,
+        service=service.package,
+        worker_id=settings.worker_id,
+    )
+    readiness = Readiness()
+    run_process(lambda stop: run_session(service, settings, readiness, stop), settings, readiness)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    typer.echo(f"error: {' '.join(line.split())}", err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,173 @@
+"""Opens a service's database and brings it to the schema that this version needs."""
+
+import logging
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import asyncpg
+from pogo_core.error import BadMigrationError
+from pogo_core.util import migrate as pogo
+
+from shared.errors import NotConnected, SchemaError, SettingsError
+from shared.refusals import DATABASES, SOME_DATABASE, explained
+from shared.statements import statement
+
+MIGRATION_LOCK: Final = 0xC045E47
+"""One number for everybody who migrates a consent database, so that they wait for each other."""
+COMMAND_TIMEOUT_S: Final = 30
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Queryable: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.Pool[asyncpg.Record]"
+
+BY_INDEX: Final = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
+}
+"""Every statement of the workers looks up some rows by their keys, in tables that grow faster than
+their statistics: left to itself the planner reads whole tables, at a hundred times the price."""
+
+_SILENT = logging.getLogger("consent.migrations")
+"""The library says each step as a warning; our command line says them itself."""
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
+
+_COUNT_PARTITIONS = statement("shared", "count_partitions")
+_MAKE_PARTITIONS = statement("shared", "make_partitions")
+_NAME_WORKER_ROLE = statement("shared", "name_worker_role")
+_EXCESS_RIGHTS = statement("shared", "excess_rights")
+_MISSING_TABLE: Final = "the database has no consent schema yet: run `migrate` first"
+
+
+async def open_pool(url: str, *, name: str, size: int) -> Pool:
+    """Open a pool of at most `size` connections; the name is shown in pg_stat_activity.
+
+    Raises NotConnected where the URL must be mended.
+    """
+    with explained(DATABASES.get(name, SOME_DATABASE)):
+        return await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=size,
+            command_timeout=COMMAND_TIMEOUT_S,
+            reset=_nothing_to_reset,
+            server_settings={"application_name": name[:63], **BY_INDEX},
+        )
+
+
+async def connect_once(url: str, package: str, *, name: str) -> Connection:
+    """Open one connection to a service's database; raises NotConnected as `open_pool` does."""
+    with explained(DATABASES[package]):
+        return await asyncpg.connect(url, server_settings={"application_name": name})
+
+
+async def _nothing_to_reset(_: object) -> None:
+    """Spare a round trip for each statement: no session state is ever changed on the pool."""
+
+
+async def migrate(
+    url: str, package: str, partitions: int, *, worker_role: str | None = None
+) -> list[str]:
+    """Apply what is missing of the shared and the package's migrations; return their names.
+
+    Everything happens under one lock, each migration in a transaction of its own. The lock
+    belongs to the connection: it ends with a process that is killed.
+    With `worker_role`, that role has in the end what the package's worker needs, and no more.
+    Raises SettingsError where the database was made with another number of partitions, or the
+    role can't be bound.
+    """
+    connection = await connect_once(url, package, name="migrate")
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+        before = await _applied(connection)
+        for source in ("shared", package):
+            await _apply(connection, source)
+        await connection.execute(_MAKE_PARTITIONS, partitions)
+        await check_partitions(connection, partitions)
+        if worker_role is not None:
+            await _grant(connection, package, worker_role)
+        return sorted(await _applied(connection) - before)
+    finally:
+        await connection.close()
+
+
+async def check_partitions(connection: Queryable, partitions: int) -> None:
+    """Compare the setting with what the database was made with.
+
+    Raises SchemaError before the first migration, SettingsError where the numbers differ.
+    """
+    try:
+        recorded = await connection.fetchval(_COUNT_PARTITIONS)
+    except asyncpg.UndefinedTableError:
+        raise SchemaError(_MISSING_TABLE) from None
+    if recorded == 0:
+        raise SchemaError(_MISSING_TABLE)
+    if recorded != partitions:
+        raise SettingsError(
+            f"CONSENT_PARTITIONS is {partitions}, but this deployment was made with {recorded}: "
+            f"set CONSENT_PARTITIONS={recorded}"
+        )
+
+
+async def check_schema(connection: Pool, package: str) -> None:
+    """Raise SchemaError where a migration that this version needs is missing."""
+    missing = _known("shared") | _known(package)
+    try:
+        rows = await connection.fetch("SELECT migration_id FROM public._pogo_migration")
+    except asyncpg.UndefinedTableError:
+        raise SchemaError(_MISSING_TABLE) from None
+    except asyncpg.InsufficientPrivilegeError as error:
+        role = "`migrate --worker-role` with the role that it connects as"
+        raise NotConnected(f"the worker lacks a right ({error}): run {role}") from None
+    missing -= {row["migration_id"] for row in rows}
+    if missing:
+        raise SchemaError(f"the schema is older than this version: run `migrate` ({min(missing)})")
+
+
+async def _grant(connection: Connection, package: str, role: str) -> None:
+    """Give a role what the worker needs; a worker at work never sees it missing."""
+    async with connection.transaction():
+        if await connection.fetchval(_NAME_WORKER_ROLE, role) is None:
+            raise SettingsError(
+                f"there is no role {role}: CREATE ROLE … LOGIN PASSWORD …, then migrate again"
+            )
+        await connection.execute(statement(package, "grant_to_worker"))
+        excess = await connection.fetch(_EXCESS_RIGHTS, role)
+        if excess:
+            raise SettingsError(_too_mighty(role, [row["excess"] for row in excess]))
+
+
+def _too_mighty(role: str, excess: Sequence[str]) -> str:
+    more = f" and {len(excess) - 1} more" if len(excess) > 1 else ""
+    return (
+        f"the role {role} can't be bound, it has {excess[0]}{more} by another way: "
+        "give the worker a role that owns nothing, is in no other role and is no superuser; "
+        "revoke what everybody (PUBLIC) has"
+    )
+
+
+async def _apply(connection: Connection, package: str) -> None:
+    with as_file(files(package) / "migrations") as folder:
+        try:
+            await pogo.apply(connection, Path(folder), schema_name="public", logger=_SILENT)
+        except BadMigrationError as error:
+            cause = error.__cause__ or error
+            raise SchemaError(f"{error}: {cause}") from cause
+
+
+async def _applied(connection: Connection) -> set[str]:
+    if await connection.fetchval("SELECT to_regclass('public._pogo_migration')") is None:
+        return set()
+    rows = await connection.fetch("SELECT migration_id FROM public._pogo_migration")
+    return {row["migration_id"] for row in rows}
+
+
+def _known(package: str) -> set[str]:
+    folder = files(package) / "migrations"
+    return {Path(one.name).stem for one in folder.iterdir() if one.name.endswith(".sql")}

@@ -1,0 +1,63 @@
+"""What can go wrong around the services, by what is to be done about it."""
+
+
+class ConsentError(Exception):
+    """An error of this software.
+
+    ConsentError
+    ├── SettingsError        the operator must mend a setting; exit code 2
+    ├── SchemaError          the operator must migrate; exit code 2
+    ├── NotConnected         a server refuses us: TLS, login or address; an operator must mend it
+    ├── NotAllowed           the broker's user may not do that; ask for the permission
+    ├── TopologyMissing      a queue is not there (yet); wait for the operator
+    ├── Fenced               another worker owns the partition now; let go of it
+    ├── Conflict             somebody appended first; read again, decide again
+    ├── NoAnswer             no reply came in time; ask again with the same command id
+    └── QueryRefused         the query was answered with an error
+    """
+
+
+class SettingsError(ConsentError):
+    """A setting is missing or wrong; the message is one line that names it and the remedy."""
+
+
+class SchemaError(ConsentError):
+    """The database or the broker is not prepared as this version needs it."""
+
+
+class NotConnected(ConsentError, ConnectionError):
+    """A server is there and refuses us; the message is one line that names setting and remedy.
+
+    A worker waits all the same: what is refused may be mended on the other side.
+    """
+
+
+class NotAllowed(ConsentError):
+    """The broker's user lacks the permission for what was sent."""
+
+
+class TopologyMissing(ConsentError):
+    """A queue that the worker reads has not been declared."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"the queue {queue} is missing: run `python -m command_service topology`")
+
+
+class Fenced(ConsentError):
+    """Another worker has taken the partition; nothing was written."""
+
+
+class Conflict(ConsentError):
+    """A decision was made on facts that had changed; nothing was written."""
+
+
+class NoAnswer(ConsentError):
+    """No reply came in time. A command may be sent again under the same id, without harm."""
+
+
+class QueryRefused(ConsentError):
+    """A query was answered with an error; `error` is its code in the contract."""
+
+    def __init__(self, error: str, message: str) -> None:
+        super().__init__(message)
+        self.error = error

@@ -1,0 +1,171 @@
+"""Takes deliveries from a worker's queues in batches, and settles them in order."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import aiormq
+
+from shared.broker import Broker, Channel, Delivery, consume
+from shared.errors import TopologyMissing
+from shared.leases import Lease
+
+SUSPICIOUS: Final = 4
+"""A message that came back so often may be what kills workers; less can be anybody's bad luck."""
+
+
+@dataclass(eq=False, slots=True)
+class Source:
+    """A queue being read, on a channel of its own, so that it can be given back in order."""
+
+    queue: str
+    channel: Channel
+    lease: Lease | None
+    """None for a queue that every worker reads."""
+    stopped: bool = False
+    """Whether what is delivered now is left unsettled, to go back when the channel closes."""
+    in_hand: int = 0
+    """Delivered and not yet settled."""
+    acknowledged: int = 0
+    """The newest delivery tag that was acknowledged, together with all before it."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A delivery in hand, and where it came from."""
+
+    source: Source
+    delivery: Delivery
+
+    @property
+    def tag(self) -> int:
+        """What the broker calls it on this channel."""
+        return self.delivery.delivery_tag or 0
+
+    @property
+    def returns(self) -> int:
+        """How often it was delivered before and came back unsettled."""
+        headers = self.delivery.header.properties.headers or {}
+        count = headers.get("x-delivery-count", 0)
+        return count if isinstance(count, int) else 0
+
+
+class Intake:
+    """Reads some queues into one inbox. Its size is bounded by the prefetch of each queue.
+
+    When a worker dies, all that it had in hand comes back, and counts as delivered once more: the
+    message that killed it, and every innocent one that was prefetched beside it. So messages that
+    came back again and again are handed out one at a time, each settled before the next.
+
+    The prefetch is never lowered: a quorum queue puts what comes back behind what came back
+    before and has not been delivered since. Only a consumer that takes all of it keeps the order.
+    """
+
+    def __init__(self, broker: Broker, *, prefetch: int) -> None:
+        self._broker = broker
+        self._prefetch = prefetch
+        self._inbox: deque[Item] = deque()
+        self._arrived = asyncio.Event()
+        self._sources: dict[str, Source] = {}
+
+    async def open(self, queue: str, lease: Lease | None = None) -> Source:
+        """Begin to read a queue."""
+        source = Source(queue, await self._broker.channel(), lease)
+        source.idle.set()
+        self._sources[queue] = source
+        try:
+            await consume(
+                source.channel,
+                queue,
+                self._prefetch,
+                lambda delivery: self._arrive(Item(source, delivery)),
+            )
+        except aiormq.exceptions.ChannelNotFoundEntity:
+            raise TopologyMissing(queue) from None
+        return source
+
+    async def take(self, most: int, within: float | None = None) -> list[Item]:
+        """Return whatever has arrived, at most `most`, oldest first; a suspicious message alone.
+
+        Waits for the first one; with `within`, no longer than these seconds, and perhaps in vain.
+        """
+        while not self._inbox:  # what had arrived may be let go before it is taken
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), within)
+            except TimeoutError:
+                return []
+        if self._inbox and self._inbox[0].returns >= SUSPICIOUS:
+            return [self._inbox.popleft()]
+        taken: list[Item] = []
+        while self._inbox and len(taken) < most and self._inbox[0].returns < SUSPICIOUS:
+            taken.append(self._inbox.popleft())
+        return taken
+
+    async def settle(self, items: Iterable[Item]) -> None:
+        """Acknowledge these items, and with them all that came before them on their queues."""
+        newest: dict[Source, Item] = {}
+        for item in items:
+            before = newest.get(item.source)
+            newest[item.source] = item if before is None or item.tag > before.tag else before
+            self._done(item)
+        for source, item in newest.items():
+            if item.tag > source.acknowledged:
+                source.acknowledged = item.tag
+                await source.channel.basic_ack(item.tag, multiple=True, wait=False)
+            if item.returns >= SUSPICIOUS:
+                await self._barrier(source)
+
+    def let_go(self, items: Iterable[Item]) -> None:
+        """Leave these items unsettled; they go back when their queue is closed."""
+        for item in items:
+            self._done(item)
+
+    async def settle_one(self, item: Item) -> None:
+        """Acknowledge this item alone."""
+        self._done(item)
+        await item.source.channel.basic_ack(item.tag, wait=False)
+
+    def stop(self, queue: str) -> None:
+        """Take nothing new from a queue: what nobody handles yet goes back when it is closed.
+
+        The consumer stays. RabbitMQ gives the deliveries that cancelling it overtakes back to the
+        queue by itself, in any order where they are many; closing the channel keeps the order.
+        Until then this worker stays the single active consumer, so that no later command can
+        overtake one that is still in hand here, not even when its lease runs out meanwhile.
+        """
+        source = self._sources[queue]
+        source.stopped = True
+        waiting = [item for item in self._inbox if item.source is source]
+        self._inbox = deque(item for item in self._inbox if item.source is not source)
+        self.let_go(waiting)
+
+    async def drained(self, queue: str) -> None:
+        """Return when all that is in hand of a queue is settled."""
+        await self._sources[queue].idle.wait()
+
+    async def close(self, queue: str) -> None:
+        """Stop reading a queue; what is not settled goes back to it in order."""
+        source = self._sources.pop(queue)
+        self._inbox = deque(item for item in self._inbox if item.source is not source)
+        await self._broker.close_channel(source.channel)
+
+    async def _barrier(self, source: Source) -> None:
+        """Return when the broker has done all that this channel asked of it before."""
+        await source.channel.basic_qos(prefetch_count=self._prefetch)
+
+    def _done(self, item: Item) -> None:
+        item.source.in_hand -= 1
+        if item.source.in_hand == 0:
+            item.source.idle.set()
+
+    def _arrive(self, item: Item) -> None:
+        if item.source.stopped:
+            return
+        item.source.in_hand += 1
+        item.source.idle.clear()
+        self._inbox.append(item)
+        self._arrived.set()

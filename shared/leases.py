@@ -1,0 +1,143 @@
+"""Shares the partitions out among the workers of one kind, by leases in their database.
+
+Each worker says every second that it lives, renews what it owns, hands over what is more than its
+fair share and takes what nobody owns. Taking over increments the partition's epoch, and a write
+under an older epoch is refused: so a worker that slept past its lease can do no harm.
+The leases follow those of Orleans and Kinesis, the epoch is Kleppmann's fencing token.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final
+
+from shared.database import Pool
+from shared.errors import Fenced
+from shared.statements import statement
+
+LEASE_S: Final = 5.0
+RENEW_EVERY_S: Final = 1.0
+
+_KEEP_LEASES = statement("shared", "keep_leases")
+_FAIR_SHARE = statement("shared", "fair_share")
+_TAKE_PARTITIONS = statement("shared", "take_partitions")
+_RELEASE_PARTITIONS = statement("shared", "release_partitions")
+_LEAVE = statement("shared", "leave")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on a partition, since one taking-over."""
+
+    partition: int
+    epoch: int
+
+
+Callback = Callable[[Lease], Coroutine[None, None, None]]
+
+
+class LeaseKeeper:
+    """Keeps the leases of one worker session."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        owner: str,
+        *,
+        on_taken: Callback,
+        on_drain: Callback,
+    ) -> None:
+        """`owner` is unique to this session.
+
+        `on_taken` begins to work on a partition, `on_drain` returns when nothing of it is in hand.
+        """
+        self._pool = pool
+        self._owner = owner
+        self._on_taken = on_taken
+        self._on_drain = on_drain
+        self._leaving = False
+        self._opening: dict[Lease, asyncio.Task[None]] = {}
+        self._draining: set[Lease] = set()
+        self._all_released = asyncio.Event()
+        self._valid_until = 0.0
+        self.owned: dict[int, Lease] = {}
+        self.first_round = asyncio.Event()
+        """Set once this worker has taken what was free for it."""
+
+    def is_valid(self) -> bool:
+        """Whether the last renewal still covers this moment, by this machine's own clock."""
+        return monotonic() < self._valid_until
+
+    async def run(self) -> None:
+        """Keep the leases until cancelled.
+
+        Raises Fenced when another worker has taken a partition: all that is in hand is void then.
+        """
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._keep()
+                if not self._leaving:
+                    await self._share_out(group)
+                await asyncio.sleep(RENEW_EVERY_S)
+
+    async def hand_over_all(self) -> None:
+        """Take nothing new, drain and release every partition; `run` must still be running."""
+        self._leaving = True
+        await self._pool.execute(_LEAVE, self._owner)
+        waiting = [lease for lease in self.owned.values() if lease not in self._draining]
+        self._draining.update(waiting)
+        await asyncio.gather(*(self._hand_over(lease) for lease in waiting))
+        if self._draining:  # one that was on its way already
+            self._all_released.clear()
+            await self._all_released.wait()
+
+    async def abandon(self) -> None:
+        """Release everything at once; what was in hand will be delivered to another worker."""
+        partitions = list(self.owned)
+        self.owned.clear()
+        self._valid_until = 0.0
+        await self._pool.execute(_RELEASE_PARTITIONS, self._owner, partitions)
+        await self._pool.execute(_LEAVE, self._owner)
+
+    async def _keep(self) -> None:
+        asked_at = monotonic()
+        rows = await self._pool.fetch(_KEEP_LEASES, self._owner, LEASE_S)
+        kept = {row["partition"]: row["epoch"] for row in rows}
+        for lease in self.owned.values():
+            if kept.get(lease.partition) != lease.epoch:
+                raise Fenced(f"another worker has taken partition {lease.partition}")
+        self._valid_until = asked_at + LEASE_S
+
+    async def _share_out(self, group: asyncio.TaskGroup) -> None:
+        """Hand over what is too much, take what is too little; both beside the renewals."""
+        share = await self._pool.fetchval(_FAIR_SHARE, self._owner) or 0
+        kept = [lease for lease in self.owned.values() if lease not in self._draining]
+        for lease in kept[share:]:
+            self._draining.add(lease)
+            group.create_task(self._hand_over(lease))
+        if len(self.owned) < share:
+            taken = await self._take(share - len(self.owned))
+            for lease in taken:
+                self._opening[lease] = group.create_task(self._on_taken(lease))
+        if not self.first_round.is_set():
+            group.create_task(self._end_first_round())
+
+    async def _take(self, most: int) -> list[Lease]:
+        rows = await self._pool.fetch(_TAKE_PARTITIONS, self._owner, LEASE_S, most)
+        taken = [Lease(row["partition"], row["epoch"]) for row in rows]
+        self.owned.update({lease.partition: lease for lease in taken})
+        return taken
+
+    async def _end_first_round(self) -> None:
+        await asyncio.gather(*self._opening.values())
+        self.first_round.set()
+
+    async def _hand_over(self, lease: Lease) -> None:
+        await self._opening.pop(lease)
+        await self._on_drain(lease)
+        del self.owned[lease.partition]  # before the release, or `_keep` would miss it
+        await self._pool.execute(_RELEASE_PARTITIONS, self._owner, [lease.partition])
+        self._draining.discard(lease)
+        if not self._draining:
+            self._all_released.set()

@@ -1,0 +1,53 @@
+"""Reads the log through ReadEvents: catching up, filling a gap, rebuilding."""
+
+from dataclasses import dataclass
+from typing import Final, TypeVar
+from uuid import uuid4
+
+from pydantic import BaseModel, TypeAdapter
+
+from shared import names
+from shared.cloud_event import CloudEvent
+from shared.errors import QueryRefused
+from shared.queries import MOST_EVENTS, QueryFailed, ReadEvents
+from shared.requests import Request, Requests
+
+READ_WITHIN_S: Final = 10.0
+
+
+class Page(BaseModel):
+    """Some of the log, and where the partition's log ends now."""
+
+    events: list[CloudEvent]
+    head: int
+
+
+PAGE: Final[TypeAdapter[Page | QueryFailed]] = TypeAdapter(Page | QueryFailed)
+Answer = TypeVar("Answer")
+
+
+def query_request(query: BaseModel, type_: str) -> Request:
+    """Make the request that asks a query."""
+    body = query.model_dump_json(exclude_none=True).encode()
+    return Request(names.QUERIES, type_, type_, body, str(uuid4()))
+
+
+def read_answer(body: bytes, answers: TypeAdapter[Answer | QueryFailed]) -> Answer:
+    """Read an answer; raises QueryRefused where it is an error."""
+    answer = answers.validate_json(body)
+    if isinstance(answer, QueryFailed):
+        raise QueryRefused(answer.error, answer.message)
+    return answer
+
+
+@dataclass(frozen=True)
+class LogClient:
+    """Asks the command service for what follows a position."""
+
+    requests: Requests
+
+    async def read(self, partition: int, after_position: int, limit: int = MOST_EVENTS) -> Page:
+        """Read what follows a position; raises NoAnswer while nobody answers, QueryRefused."""
+        query = ReadEvents(partition=partition, after_position=after_position, limit=limit)
+        reply = await self.requests.ask(query_request(query, ReadEvents.type), READ_WITHIN_S)
+        return read_answer(reply.body, PAGE)

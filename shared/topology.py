@@ -1,0 +1,119 @@
+"""Declares the exchanges, queues and bindings; the only code that needs configure permission."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiormq
+
+from shared import names
+from shared.broker import Broker, Channel
+from shared.errors import SchemaError
+
+DELIVERY_LIMIT: Final = 20
+"""How often a message may come back before it is set aside in the dead letters."""
+NO_LIMIT: Final = 1_000_000
+"""For the dead letters, where people look at a message and put it back."""
+QUERY_TTL_MS: Final = 30_000
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An exchange to declare."""
+
+    name: str
+    type: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue to declare, with its bindings as (exchange, routing key)."""
+
+    name: str
+    arguments: dict[str, Any]
+    bindings: tuple[tuple[str, str], ...] = ()
+
+
+EXCHANGES: Final = (
+    Exchange(names.UNROUTABLE, "fanout"),
+    Exchange(names.COMMANDS, "topic", {"alternate-exchange": names.UNROUTABLE}),
+    Exchange(names.EVENTS, "topic"),
+    Exchange(names.UNKNOWN_QUERIES, "fanout"),
+    Exchange(names.QUERIES, "direct", {"alternate-exchange": names.UNKNOWN_QUERIES}),
+)
+
+
+def _work_queue(**more: object) -> dict[str, Any]:
+    """Arguments of a queue that loses nothing: what comes back too often is set aside.
+
+    At-least-once dead-lettering degrades silently unless publishing is refused on overflow.
+    """
+    return {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": names.DEAD_LETTERS,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+        **more,
+    }
+
+
+def _ordered_queue() -> dict[str, Any]:
+    return _work_queue(**{"x-single-active-consumer": True})
+
+
+def _query_queue() -> dict[str, Any]:
+    return {"x-queue-type": "classic", "x-message-ttl": QUERY_TTL_MS}
+
+
+def queues(partitions: int) -> Iterator[Queue]:
+    """Every queue of a deployment with that many partitions."""
+    yield Queue(names.DEAD_LETTERS, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT})
+    yield Queue(names.UNROUTABLE, _work_queue(), ((names.UNROUTABLE, ""),))
+    yield Queue(names.LOG, _query_queue(), ((names.QUERIES, names.READ_EVENTS),))
+    yield Queue(
+        names.QUERIES,
+        _query_queue(),
+        (
+            (names.QUERIES, names.LIST_CONSENTS),
+            (names.QUERIES, names.HAS_CONSENT),
+            (names.UNKNOWN_QUERIES, ""),
+        ),
+    )
+    for number in range(partitions):
+        yield Queue(
+            names.projection_queue(number), _ordered_queue(), ((names.EVENTS, f"#.{number}"),)
+        )
+        yield Queue(
+            names.command_queue(number), _ordered_queue(), ((names.COMMANDS, f"*.{number}"),)
+        )
+
+
+async def declare(broker: Broker, partitions: int) -> int:
+    """Declare everything, in an order that loses nothing; return how many things there are.
+
+    Doing it again changes nothing. Raises SchemaError where something of that name
+    exists with other arguments.
+    """
+    channel = await broker.channel()
+    try:
+        for exchange in EXCHANGES:
+            await channel.exchange_declare(
+                exchange.name,
+                exchange_type=exchange.type,
+                durable=True,
+                arguments=exchange.arguments,
+            )
+        bindings = [await _declare_queue(channel, queue) for queue in queues(partitions)]
+    except aiormq.exceptions.ChannelPreconditionFailed as error:
+        raise SchemaError(f"{error}: delete it, or use another virtual host") from None
+    return len(EXCHANGES) + len(bindings) + sum(bindings)
+
+
+async def _declare_queue(channel: Channel, queue: Queue) -> int:
+    await channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
+    for exchange, key in queue.bindings:
+        await channel.queue_bind(queue.name, exchange, routing_key=key)
+    return len(queue.bindings)

@@ -1,0 +1,56 @@
+"""The values of the domain: who may be granted what, and what an id looks like."""
+
+import re
+from typing import Annotated, Final, Literal, NamedTuple, get_args
+
+from pydantic import AfterValidator, StringConstraints
+from pydantic_core import PydanticCustomError
+
+Entity = Literal["patient", "doctor", "nurse"]
+RecordType = Literal["exams", "consultations", "conditions", "er_visits"]
+Target = Literal["exams", "consultations", "conditions", "er_visits", "all"]
+
+ENTITIES: Final[tuple[Entity, ...]] = get_args(Entity)
+RECORD_TYPES: Final[tuple[RecordType, ...]] = get_args(RecordType)
+
+ID_LENGTH: Final = 128
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def _without_control_characters(text: str) -> str:
+    if _CONTROL.search(text):
+        raise PydanticCustomError("control_character", "must not contain control characters")
+    return text
+
+
+def _trimmed(text: str) -> str:
+    if text != text.strip():
+        raise PydanticCustomError("white_space", "must not begin or end with white space")
+    return text
+
+
+Id = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=ID_LENGTH, strict=True),
+    AfterValidator(_without_control_characters),
+    AfterValidator(_trimmed),
+]
+"""The id of a patient or of anybody else: 1 to 128 code points, nothing invisible at its ends."""
+
+Line = Annotated[str, AfterValidator(_without_control_characters)]
+"""Text from a message property that is kept with the events: one line, any length AMQP allows."""
+
+
+class Grantee(NamedTuple):
+    """Somebody who may be allowed to see a patient's records."""
+
+    entity: Entity
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.entity} {self.id}"
+
+
+def record_types(target: Target) -> tuple[RecordType, ...]:
+    """Every record type that a target names; `all` names them all."""
+    return RECORD_TYPES if target == "all" else (target,)

@@ -1,0 +1,98 @@
+"""Reads what the two databases hold, as evidence."""
+
+import json
+
+import asyncpg
+
+from tests.chaos.evidence import ConsentRow, Evidence, LogRow, Receipt
+
+
+async def fetch(url: str, sql: str) -> list[asyncpg.Record]:
+    """Read rows, with a connection of their own."""
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetch(sql)
+    finally:
+        await connection.close()
+
+
+async def decided_ids(event_store_url: str) -> set[str]:
+    """Return the ids of all commands that have an outcome."""
+    rows = await fetch(event_store_url, "SELECT command_id::text AS id FROM command_receipts")
+    return {row["id"] for row in rows}
+
+
+async def cursors(event_store_url: str, read_model_url: str) -> dict[int, tuple[int, int, int]]:
+    """Return position, published position and checkpoint of each partition."""
+    heads = await fetch(event_store_url, "SELECT * FROM partitions ORDER BY partition")
+    rows = await fetch(read_model_url, "SELECT * FROM checkpoints")
+    reached = {row["partition"]: row["position"] for row in rows}
+    return {
+        row["partition"]: (
+            row["position"],
+            row["published_position"],
+            reached.get(row["partition"], 0),
+        )
+        for row in heads
+    }
+
+
+async def add_event_store(evidence: Evidence, url: str) -> None:
+    """Add what the event store holds."""
+    evidence.log = [_log_row(row) for row in await fetch(url, "SELECT * FROM events")]
+    evidence.receipts = [
+        _receipt(row) for row in await fetch(url, "SELECT * FROM command_receipts")
+    ]
+    for row in await fetch(url, "SELECT * FROM partitions"):
+        evidence.positions[row["partition"]] = row["position"]
+        evidence.published_positions[row["partition"]] = row["published_position"]
+
+
+async def add_read_model(evidence: Evidence, url: str) -> None:
+    """Add what the read model holds."""
+    evidence.consents = [_consent(row) for row in await fetch(url, "SELECT * FROM patient_consent")]
+    for row in await fetch(url, "SELECT * FROM patients"):
+        evidence.patient_versions[row["patient_id"]] = row["version"]
+    for row in await fetch(url, "SELECT * FROM checkpoints"):
+        evidence.checkpoints[row["partition"]] = row["position"]
+    evidence.parked = len(await fetch(url, "SELECT FROM parked_events"))
+
+
+def _log_row(row: asyncpg.Record) -> LogRow:
+    return LogRow(
+        partition=row["partition"],
+        position=row["position"],
+        stream_id=row["stream_id"],
+        stream_version=row["stream_version"],
+        event_id=str(row["event_id"]),
+        type=row["type"],
+        schema_version=row["schema_version"],
+        data=json.loads(row["data"]),
+        recorded_at=row["recorded_at"],
+        correlation_id=row["correlation_id"],
+        causation_id=str(row["causation_id"]),
+    )
+
+
+def _receipt(row: asyncpg.Record) -> Receipt:
+    return Receipt(
+        command_id=str(row["command_id"]),
+        patient_id=row["patient_id"],
+        partition=row["partition"],
+        stream_version=row["stream_version"],
+        first_position=row["first_position"],
+        event_count=row["event_count"],
+        error=row["error"],
+        message=row["message"],
+        recorded_at=row["recorded_at"],
+    )
+
+
+def _consent(row: asyncpg.Record) -> ConsentRow:
+    return ConsentRow(
+        patient_id=row["patient_id"],
+        entity=row["entity_name"],
+        entity_id=row["entity_id"],
+        permissions=tuple(row["permissions"]),
+        requested=tuple(row["requested"]),
+    )

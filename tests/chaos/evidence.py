@@ -1,0 +1,117 @@
+"""What a round left behind, as plain data: what was sent, answered, logged, received, projected."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, and when it was sent; the first time, or again."""
+
+    id: str
+    type: str
+    patient_id: str
+    entity: str
+    entity_id: str
+    target: str
+    sender: str
+    sent: list[tuple[datetime, str]] = field(default_factory=list)
+    """When, and how: the first time, or as which kind of repeat."""
+
+    def body(self) -> Json:
+        """Write its body, as the contract says."""
+        prefix = {"AskConsent": "by", "GrantConsent": "to", "RevokeConsent": "from"}[self.type]
+        return {
+            "patient_id": self.patient_id,
+            f"{prefix}_entity": self.entity,
+            f"{prefix}_id": self.entity_id,
+            "target": self.target,
+        }
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a sender was told."""
+
+    command_id: str
+    at: datetime
+    content: Json
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A row of command_receipts."""
+
+    command_id: str
+    patient_id: str
+    partition: int
+    stream_version: int
+    first_position: int | None
+    event_count: int
+    error: str | None
+    message: str | None
+    recorded_at: datetime
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """A row of events."""
+
+    partition: int
+    position: int
+    stream_id: str
+    stream_version: int
+    event_id: str
+    type: str
+    schema_version: int
+    data: Json
+    recorded_at: datetime
+    correlation_id: str
+    causation_id: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """What the subscriber got, in the order in which it got it."""
+
+    routing_key: str
+    message_id: str | None
+    body: Json
+
+
+@dataclass(frozen=True, order=True)
+class ConsentRow:
+    """A row of patient_consent."""
+
+    patient_id: str
+    entity: str
+    entity_id: str
+    permissions: tuple[str, ...]
+    requested: tuple[str, ...]
+
+
+@dataclass
+class Evidence:
+    """Everything that the checker compares."""
+
+    partitions: int
+    commands: Sequence[Command]
+    """All were confirmed by the broker. Each patient's are in the order in which its only sender
+    sent them, each after the confirm of the one before."""
+    without_outcome_when_healed: frozenset[str] = frozenset()
+    """Ids of commands without a receipt when all was healed, before anything was asked again."""
+    replies: Sequence[Reply] = ()
+    receipts: Sequence[Receipt] = ()
+    log: Sequence[LogRow] = ()
+    received: Sequence[Received] = ()
+    consents: Sequence[ConsentRow] = ()
+    patient_versions: dict[str, int] = field(default_factory=dict)
+    positions: dict[int, int] = field(default_factory=dict)
+    published_positions: dict[int, int] = field(default_factory=dict)
+    checkpoints: dict[int, int] = field(default_factory=dict)
+    parked: int = 0
+    dead_letters: int = 0

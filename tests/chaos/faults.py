@@ -1,0 +1,247 @@
+"""Makes the planned faults happen to workers, servers and wires."""
+
+import asyncio
+import contextlib
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from tests.chaos.links import Direction, Disorder, Link
+from tests.chaos.plan import Fault
+from tests.deployment import Deployment, ServiceName, Worker
+from tests.eventually import eventually
+from tests.sandbox import Sandbox
+from tests.sandbox.servers import NOT_YET, DatabaseServer, Server
+
+MUTE_BEFORE_END_S = 1.2
+BEGINS_WITHIN_S = 4.0
+STOPPED_WITHIN_S = 25.0
+GOOD_EXITS = (0, 3)
+"""Drained, or left in a hurry because the drain time ran out."""
+
+TERMINATE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname IS NOT NULL
+"""
+
+
+@dataclass
+class Slot:
+    """A place for a worker: whoever ends there is followed by another, behind the same wires."""
+
+    name: str
+    service: ServiceName
+    deployment: Deployment
+    broker: Link
+    database: Link
+    worker: Worker = field(init=False)
+    strange_ends: list[str] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start a worker here."""
+        database = "EVENT_STORE_URL" if self.service == "command_service" else "READ_MODEL_URL"
+        urls = {"RABBITMQ_URL": self.broker.url, database: self.database.url}
+        self.worker = self.deployment.start(self.service, **urls)
+
+    def replace(self) -> None:
+        """Start another in place of one that has ended."""
+        self.start()
+
+    async def ready(self) -> None:
+        """Give a young worker the time to begin, mostly: what does nothing yet can break little."""
+        self.look()
+        with contextlib.suppress(AssertionError):
+            await eventually(self._has_begun, within=BEGINS_WITHIN_S, every=0.1)
+        self.look()
+
+    async def _has_begun(self) -> bool:
+        return "session.started" in self.worker.log
+
+    def look(self) -> None:
+        """Note it where a worker has ended by itself, and replace it."""
+        if (code := self.worker.process.poll()) is not None:
+            self.strange_ends.append(f"{self.name} ended by itself with {code}")
+            self.start()
+
+    def note_exit(self, code: int) -> None:
+        """Note it where a worker that was told to stop did not do so well."""
+        stopped_too_young = code == -signal.SIGTERM and "worker.started" not in self.worker.log
+        if code not in GOOD_EXITS and not stopped_too_young:
+            self.strange_ends.append(f"{self.name} was told to stop, and ended with {code}")
+
+
+class Faults:
+    """Everything that faults happen to, and what has happened."""
+
+    def __init__(
+        self, sandbox: Sandbox, slots: Sequence[Slot], sender_links: Sequence[Link]
+    ) -> None:
+        self._slots = {slot.name: slot for slot in slots}
+        self._links = {f"sender-{number}": link for number, link in enumerate(sender_links)}
+        for slot in slots:
+            self._links[f"{slot.name}/broker"] = slot.broker
+            self._links[f"{slot.name}/database"] = slot.database
+        self._broker: Server = sandbox.broker
+        self._databases: dict[str, DatabaseServer] = {
+            "event_store": sandbox.event_store_server,
+            "read_model": sandbox.read_model_server,
+        }
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.counts: Counter[str] = Counter()
+        self.happened: list[tuple[datetime, Fault]] = []
+        self.under_way = 0
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """All places for workers."""
+        return list(self._slots.values())
+
+    async def run(self, faults: Sequence[Fault]) -> None:
+        """Let all faults happen, each at its time; two on the same target wait for each other."""
+        began = monotonic()
+        async with asyncio.TaskGroup() as group:
+            for fault in faults:
+                await asyncio.sleep(max(0.0, began + fault.at - monotonic()))
+                group.create_task(self._happen(fault))
+
+    async def _happen(self, fault: Fault) -> None:
+        async with self._locks[fault.target]:
+            self.under_way += 1
+            self.counts[fault.kind] += 1
+            self.happened.append((datetime.now(UTC), fault))
+            await self._deeds()[fault.kind](fault)
+            self.under_way -= 1
+
+    def _deeds(self) -> dict[str, Callable[[Fault], Coroutine[Any, Any, None]]]:
+        return {
+            "kill": self._kill,
+            "freeze": self._freeze,
+            "stop": self._stop,
+            "cut": self._cut,
+            "silence": self._silence,
+            "zombie": self._zombie,
+            "delay": self._delay,
+            "trickle": self._trickle,
+            "broker": self._restart_broker,
+            "database": self._restart_database,
+            "terminate": self._terminate,
+        }
+
+    async def _kill(self, fault: Fault) -> None:
+        slot = self._slots[fault.target]
+        await slot.ready()
+        if fault.variant != "now":
+            end, _, direction = fault.variant.partition(" ")
+            async with self._locks[f"{slot.name}/{end}"]:
+                link: Link = getattr(slot, end)
+                link.disturb(Disorder("silence", _directions(direction)))
+                await asyncio.sleep(MUTE_BEFORE_END_S * fault.amount)
+                slot.worker.kill()
+                # What was silenced on its way up still arrives, from beyond the grave.
+                await asyncio.sleep(fault.seconds if direction == "up" else 0)
+                link.disturb(None)
+        else:
+            slot.worker.kill()
+        slot.replace()
+
+    async def _freeze(self, fault: Fault) -> None:
+        slot = self._slots[fault.target]
+        await slot.ready()
+        slot.worker.send(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(fault.seconds)
+        finally:
+            slot.worker.send(signal.SIGCONT)
+
+    async def _stop(self, fault: Fault) -> None:
+        slot = self._slots[fault.target]
+        await slot.ready()
+        slot.note_exit(await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S))
+        slot.replace()
+
+    async def _cut(self, fault: Fault) -> None:
+        link = self._links[fault.target]
+        if fault.variant == "torn":
+            link.disturb(Disorder("trickle", seconds=0.001))
+            await asyncio.sleep(0.1 + fault.amount)
+        if fault.variant == "refusing":
+            link.disturb(Disorder("refuse"))
+            await asyncio.sleep(fault.seconds)
+        link.cut()
+        link.disturb(None)
+
+    async def _silence(self, fault: Fault) -> None:
+        link = self._links[fault.target]
+        link.disturb(Disorder("silence", _directions(fault.variant)))
+        await asyncio.sleep(fault.seconds)
+        if fault.amount < 0.3:
+            link.cut()
+        link.disturb(None)
+
+    async def _zombie(self, fault: Fault) -> None:
+        """Hold back what a worker wrote to its database until another has its partitions."""
+        both = [self._slots[f"{fault.target}-{number}"] for number in (0, 1)]
+        slot = both[fault.amount < 0.5]
+        async with contextlib.AsyncExitStack() as held:
+            # The other one is left in peace, to take over. In this order, lest two faults wait
+            # for each other: workers before wires.
+            for name in [one.name for one in both] + [f"{one.name}/database" for one in both]:
+                await held.enter_async_context(self._locks[name])
+            await slot.ready()
+            # What is under way when it falls silent is as likely a write as a read.
+            slot.database.disturb(Disorder("delay", seconds=0.1 + 0.3 * fault.amount))
+            await asyncio.sleep(1 + fault.amount)
+            slot.database.disturb(Disorder("silence", ("up",)))
+            if fault.variant == "without its broker":
+                slot.broker.cut()
+            await asyncio.sleep(fault.seconds)
+            slot.database.disturb(None)
+
+    async def _delay(self, fault: Fault) -> None:
+        link = self._links[fault.target]
+        link.disturb(Disorder("delay", seconds=0.02 + 0.6 * fault.amount**2))
+        await asyncio.sleep(fault.seconds)
+        link.disturb(None)
+
+    async def _trickle(self, fault: Fault) -> None:
+        link = self._links[fault.target]
+        link.disturb(Disorder("trickle", seconds=0.0005 + 0.003 * fault.amount))
+        await asyncio.sleep(fault.seconds)
+        link.disturb(None)
+
+    async def _restart_broker(self, fault: Fault) -> None:
+        await asyncio.to_thread(_restart, self._broker, fault)
+
+    async def _restart_database(self, fault: Fault) -> None:
+        await asyncio.to_thread(_restart, self._databases[fault.target], fault)
+
+    async def _terminate(self, fault: Fault) -> None:
+        server = self._databases[fault.target]
+        with contextlib.suppress(*NOT_YET):
+            await asyncio.to_thread(partial(server.execute, TERMINATE))
+
+    def heal(self) -> None:
+        """Let every wire carry, and a worker run in every slot."""
+        for link in self._links.values():
+            link.disturb(None)
+        for slot in self._slots.values():
+            slot.worker.send(signal.SIGCONT)
+            slot.look()
+
+
+def _directions(named: str) -> tuple[Direction, ...]:
+    known: dict[str, tuple[Direction, ...]] = {"up": ("up",), "down": ("down",)}
+    return known.get(named, ("up", "down"))
+
+
+def _restart(server: Server, fault: Fault) -> None:
+    if fault.variant == "stop":
+        server.stop()
+    else:
+        server.kill()
+    server.start()

@@ -1,0 +1,87 @@
+"""Receives replies as they come, and at the end everything that an independent subscriber got."""
+
+import asyncio
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from tests.chaos.evidence import Received, Reply
+from tests.chaos.senders import REPLIES
+
+EVENTS = "chaos.events"
+AGAIN_AFTER_S = 0.3
+ANSWERS_WITHIN_S = 10.0
+ASKS_EVERY_S = 1.0
+
+
+async def declare_queues(url: str) -> None:
+    """Declare both queues; they outlive a restart of the broker."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue(REPLIES, durable=True)
+        events = await channel.declare_queue(
+            EVENTS, durable=True, arguments={"x-queue-type": "quorum"}
+        )
+        await events.bind("consent.events", "#")
+
+
+class ReplyListener:
+    """Collects replies; it connects again whenever the broker was away."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.replies: list[Reply] = []
+        self.answered: set[str] = set()
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        while True:
+            listening = asyncio.ensure_future(self._listen())
+            try:
+                await asyncio.wait([listening])
+            finally:
+                listening.cancel()
+            await asyncio.sleep(AGAIN_AFTER_S)
+
+    async def _listen(self) -> None:
+        connection = await aio_pika.connect(f"{self._url}?heartbeat=5", timeout=ANSWERS_WITHIN_S)
+        try:
+            channel = await connection.channel()
+            queue = await channel.get_queue(REPLIES, ensure=False)
+            await queue.consume(self._receive, no_ack=True)
+            while True:  # a question now and then, since a lost connection does not always say so
+                await asyncio.sleep(ASKS_EVERY_S)
+                asking = channel.declare_queue(REPLIES, passive=True)
+                await asyncio.wait_for(asking, ANSWERS_WITHIN_S)
+        finally:
+            with suppress(Exception):
+                await asyncio.wait_for(connection.close(), 2)
+
+    async def _receive(self, message: AbstractIncomingMessage) -> None:
+        content = json.loads(message.body)
+        id_ = message.correlation_id or ""
+        self.answered.add(id_)
+        self.replies.append(Reply(id_, datetime.now(UTC), content))
+
+
+async def read_events(url: str) -> list[Received]:
+    """Read the subscriber's queue from its beginning to its end."""
+    received: list[Received] = []
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=1000)
+        queue = await channel.declare_queue(EVENTS, passive=True)
+        with suppress(TimeoutError):
+            async with queue.iterator(timeout=5) as messages:
+                async for message in messages:
+                    received.append(_received(message))
+                    if len(received) % 500 == 0:
+                        await message.channel.basic_ack(message.delivery_tag or 0, multiple=True)
+    return received
+
+
+def _received(message: AbstractIncomingMessage) -> Received:
+    return Received(message.routing_key or "", message.message_id, json.loads(message.body))

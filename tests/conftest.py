@@ -1,0 +1,89 @@
+"""One sandbox for the whole run; databases and a virtual host of its own for each test."""
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from shared.database import Pool, open_pool
+from tests.amqp import Client, open_client
+from tests.deployment import Deployment, open_deployment
+from tests.sandbox import Sandbox, open_sandbox
+
+PARTITIONS: Final = 4
+TEMPLATE: Final = "template_migrated"
+_NUMBERS = count(1)
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """Start the servers once."""
+    with open_sandbox(durable=False) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def migrated(sandbox: Sandbox) -> str:
+    """Name the databases, one on each server, that every test's are copied from."""
+    deployment = Deployment(
+        rabbitmq_url=sandbox.broker.url,
+        event_store_url=sandbox.event_store_server.create_database(TEMPLATE),
+        read_model_url=sandbox.read_model_server.create_database(TEMPLATE),
+        partitions=PARTITIONS,
+        folder=Path(),
+    )
+    for service in ("command_service", "projection_service"):
+        done = deployment.run(service, "migrate")
+        assert done.returncode == 0, done.stderr
+    return TEMPLATE
+
+
+@pytest.fixture
+def deployment(sandbox: Sandbox, migrated: str) -> Iterator[Deployment]:
+    """Give a test databases, a virtual host and the topology, but no workers yet."""
+    name = f"test_{next(_NUMBERS)}"
+    with open_deployment(sandbox, name, partitions=PARTITIONS, prepared_from=migrated) as made:
+        done = made.run("command_service", "topology")
+        assert done.returncode == 0, done.stderr
+        yield made
+
+
+@pytest.fixture
+async def client(deployment: Deployment) -> AsyncIterator[Client]:
+    """Connect a black-box client."""
+    async with open_client(deployment.rabbitmq_url, PARTITIONS) as connected:
+        yield connected
+
+
+@pytest.fixture
+def event_store_url(sandbox: Sandbox, migrated: str) -> Iterator[str]:
+    """Give a test an event store of its own, and nothing else."""
+    name = f"events_{next(_NUMBERS)}"
+    yield sandbox.event_store_server.create_database(name, migrated)
+    sandbox.event_store_server.drop_database(name)
+
+
+@pytest.fixture
+def read_model_url(sandbox: Sandbox, migrated: str) -> Iterator[str]:
+    """Give a test a read model of its own, and nothing else."""
+    name = f"model_{next(_NUMBERS)}"
+    yield sandbox.read_model_server.create_database(name, migrated)
+    sandbox.read_model_server.drop_database(name)
+
+
+@pytest.fixture
+async def event_store_pool(event_store_url: str) -> AsyncIterator[Pool]:
+    """Open the event store's database."""
+    pool = await open_pool(event_store_url, name="test", size=8)
+    yield pool
+    pool.terminate()
+
+
+@pytest.fixture
+async def read_model_pool(read_model_url: str) -> AsyncIterator[Pool]:
+    """Open the read model's database."""
+    pool = await open_pool(read_model_url, name="test", size=8)
+    yield pool
+    pool.terminate()

@@ -1,0 +1,187 @@
+"""A whole deployment in a sandbox: two databases, a virtual host, and workers as processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, Literal
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from tests.sandbox import Sandbox
+from tests.sandbox.home import free_ports
+
+ServiceName = Literal["command_service", "projection_service"]
+SERVICES: Final[tuple[ServiceName, ...]] = ("command_service", "projection_service")
+READY_WITHIN_S: Final = 20.0
+
+
+class WorkerDidNotStart(Exception):
+    """A worker ended, or was not ready in time; the message has its log."""
+
+
+@dataclass
+class Worker:
+    """A worker process."""
+
+    service: ServiceName
+    process: subprocess.Popen[bytes]
+    http_port: int
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        """Everything that it has logged so far."""
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Ask its HTTP endpoint; the status is 0 where nobody answers."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except URLError as error:
+            body = error.read().decode() if hasattr(error, "read") else ""
+            return getattr(error, "code", 0), body
+        except OSError:
+            return 0, ""
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric over its labels."""
+        _, text = self.get("/metrics")
+        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def wait_ready(self, within: float = READY_WITHIN_S) -> None:
+        """Return when it is ready; raises WorkerDidNotStart."""
+        deadline = time.monotonic() + within
+        while self.get("/health/ready")[0] != 200:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise WorkerDidNotStart(f"{self.service}:\n{self.log[-3000:]}")
+            time.sleep(0.05)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def stop(self, within: float = 15) -> int:
+        """Ask it to drain, and return its exit code."""
+        self.send(signal.SIGTERM)
+        return self.process.wait(within)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait(10)
+
+
+@dataclass
+class Deployment:
+    """The URLs of one deployment, and the workers that were started in it."""
+
+    rabbitmq_url: str
+    event_store_url: str
+    read_model_url: str
+    partitions: int
+    folder: Path
+    workers: list[Worker] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Make the environment that a worker, or the `consent` command, runs in."""
+        return {
+            **os.environ,
+            "RABBITMQ_URL": self.rabbitmq_url,
+            "EVENT_STORE_URL": self.event_store_url,
+            "READ_MODEL_URL": self.read_model_url,
+            "CONSENT_PARTITIONS": str(self.partitions),
+            **more,
+        }
+
+    def run(self, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        """Run `python -m <arguments>` to its end."""
+        process = self._begin(*arguments, **more)
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def prepare(self) -> None:
+        """Migrate both databases and declare the topology."""
+        steps = (
+            ("command_service", "migrate"),
+            ("projection_service", "migrate"),
+            ("command_service", "topology"),
+        )
+        for step, process in [(step, self._begin(*step)) for step in steps]:
+            _, complaint = process.communicate(timeout=60)
+            if process.returncode:
+                raise WorkerDidNotStart(f"{' '.join(step)}: {complaint}")
+
+    def _begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, service: ServiceName, *, program: Sequence[str] = (), **more: str) -> Worker:
+        """Start a worker, or another program in its place; it may not be ready yet."""
+        (port,) = free_ports(1)
+        number = next(self._numbers)
+        log_file = self.folder / f"{service}-{number}.log"
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *(program or ("-m", service, "run"))],
+                env=self.environment(HTTP_PORT=str(port), WORKER_ID=f"{service}-{number}", **more),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        worker = Worker(service, process, port, log_file)
+        self.workers.append(worker)
+        return worker
+
+    def start_both(self) -> tuple[Worker, Worker]:
+        """Start one worker of each kind, and return when both are ready."""
+        command, projection = self.start("command_service"), self.start("projection_service")
+        command.wait_ready()
+        projection.wait_ready()
+        return command, projection
+
+    def close(self) -> None:
+        """End all workers that still run."""
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.send(signal.SIGCONT)
+                worker.process.kill()
+                with suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(10)
+
+
+@contextmanager
+def open_deployment(
+    sandbox: Sandbox, name: str, *, partitions: int = 8, prepared_from: str | None = None
+) -> Iterator[Deployment]:
+    """Make a deployment of its own in a sandbox; `prepared_from` names migrated databases."""
+    with TemporaryDirectory(prefix="deployment-") as folder:
+        deployment = Deployment(
+            rabbitmq_url=sandbox.broker.create_vhost(name),
+            event_store_url=sandbox.event_store_server.create_database(name, prepared_from),
+            read_model_url=sandbox.read_model_server.create_database(name, prepared_from),
+            partitions=partitions,
+            folder=Path(folder),
+        )
+        try:
+            yield deployment
+        finally:
+            deployment.close()
+            sandbox.event_store_server.drop_database(name)
+            sandbox.read_model_server.drop_database(name)
+            sandbox.broker.delete_vhost(name)

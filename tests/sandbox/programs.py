@@ -1,0 +1,309 @@
+"""The sandbox made of the PostgreSQL and RabbitMQ programs installed on the machine."""
+
+import re
+import secrets
+import signal
+import socket
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+from tests.certificates import Certificates
+from tests.sandbox import install
+from tests.sandbox.home import Home, Program, free_ports
+from tests.sandbox.servers import (
+    HASTY_POSTGRES_SETTINGS,
+    HOST,
+    POSTGRES_SETTINGS,
+    USER,
+    Broker,
+    DatabaseServer,
+    Sandbox,
+    ServerDidNotStart,
+)
+
+SECONDS_TO_START = 90.0
+SECONDS_TO_STOP = 30.0
+
+# As said by PostgreSQL and by the name server, by the broker of its clients' ports, and of its own.
+PORT_TAKEN = re.compile("already in use|eaddrinuse|port_already_used")
+
+RABBITMQ_CONFIG = """\
+listeners.tcp.default = {host}:{port}
+management.tcp.ip = {host}
+management.tcp.port = {management_port}
+default_user = {user}
+default_pass = {password}
+loopback_users = none
+disk_free_limit.absolute = 50MB
+log.file = false
+log.console = true
+log.console.level = warning
+"""
+
+RABBITMQ_TLS_CONFIG = """\
+listeners.ssl.default = {host}:{port}
+ssl_options.cacertfile = {authority}
+ssl_options.certfile = {certificate}
+ssl_options.keyfile = {key}
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
+"""
+POSTGRES_TLS_USER = "encrypted"
+
+# Idle cores are worth more to the workers beside it than to schedulers that wait by spinning.
+ERLANG_ARGUMENTS = (
+    "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
+)
+
+# Nothing depends on these, and the server looks through the folder of every plugin there is for
+# every module it loads: without them it starts in two thirds of the time.
+LEFT_OUT_PLUGINS = tuple(
+    f"rabbitmq_{name}"
+    for name in (
+        "amqp1_0", "auth_backend_", "auth_mechanism_", "aws", "consistent_hash_exchange",
+        "event_exchange", "exchange_federation", "federation", "jms_topic_exchange", "mqtt",
+        "peer_discovery_", "prometheus", "queue_federation", "random_exchange",
+        "recent_history_exchange", "sharding", "shovel", "stomp", "stream-", "stream_management",
+        "top", "tracing", "trust_store", "web_mqtt", "web_stomp",
+    )
+)  # fmt: skip
+
+
+def open_programs(*, durable: bool, tls: Certificates | None = None) -> Sandbox:
+    """Raises `ServerDidNotStart`."""
+    try:
+        return _open(durable=durable, tls=tls)
+    except ServerDidNotStart as failure:
+        # Somebody may have taken a port between our finding it free and the server's taking it.
+        if not PORT_TAKEN.search(str(failure)):
+            raise
+        return _open(durable=durable, tls=tls)
+
+
+def _open(*, durable: bool, tls: Certificates | None) -> Sandbox:
+    rabbitmq, postgres = install.rabbitmq_programs(), install.postgres_programs()
+    if rabbitmq is None or postgres is None:
+        raise ServerDidNotStart(install.advice(install.missing_packages()))
+    home = Home()
+    with ThreadPoolExecutor() as threads:
+        try:
+            return _start_servers(home, threads, rabbitmq, postgres, durable=durable, tls=tls)
+        except BaseException:
+            # Before leaving the threads, which wait for servers that need not start any more.
+            home.clear()
+            raise
+
+
+def _start_servers(
+    home: Home,
+    threads: Executor,
+    rabbitmq: Path,
+    postgres: Path,
+    *,
+    durable: bool,
+    tls: Certificates | None,
+) -> Sandbox:
+    event_store_port, read_model_port, *broker_ports = free_ports(7)
+    password = secrets.token_hex(16)
+    files = tls and _hand_over(home, tls)
+    broker = RabbitmqProgram(home, rabbitmq, broker_ports, files)
+    event_store = PostgresProgram(home, postgres, "event_store", event_store_port, password)
+    read_model = PostgresProgram(home, postgres, "read_model", read_model_port, password)
+    broker_start = threads.submit(broker.start)
+    event_store.create(durable=durable)
+    if files:
+        event_store.speak_tls(files)
+    read_model.copy(event_store)
+    list(threads.map(PostgresProgram.start, [event_store, read_model]))
+    broker_start.result()
+    return Sandbox(broker, event_store, read_model, close=home.clear)
+
+
+def _hand_over(home: Home, tls: Certificates) -> Certificates:
+    """Copy what the servers need to where they may read it, and nobody else the key."""
+    copied = Certificates(home.path)
+    home.write(copied.authority.name, tls.authority.read_text())
+    home.write(copied.server.name, tls.server.read_text())
+    home.write(copied.server_key.name, tls.server_key.read_text()).chmod(0o600)
+    return copied
+
+
+class PostgresProgram(DatabaseServer):
+    def __init__(self, home: Home, programs: Path, name: str, port: int, password: str) -> None:
+        super().__init__(port, password)
+        self._home = home
+        self._programs = programs
+        self._name = name
+        self.data = home.path / name
+        self._program: Program | None = None
+
+    def create(self, *, durable: bool) -> None:
+        password_file = self._home.write("password", self.password)
+        self._home.run(
+            self._programs / "initdb",
+            f"--pgdata={self.data}",
+            f"--username={USER}",
+            f"--pwfile={password_file}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+        )
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(_postgres_settings(self._programs, durable=durable))
+
+    def speak_tls(self, tls: Certificates) -> None:
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.write(f"ssl = on\nssl_cert_file = '{tls.server}'\n")
+            file.write(f"ssl_key_file = '{tls.server_key}'\n")
+        rules = self.data / "pg_hba.conf"
+        only_tls = f"hostnossl all {POSTGRES_TLS_USER} all reject\n"
+        rules.write_text(only_tls + rules.read_text())
+
+    def copy(self, other: "PostgresProgram") -> None:
+        """Take over its data before it starts: a tenth of the time of creating one's own."""
+        self._home.run("cp", "-a", other.data, self.data)
+
+    def start(self) -> None:
+        command: list[str | Path] = [
+            self._programs / "postgres",
+            "-D",
+            self.data,
+            "-p",
+            str(self.port),
+        ]
+        self._program = self._home.launch(self._name, *command)
+        self._program.wait_until(self.answers, SECONDS_TO_START)
+
+    def stop(self) -> None:
+        if self._program:
+            self._program.end(signal.SIGINT, SECONDS_TO_STOP)
+
+    def kill(self) -> None:
+        """Without a checkpoint, so that the next start recovers from the write-ahead log.
+
+        Not by SIGKILL, after which sessions could hold on to the data for a while.
+        """
+        if self._program:
+            self._program.end(signal.SIGQUIT, SECONDS_TO_STOP)
+
+
+def _postgres_settings(programs: Path, *, durable: bool) -> list[str]:
+    settings = POSTGRES_SETTINGS | ({} if durable else HASTY_POSTGRES_SETTINGS)
+    # Only TCP, so that the length of the directory's name can't matter.
+    settings |= {"listen_addresses": HOST, "unix_socket_directories": ""}
+    if not _has_pg_stat_statements(programs):
+        del settings["shared_preload_libraries"]
+    return [f"{name} = '{value}'\n" for name, value in settings.items()]
+
+
+def _has_pg_stat_statements(programs: Path) -> bool:
+    """Distributions put PostgreSQL's libraries at one of two depths."""
+    library = "pg_stat_statements.*"
+    return any(
+        found
+        for pattern in (f"lib/{library}", f"lib/postgresql*/{library}")
+        for found in programs.parent.glob(pattern)
+    )
+
+
+class RabbitmqProgram(Broker):
+    """With a name server of its own (epmd), which any other broker on the machine can't see."""
+
+    def __init__(
+        self, home: Home, programs: Path, ports: list[int], tls: Certificates | None
+    ) -> None:
+        port, management_port, self._node_port, self._names_port, tls_port = ports
+        super().__init__(port, management_port, secrets.token_hex(16))
+        self._tls = tls
+        self.tls_port = tls_port if tls else 0
+        self._home = home
+        self._server = programs / "rabbitmq-server"
+        self._program: Program | None = None
+        self._names: Program | None = None
+        self._environment = self._variables() | self._fewer_plugins(programs)
+
+    def start(self) -> None:
+        self._start_names()
+        self._program = self._home.launch("broker", self._server, **self._environment)
+        self._program.wait_until(self.answers, SECONDS_TO_START)
+
+    def stop(self) -> None:
+        if self._program:
+            self._program.end(signal.SIGTERM, SECONDS_TO_STOP)
+
+    def kill(self) -> None:
+        """A queue declared a moment before may be gone: RabbitMQ 3.10 did so once in thirty."""
+        if self._program:
+            self._program.end(signal.SIGKILL, SECONDS_TO_STOP)
+
+    def _start_names(self) -> None:
+        """Before the broker, which would otherwise start one that outlives it."""
+        if self._names is None:
+            where = ["-port", str(self._names_port), "-address", HOST]
+            self._names = self._home.launch("epmd", "epmd", *where)
+            self._names.wait_until(lambda: _listens(self._names_port), SECONDS_TO_START)
+
+    def _variables(self) -> dict[str, str]:
+        folder = self._home.path
+        return {
+            "RABBITMQ_NODENAME": f"consent-{secrets.token_hex(4)}@localhost",
+            "RABBITMQ_CONFIG_FILE": str(self._config()),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._plugins()),
+            # Empty, lest those of the machine be read.
+            "RABBITMQ_CONF_ENV_FILE": str(self._home.write("rabbitmq-env.conf", "")),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self._home.write("advanced.config", "[].")),
+            "RABBITMQ_BASE": str(folder),
+            "RABBITMQ_MNESIA_BASE": str(folder / "broker"),
+            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
+            "RABBITMQ_PID_FILE": str(folder / "broker.pid"),
+            "RABBITMQ_DIST_PORT": str(self._node_port),
+            "ERL_EPMD_PORT": str(self._names_port),
+            "ERL_EPMD_ADDRESS": HOST,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_ARGUMENTS,
+            # Makes the start script become the server instead of its parent.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+    def _config(self) -> Path:
+        config = RABBITMQ_CONFIG.format(
+            host=HOST,
+            port=self.port,
+            management_port=self.management_port,
+            user=USER,
+            password=self.password,
+        )
+        if self._tls:
+            config += RABBITMQ_TLS_CONFIG.format(
+                host=HOST,
+                port=self.tls_port,
+                authority=self._tls.authority,
+                certificate=self._tls.server,
+                key=self._tls.server_key,
+            )
+        return self._home.write("rabbitmq.conf", config)
+
+    def _plugins(self) -> Path:
+        return self._home.write("enabled_plugins", "[rabbitmq_management].")
+
+    def _fewer_plugins(self, programs: Path) -> dict[str, str]:
+        """A second home for the same server, made of links, from which some are missing."""
+        plugins = programs.parent / "plugins"
+        if not plugins.is_dir():
+            return {}
+        folder = self._home.make_folder("rabbitmq")
+        (folder / "sbin").symlink_to(programs)
+        (folder / "plugins").mkdir()
+        for plugin in plugins.iterdir():
+            if not plugin.name.startswith(LEFT_OUT_PLUGINS):
+                (folder / "plugins" / plugin.name).symlink_to(plugin)
+        return {"RABBITMQ_SCRIPTS_DIR": str(folder / "sbin")}
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

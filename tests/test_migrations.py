@@ -1,0 +1,97 @@
+"""Migrations: from nothing, from the schema before, again, at once, and with wrong settings."""
+
+import asyncio
+from collections.abc import Iterator
+from importlib.resources import files
+from itertools import count
+from pathlib import Path
+
+import asyncpg
+import pytest
+from pogo_core.util.migrate import apply
+
+from shared.database import check_schema, migrate, open_pool
+from shared.errors import SchemaError, SettingsError
+from tests.sandbox import Sandbox
+
+_NUMBERS = count(1)
+FOLDERS = [files(package) / "migrations" for package in ("shared", "command_service")]
+ALL = ["0001-partitions", "0002-events", "0003-log-cannot-be-rewritten", "0004-suspects"]
+
+
+@pytest.fixture
+def empty(sandbox: Sandbox) -> Iterator[str]:
+    name = f"empty_{next(_NUMBERS)}"
+    yield sandbox.event_store_server.create_database(name)
+    sandbox.event_store_server.drop_database(name)
+
+
+async def tables(url: str) -> set[str]:
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    finally:
+        await connection.close()
+    return {row["tablename"] for row in rows if not row["tablename"].startswith("_")}
+
+
+async def test_an_empty_database_gets_the_whole_schema_once(empty: str) -> None:
+    assert await migrate(empty, "command_service", 8) == ALL
+    assert await migrate(empty, "command_service", 8) == []
+    own = {"events", "command_receipts", "suspects"}
+    assert await tables(empty) == {"partitions", "workers"} | own
+
+
+async def test_the_read_model_gets_its_own_tables(empty: str) -> None:
+    await migrate(empty, "projection_service", 8)
+    assert await tables(empty) == {
+        "partitions",
+        "workers",
+        "checkpoints",
+        "patients",
+        "patient_consent",
+        "parked_events",
+    }
+
+
+async def test_migrations_started_at_the_same_time_wait_for_each_other(empty: str) -> None:
+    applied = await asyncio.gather(*(migrate(empty, "command_service", 8) for _ in range(4)))
+    assert sorted(applied, key=len) == [[], [], [], ALL]
+
+
+async def test_the_schema_before_is_brought_up_to_date_and_keeps_its_events(
+    empty: str, tmp_path: Path
+) -> None:
+    for name in ALL[:-1]:
+        source = next(one for one in FOLDERS if (one / f"{name}.sql").is_file())
+        (tmp_path / f"{name}.sql").write_text((source / f"{name}.sql").read_text())
+    connection = await asyncpg.connect(empty)
+    await apply(connection, tmp_path, schema_name="public")
+    await connection.execute("INSERT INTO partitions (partition) VALUES (0)")
+    await connection.execute(
+        """INSERT INTO events VALUES (0, 1, 'p', 1, gen_random_uuid(), 'ConsentGranted', 1, '{}',
+           now(), 'c', gen_random_uuid(), NULL, NULL, NULL)"""
+    )
+    assert await migrate(empty, "command_service", 1) == ALL[-1:]
+    assert await connection.fetchval("SELECT count(*) FROM events") == 1
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await connection.execute("DELETE FROM events")
+    await connection.close()
+
+
+async def test_a_worker_of_this_version_refuses_an_older_schema(empty: str) -> None:
+    pool = await open_pool(empty, name="test", size=1)
+    with pytest.raises(SchemaError, match="run `migrate` first"):
+        await check_schema(pool, "command_service")
+    await migrate(empty, "command_service", 8)
+    await check_schema(pool, "command_service")
+    await pool.execute("DELETE FROM _pogo_migration WHERE migration_id = $1", ALL[-1])
+    with pytest.raises(SchemaError, match="older than this version"):
+        await check_schema(pool, "command_service")
+    pool.terminate()
+
+
+async def test_the_number_of_partitions_is_fixed_by_the_first_migration(empty: str) -> None:
+    await migrate(empty, "command_service", 8)
+    with pytest.raises(SettingsError, match="set CONSENT_PARTITIONS=8"):
+        await migrate(empty, "command_service", 16)
