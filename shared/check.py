@@ -77,7 +77,7 @@ async def _database(
     needs: Needs, settings: WorkerSettings, report: Report
 ) -> AsyncIterator[Finding]:
     try:
-        pool = await open_pool(needs.database_url, name=f"{needs.package} check", size=1)
+        pool = await open_pool(needs.database_url, name="check", size=1, package=needs.package)
     except _DATABASE_ERRORS as error:
         yield Finding("database", False, f"not reached: {error or type(error).__name__}")
         return

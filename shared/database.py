@@ -17,6 +17,7 @@ from shared.statements import statement
 MIGRATION_LOCK: Final = 0xC045E47
 """One number for everybody who migrates a consent database, so that they wait for each other."""
 COMMAND_TIMEOUT_S: Final = 30
+LONGEST_NAME: Final = 63
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -45,19 +46,19 @@ _EXCESS_RIGHTS = statement("shared", "excess_rights")
 _MISSING_TABLE: Final = "the database has no consent schema yet: run `migrate` first"
 
 
-async def open_pool(url: str, *, name: str, size: int) -> Pool:
-    """Open a pool of at most `size` connections; the name is shown in pg_stat_activity.
+async def open_pool(url: str, *, name: str, size: int, package: str = "") -> Pool:
+    """Open a pool of at most `size` connections; pg_stat_activity shows the end of the name.
 
     Raises NotConnected where the URL must be mended.
     """
-    with explained(DATABASES.get(name, SOME_DATABASE)):
+    with explained(DATABASES.get(package, SOME_DATABASE)):
         return await asyncpg.create_pool(
             url,
             min_size=1,
             max_size=size,
             command_timeout=COMMAND_TIMEOUT_S,
             reset=_nothing_to_reset,
-            server_settings={"application_name": name[:63], **BY_INDEX},
+            server_settings={"application_name": name[-LONGEST_NAME:], **BY_INDEX},
         )
 
 

@@ -112,6 +112,34 @@ async def test_a_second_signal_leaves_at_once_with_another_exit_code(
     assert accepted["version"] == 2
 
 
+@pytest.mark.timeout(180)
+async def test_a_worker_whose_drain_time_runs_out_leaves_and_nothing_is_lost(
+    deployment: Deployment, client: Client
+) -> None:
+    worker = deployment.start("command_service")
+    worker.wait_ready()
+    connection = await asyncpg.connect(deployment.event_store_url)
+    async with connection.transaction():
+        await connection.execute("SELECT FROM partitions FOR UPDATE")
+        sent = await flood(client, patients=20)
+        worker.send(signal.SIGTERM)
+        code = await asyncio.to_thread(worker.process.wait, 60)
+    await connection.close()
+    assert code == 3
+    assert "the drain time ran out" in worker.log
+
+    deployment.start_both()
+    outcomes = await replies(client, sent)
+    assert {one["status"] for one in outcomes} == {"accepted"}
+    assert await log_size(deployment) == len(sent)
+
+    async def all_projected() -> bool:
+        return await projected(deployment) == len(sent)
+
+    await eventually(all_projected, within=30)
+    assert await read_model(deployment) == await folded_log(deployment)
+
+
 async def _logged(log: str, line: str) -> bool:
     return line in log
 

@@ -21,8 +21,9 @@ from tests.sandbox.servers import NOT_YET, DatabaseServer, Server
 MUTE_BEFORE_END_S = 1.2
 BEGINS_WITHIN_S = 4.0
 STOPPED_WITHIN_S = 25.0
-GOOD_EXITS = (0, 3)
-"""Drained, or left in a hurry because the drain time ran out."""
+HURRIED = 3
+"""Exit code of a worker that left before it was drained."""
+GOOD_EXITS = (0, HURRIED)
 
 TERMINATE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -161,7 +162,17 @@ class Faults:
     async def _stop(self, fault: Fault) -> None:
         slot = self._slots[fault.target]
         await slot.ready()
-        slot.note_exit(await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S))
+        if fault.variant == "without its database":
+            async with self._locks[f"{slot.name}/database"]:
+                slot.database.disturb(Disorder("silence"))
+                code = await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S)
+                slot.database.disturb(None)
+        else:
+            slot.worker.send(signal.SIGTERM)
+            await asyncio.sleep(fault.amount if fault.variant == "twice" else 0)
+            code = await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S)
+        self.counts["hurried"] += code == HURRIED
+        slot.note_exit(code)
         slot.replace()
 
     async def _cut(self, fault: Fault) -> None:

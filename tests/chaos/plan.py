@@ -90,6 +90,8 @@ def _variants(kind: str) -> tuple[str, ...]:
         # Before its end, a worker may be made deaf or dumb towards a dependency: it then ends
         # between asking and being answered.
         "kill": ("now", "database up", "database down", "broker up", "broker down"),
+        # Asked once; asked twice; and where it can't finish, so that its time runs out.
+        "stop": ("once", "twice", "without its database"),
         "freeze": ("past its lease", "past its lease", "until the broker gives it up"),
         "cut": ("once", "refusing", "torn"),
         "silence": ("up", "down", "both"),

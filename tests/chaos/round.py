@@ -10,7 +10,13 @@ from urllib.parse import quote
 
 import aio_pika
 
-from tests.chaos.databases import add_event_store, add_read_model, cursors, decided_ids
+from tests.chaos.databases import (
+    add_event_store,
+    add_read_model,
+    cursors,
+    decided_ids,
+    set_up_witnesses,
+)
 from tests.chaos.evidence import Command, Evidence
 from tests.chaos.faults import Faults, Slot
 from tests.chaos.links import Link, Wires, open_wires
@@ -115,6 +121,7 @@ class Round:
     async def _start(self) -> None:
         self._tell("migrating, declaring queues, starting four workers")
         await asyncio.to_thread(self._deployment.prepare)
+        await set_up_witnesses(self._deployment.event_store_url, self._deployment.read_model_url)
         await declare_queues(self._deployment.rabbitmq_url)
         for slot in self._faults.slots:
             slot.start()
@@ -150,7 +157,7 @@ class Round:
         began = monotonic()
         while True:
             await asyncio.sleep(1)
-            happened = sum(self._faults.counts.values())
+            happened = len(self._faults.happened)
             self._tell(
                 f"{monotonic() - began:.0f} of {self._settings.seconds:.0f} s:"
                 f" {len(self._commands())} commands, {len(self._listener.answered)} answered,"
