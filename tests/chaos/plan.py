@@ -105,7 +105,9 @@ def _variants(kind: str) -> tuple[str, ...]:
 def _seconds(random: Random, kind: str, variant: str) -> float:
     if variant == "until the broker gives it up":
         return random.uniform(LEASE_S + 4, BROKER_NOTICES_S + 3)
-    if kind in ("freeze", "zombie"):
+    if kind == "zombie":
+        return random.uniform(LEASE_S + 1.5, LEASE_S + 4)
+    if kind == "freeze":
         return random.uniform(LEASE_S + 0.5, LEASE_S + 4)
     if kind in ("silence", "cut") and random.random() < 0.4:
         return random.uniform(LEASE_S, LEASE_S + 7)
