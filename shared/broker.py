@@ -32,7 +32,7 @@ Properties = Basic.Properties
 
 HEARTBEAT_S: Final = 5
 CONNECT_TIMEOUT_S: Final = 10
-PUBLISH_WINDOW: Final = 100
+PUBLISH_WINDOW: Final = 250
 """Publishes in flight at once: one confirm for many makes aiormq walk all that are outstanding."""
 PERSISTENT: Final = 2
 
