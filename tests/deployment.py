@@ -156,13 +156,14 @@ class Deployment:
         return command, projection
 
     def close(self) -> None:
-        """End all workers that still run."""
+        """End all workers that still run, and forget them."""
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.send(signal.SIGCONT)
                 worker.process.kill()
                 with suppress(subprocess.TimeoutExpired):
                     worker.process.wait(10)
+        self.workers.clear()
 
 
 @contextmanager
