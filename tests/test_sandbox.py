@@ -186,7 +186,7 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def eventually(fact: Callable[[], bool], within: float = 15.0) -> None:
+def eventually(fact: Callable[[], bool], within: float = 60.0) -> None:
     deadline = time.monotonic() + within
     while not fact():
         assert time.monotonic() < deadline, "not so in time"

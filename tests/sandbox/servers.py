@@ -84,11 +84,11 @@ class DatabaseServer(Server):
 
     def execute(self, sql: str, database: str = "postgres") -> None:
         """One statement, or several as one transaction."""
-        _in_a_loop_of_its_own(self._execute(sql, database))
+        in_a_loop_of_its_own(self._execute(sql, database))
 
     def fetch(self, sql: str, database: str = "postgres") -> list[asyncpg.Record]:
         """One statement's rows."""
-        return _in_a_loop_of_its_own(self._fetch(sql, database))
+        return in_a_loop_of_its_own(self._fetch(sql, database))
 
     def answers(self) -> bool:
         try:
@@ -213,7 +213,7 @@ class Sandbox:
         self.close()
 
 
-def _in_a_loop_of_its_own(coroutine: Coroutine[Any, Any, T]) -> T:
+def in_a_loop_of_its_own(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run it in another thread, so that a caller inside a running loop can wait for it too."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
