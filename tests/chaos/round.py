@@ -21,8 +21,6 @@ from tests.deployment import Deployment, ServiceName
 from tests.eventually import eventually
 from tests.sandbox import Sandbox
 
-BROKER_SETTLES_S = 3.0
-"""A queue declared a moment before the broker is killed may be gone."""
 HEALED_WITHIN_S = 90.0
 ANSWERED_WITHIN_S = 60.0
 WINDOW = 50
@@ -116,11 +114,11 @@ class Round:
         self._tell("migrating, declaring queues, starting four workers")
         await asyncio.to_thread(self._deployment.prepare)
         await declare_queues(self._deployment.rabbitmq_url)
+        await asyncio.to_thread(self._sandbox.broker.put_on_disk)
         for slot in self._faults.slots:
             slot.start()
         for slot in self._faults.slots:
             await asyncio.to_thread(slot.worker.wait_ready)
-        await asyncio.sleep(BROKER_SETTLES_S)
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
