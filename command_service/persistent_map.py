@@ -6,16 +6,16 @@ from typing import Final, Generic, TypeAlias, TypeVar
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-BITS: Final = 4
+BITS: Final = 5
 WAYS: Final = 1 << BITS
-LEAF: Final = 32
+LEAF: Final = 64
 """How many entries a leaf holds at most; a mapping that is no larger is one dictionary."""
 DEEPEST: Final = 60
 """Bits of the hash that tell keys apart; a leaf below holds any number, their hashes are alike."""
 
 
 class Branch(Generic[Key, Value]):
-    """Tells keys apart by four bits of their hash."""
+    """Tells keys apart by five bits of their hash."""
 
     __slots__ = ("children",)
 
@@ -63,13 +63,18 @@ class PersistentMap(Mapping[Key, Value]):
         return node[key]
 
     def __iter__(self) -> Iterator[Key]:
+        for leaf in self.leaves():
+            yield from leaf
+
+    def leaves(self) -> Iterator[Mapping[Key, Value]]:
+        """Iterate over all entries, in dictionaries: far faster than one by one."""
         nodes = [self._root]
         while nodes:
             node = nodes.pop()
             if isinstance(node, Branch):
                 nodes += node.children
             else:
-                yield from node
+                yield node
 
     def __len__(self) -> int:
         return self._size
@@ -108,5 +113,5 @@ def _spread(entries: dict[Key, Value], shift: int) -> Node[Key, Value]:
         return entries
     leaves: list[dict[Key, Value]] = [{} for _ in range(WAYS)]
     for key, value in entries.items():
-        leaves[_way(key, shift)][key] = value
+        leaves[(hash(key) >> shift) & (WAYS - 1)][key] = value
     return Branch([_spread(leaf, shift + BITS) for leaf in leaves])

@@ -1,6 +1,5 @@
 """A patient's state as it is kept beside the log, to spare reading a long history. Pure."""
 
-from collections import defaultdict
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -16,7 +15,7 @@ FORMAT: Final = 1
 """Raise it with every change of what `Patient` holds or `evolve` does: older snapshots are ignored
 then, and taken anew."""
 EVERY: Final = 200
-"""Events after which there is a newer snapshot: replaying them costs less than the round trip."""
+"""Events after which there is a newer snapshot; to replay them takes as long as to write it."""
 GRANTEES_PER_EVENT: Final = 10
 """A large state is written more seldom, so that its writing costs each event no more."""
 
@@ -66,11 +65,11 @@ def restore(snapshot: Snapshot) -> Stream:
 
 
 def _grouped(patient: Patient) -> State:
-    groups: defaultdict[str, dict[Entity, list[str]]] = defaultdict(dict)
-    names = {types: ",".join(sorted(types)) for types in set(patient.granted.values())}
-    for grantee, types in patient.granted.items():
-        groups[names[types]].setdefault(grantee.entity, []).append(grantee.id)
-    return groups
+    groups: dict[frozenset[RecordType], dict[Entity, list[str]]] = {}
+    for leaf in patient.granted.leaves():
+        for (entity, id_), types in leaf.items():
+            groups.setdefault(types, {}).setdefault(entity, []).append(id_)
+    return {",".join(sorted(types)): entities for types, entities in groups.items()}
 
 
 def _ungrouped(state: State) -> dict[Grantee, frozenset[RecordType]]:

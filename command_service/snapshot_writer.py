@@ -38,6 +38,7 @@ class SnapshotWriter:
         while True:
             patient_id, stream = await self._waiting.get()
             try:
-                await self._store.write_snapshot(take(patient_id, stream))
+                snapshot = await asyncio.to_thread(take, patient_id, stream)  # it may be large
+                await self._store.write_snapshot(snapshot)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
                 log.warning("snapshot.not_written", reason=type(error).__name__)

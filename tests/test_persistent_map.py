@@ -51,17 +51,5 @@ def test_a_large_one_is_not_copied_to_be_changed() -> None:
     assert (len(before), len(after)) == (50_000, 50_001)
     assert before.without(7).get(7) is None
     assert before[7] == 7
-    copied = {id(leaf) for leaf in leaves(after)} - {id(leaf) for leaf in leaves(before)}
+    copied = {id(leaf) for leaf in after.leaves()} - {id(leaf) for leaf in before.leaves()}
     assert len(copied) == 1
-
-
-def leaves(found: PersistentMap[int, int]) -> list[dict[int, int]]:
-    """List the dictionaries that it is made of."""
-    nodes, dictionaries = [found._root], []  # noqa: SLF001 - what is shared shows nowhere else
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, dict):
-            dictionaries.append(node)
-        else:
-            nodes += node.children
-    return dictionaries
