@@ -16,7 +16,7 @@ from shared.reply_channel import ReplyChannel
 
 log = structlog.get_logger()
 
-SET_ASIDE: Final = frozenset({"validation_error", "misrouted_command"})
+SET_ASIDE: Final = frozenset({"validation_error", "misrouted_command", "unreadable_history"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from command_service.decisions import Stream
+from command_service.event_store import EventStore
+from command_service.patient import INITIAL
+from command_service.snapshot import take
 from projection_service.parked import discard_parked, list_parked, retry_parked
 from shared.database import check_schema, migrate, open_pool
 from shared.errors import NotConnected, SettingsError
@@ -95,6 +99,9 @@ IN_BOTH: Final = (
                 "DROP TABLE {}",
             )
         ),
+        "DELETE FROM snapshots",
+        "TRUNCATE snapshots",
+        "DROP INDEX command_receipts_recorded_at_idx",
         "ALTER TABLE events DISABLE TRIGGER events_are_facts",
         "DROP TRIGGER events_are_facts ON events",
         "DROP FUNCTION refuse_to_rewrite_the_log() CASCADE",
@@ -128,6 +135,16 @@ async def test_the_command_worker_may_not(event_store: str, statement: str) -> N
 )
 async def test_the_projection_worker_may_not(read_model: str, statement: str) -> None:
     await refused(read_model, statement)
+
+
+async def test_the_command_worker_may_keep_and_read_snapshots(event_store: str) -> None:
+    pool = await open_pool(as_worker(event_store), name="test", size=1)
+    store = EventStore(pool)
+    for version in (1, 2):
+        await store.write_snapshot(take("p-1", Stream(version, INITIAL)))
+    assert await store.read_streams(["p-1"]) == {}, "the log has no such event"
+    assert await pool.fetchval("SELECT stream_version FROM snapshots") == 2
+    pool.terminate()
 
 
 async def test_what_the_role_had_more_is_taken_and_doing_it_again_changes_nothing(

@@ -16,7 +16,14 @@ from tests.sandbox import Sandbox
 
 _NUMBERS = count(1)
 FOLDERS = [files(package) / "migrations" for package in ("shared", "command_service")]
-ALL = ["0001-partitions", "0002-events", "0003-log-cannot-be-rewritten", "0004-suspects"]
+ALL = [
+    "0001-partitions",
+    "0002-events",
+    "0003-log-cannot-be-rewritten",
+    "0004-suspects",
+    "0005-snapshots",
+    "0006-receipts-by-time",
+]
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ async def tables(url: str) -> set[str]:
 async def test_an_empty_database_gets_the_whole_schema_once(empty: str) -> None:
     assert await migrate(empty, "command_service", 8) == ALL
     assert await migrate(empty, "command_service", 8) == []
-    own = {"events", "command_receipts", "suspects"}
+    own = {"events", "command_receipts", "suspects", "snapshots"}
     assert await tables(empty) == {"partitions", "workers"} | own
 
 
