@@ -16,6 +16,7 @@ LOG: Final = "consent.log"
 
 LIST_CONSENTS: Final = "ListConsents"
 HAS_CONSENT: Final = "HasConsent"
+CONSENT_HISTORY: Final = "ConsentHistory"
 READ_EVENTS: Final = "ReadEvents"
 
 
