@@ -7,7 +7,8 @@ from time import monotonic
 from typing import Final
 
 from projection_service import metrics
-from projection_service.read_model import Held, ReadModel, is_never
+from projection_service.past import Past, is_never
+from projection_service.read_model import Held, ReadModel
 from shared.cloud_event import timestamp
 from shared.intake import Intake, Item
 from shared.queries import (
@@ -52,10 +53,13 @@ class Asked:
 class Answers:
     """Answers until cancelled."""
 
-    def __init__(self, intake: Intake, replies: ReplyChannel, read_model: ReadModel) -> None:
+    def __init__(
+        self, intake: Intake, replies: ReplyChannel, read_model: ReadModel, past: Past
+    ) -> None:
         self._intake = intake
         self._replies = replies
         self._read_model = read_model
+        self._past = past
         self._waiting: list[Asked] = []
 
     async def run(self) -> None:
@@ -116,7 +120,7 @@ class Answers:
         return {one: _told(one, answer) for one, answer in zip(asked, held, strict=True)}
 
     async def _past_checks(self, asked: Sequence[HasConsent]) -> dict[Query, Answer]:
-        held = await self._read_model.had_consent(asked) if asked else []
+        held = await self._past.had_consent(asked) if asked else []
         return {
             one: _unknown(one, answer.known_since) or _told(one, answer)
             for one, answer in zip(asked, held, strict=True)
@@ -126,7 +130,7 @@ class Answers:
         found: dict[Query, Answer] = {}
         for start in range(0, len(asked), HISTORIES_AT_ONCE):
             some = asked[start : start + HISTORIES_AT_ONCE]
-            found.update(zip(some, await self._read_model.read_history(some), strict=True))
+            found.update(zip(some, await self._past.read_history(some), strict=True))
         return found
 
     async def _reply(self, item: Item, found: Answer) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import MAXYEAR, datetime
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Final, NamedTuple
@@ -13,19 +12,9 @@ from projection_service.consents import Consent
 from projection_service.history import Spans
 from shared.database import Queryable
 from shared.errors import Fenced
-from shared.queries import (
-    Change,
-    ConsentHistory,
-    Consents,
-    Entry,
-    HasConsent,
-    History,
-    Period,
-    Place,
-    RequestMade,
-)
+from shared.queries import Consents, Entry, HasConsent
 from shared.statements import statement
-from shared.vocabulary import RECORD_TYPES, Grantee
+from shared.vocabulary import Grantee
 
 _PROJECT = statement("projection_service", "project")
 _READ_CONSENTS = statement("projection_service", "read_consents")
@@ -33,12 +22,8 @@ _READ_PARKED = statement("projection_service", "read_parked")
 _OPEN_CHECKPOINT = statement("projection_service", "open_checkpoint")
 _LIST_CONSENTS = statement("projection_service", "list_consents")
 _HAS_CONSENT = statement("projection_service", "has_consent")
-_HAD_CONSENT = statement("projection_service", "had_consent")
-_READ_HISTORY = statement("projection_service", "read_history")
 
 _NO_CHANGE: Final = (None, None, None, None)
-_BEGINNING: Final = ("", "", "", "", 0)
-"""Before every place in a history."""
 
 
 class Key(NamedTuple):
@@ -88,14 +73,6 @@ class Held:
     consent: Consent
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOnce(Held):
-    """What one grantee could see at some moment; `version` is today's."""
-
-    known_since: datetime | None
-    """What was in force before is not known any more, where this is given."""
-
-
 class ReadModel:
     """Reads and changes the read model."""
 
@@ -112,7 +89,7 @@ class ReadModel:
         """Read the consents that exist among these."""
         if not keys:
             return {}
-        rows = await self._database.fetch(_READ_CONSENTS, *_key_columns(keys))
+        rows = await self._database.fetch(_READ_CONSENTS, *key_columns(keys))
         return {
             Key(row["patient_id"], Grantee(row["entity_name"], row["entity_id"])): _consent(row)
             for row in rows
@@ -134,7 +111,7 @@ class ReadModel:
             [move.epoch for _, move in moves],
             [move.checkpoint for _, move in moves],
             [move.position for _, move in moves],
-            *_key_columns(list(changes.consents)),
+            *key_columns(list(changes.consents)),
             [",".join(sorted(one.permissions)) for one in consents],
             [",".join(sorted(one.requested)) for one in consents],
             list(changes.versions),
@@ -160,32 +137,8 @@ class ReadModel:
     async def has_consent(self, asked: Sequence[HasConsent]) -> list[Held]:
         """Read what each of these grantees may see, in the order of the questions."""
         keys = [Key(one.patient_id, Grantee(one.entity_name, one.entity_id)) for one in asked]
-        rows = await self._database.fetch(_HAS_CONSENT, *_key_columns(keys))
+        rows = await self._database.fetch(_HAS_CONSENT, *key_columns(keys))
         return [Held(row["version"], Consent(frozenset(row["permissions"] or ()))) for row in rows]
-
-    async def had_consent(self, asked: Sequence[HasConsent]) -> list[HeldOnce]:
-        """Read what each of these could see at the moment `at` of the question, in their order."""
-        keys = [Key(one.patient_id, Grantee(one.entity_name, one.entity_id)) for one in asked]
-        moments = [one.at for one in asked]
-        rows = await self._database.fetch(
-            _HAD_CONSENT, *_key_columns(keys), moments, list(RECORD_TYPES)
-        )
-        return [
-            HeldOnce(row["version"], Consent(frozenset(row["permissions"])), row["known_since"])
-            for row in rows
-        ]
-
-    async def read_history(self, asked: Sequence[ConsentHistory]) -> list[History]:
-        """Read a page of the history for each of these questions, in their order."""
-        places = [_BEGINNING if one.after is None else _columns_of(one.after) for one in asked]
-        rows = await self._database.fetch(
-            _READ_HISTORY,
-            [one.patient_id for one in asked],
-            *zip(*places, strict=True),
-            [one.limit + 1 for one in asked],
-        )
-        pages = groupby(rows, key=itemgetter("number"))
-        return [_history(one, list(page)) for one, (_, page) in zip(asked, pages, strict=True)]
 
 
 def _span_columns(spans: Spans) -> Iterable[Sequence[object]]:
@@ -198,7 +151,8 @@ def _span_columns(spans: Spans) -> Iterable[Sequence[object]]:
     )
 
 
-def _key_columns(keys: Sequence[Key]) -> tuple[list[str], list[str], list[str]]:
+def key_columns(keys: Sequence[Key]) -> tuple[list[str], list[str], list[str]]:
+    """Turn keys into the columns that statements take."""
     return (
         [key.patient_id for key in keys],
         [key.grantee.entity for key in keys],
@@ -222,66 +176,3 @@ def _consents(patient_id: str, rows: Sequence[asyncpg.Record]) -> Consents:
         if row["entity_name"] is not None
     ]
     return Consents(patient_id=patient_id, version=rows[0]["version"], consents=entries)
-
-
-def _columns_of(place: Place) -> tuple[str, str, str, str, int]:
-    return (place.entity_name, place.entity_id, place.record_type, place.kind, place.version)
-
-
-def _history(asked: ConsentHistory, rows: Sequence[asyncpg.Record]) -> History:
-    """Make a page of one row more than asked for; that one says that there is a next page."""
-    first, shown = rows[0], [row for row in rows[: asked.limit] if row["entity_name"] is not None]
-    known_since = first["known_since"]
-    return History(
-        patient_id=asked.patient_id,
-        version=first["version"],
-        periods=[_period(row) for row in shown if row["kind"] == "period"],
-        requests=[_request(row) for row in shown if row["kind"] == "request"],
-        next=_place(shown[-1]) if len(rows) > asked.limit else None,
-        complete=known_since is None,
-        known_since=None if known_since is None or is_never(known_since) else known_since,
-    )
-
-
-def is_never(known_since: datetime) -> bool:
-    """Whether nothing is known of the past: the history is not filled yet."""
-    return known_since.year == MAXYEAR
-
-
-def _period(row: asyncpg.Record) -> Period:
-    return Period(
-        entity_name=row["entity_name"],
-        entity_id=row["entity_id"],
-        record_type=row["record_type"],
-        granted=_change(row, "began"),
-        revoked=_change(row, "ended") if row["ended_version"] else None,
-    )
-
-
-def _request(row: asyncpg.Record) -> RequestMade:
-    return RequestMade(
-        entity_name=row["entity_name"],
-        entity_id=row["entity_id"],
-        record_type=row["record_type"],
-        asked=_change(row, "began"),
-        answered=_change(row, "ended") if row["ended_version"] else None,
-    )
-
-
-def _change(row: asyncpg.Record, side: str) -> Change:
-    return Change(
-        at=row[f"{side}_at"],
-        version=row[f"{side}_version"],
-        command_id=row[f"{side}_command"],
-        issued_by=row[f"{side}_issuer"],
-    )
-
-
-def _place(row: asyncpg.Record) -> Place:
-    return Place(
-        entity_name=row["entity_name"],
-        entity_id=row["entity_id"],
-        record_type=row["record_type"],
-        kind=row["kind"],
-        version=row["began_version"],
-    )
