@@ -156,10 +156,12 @@ def _told(asked: HasConsent, held: Held) -> ConsentHeld:
 
 def _unknown(asked: HasConsent, known_since: datetime | None) -> QueryFailed | None:
     """Say that a moment is too long ago to be answered with certainty."""
-    if known_since is None or (asked.at is not None and asked.at >= known_since):
+    if known_since is None:
         return None
     if is_never(known_since):
         return invalid("at", "the past is not known here before a rebuild of the read model")
+    if asked.at is not None and asked.at >= known_since:
+        return None
     return invalid(
         "at", f"the past is known since {timestamp(known_since)}; ask about then or later"
     )

@@ -90,7 +90,7 @@ def _history(asked: ConsentHistory, rows: Sequence[asyncpg.Record]) -> History:
 
 
 def is_never(known_since: datetime) -> bool:
-    """Whether nothing is known of the past: the history is not filled yet."""
+    """Whether nothing is known of the past: the horizon is at infinity, until a rebuild."""
     return known_since.year == MAXYEAR
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from shared.broker import BROKER_ERRORS
 from shared.client import ConsentClient
+from shared.cloud_event import timestamp
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.errors import NoAnswer, NotAllowed, NotConnected, QueryRefused, SettingsError
 from shared.log_client import Page
@@ -158,7 +159,7 @@ def check(
             patient_id, entity, id_, permission, min_version=min_version, at=at
         ),
     )
-    _print_json(held) if json else _show_held(held)
+    _print_json(held) if json else _show_held(held, at)
     if not held.has_consent:
         raise typer.Exit(REFUSED)
 
@@ -173,7 +174,7 @@ def history(
     within: Within = 10.0,
     json: AsJson = False,
 ) -> None:
-    """Draw when whom a patient had granted what, who asked, and by which commands."""
+    """Draw what a patient had granted to whom and when, who asked, and by which commands."""
     found = _talk(within, lambda client: client.history(patient_id, min_version=min_version))
     timeline = lay_out(found, datetime.now(UTC))
     if json:
@@ -301,9 +302,10 @@ def _show_consents(found: Consents) -> None:
     console.print(table)
 
 
-def _show_held(held: ConsentHeld) -> None:
+def _show_held(held: ConsentHeld, at: datetime | None) -> None:
     answer = "[green]yes[/]" if held.has_consent else "[red]no[/]"
-    console.print(f"{answer}, as of version {held.version}")
+    when = "" if at is None else f" at {timestamp(at)}"
+    console.print(f"{answer}{when}, as of version {held.version}")
 
 
 def _show_events(page: Page) -> None:
