@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Annotated, TypeVar
 
 import typer
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from projection_service.parked import discard_parked, list_parked, retry_parked, show_parked
+from projection_service.purge import Purged, purge_history
 from projection_service.settings import ProjectionSettings, ReadModelSettings
 from projection_service.worker import service
 from shared import names
@@ -24,6 +26,7 @@ from shared.command_line import (
 )
 from shared.database import Connection, connect_once
 from shared.database import migrate as migrate_database
+from shared.durations import parse_duration
 from shared.settings import read_settings
 
 Result = TypeVar("Result")
@@ -53,6 +56,14 @@ def migrate(worker_role: WorkerRole = None) -> None:
 
 parked_app = new_app("Events that could not be applied, and their patients' later ones.")
 app.add_typer(parked_app, name="parked")
+
+
+def _age(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
 
 PatientId = Annotated[str, typer.Argument(help="The patient's id.")]
 
@@ -99,6 +110,57 @@ def discard(
         console.print("no such event is parked")
         raise typer.Exit(1)
     console.print(f"discarded; now: python -m projection_service parked retry {patient_id}")
+
+
+history_app = new_app("When each consent was in force, and when it was asked for.")
+app.add_typer(history_app, name="history")
+
+
+@history_app.callback()
+def history() -> None:
+    """When each consent was in force, and when it was asked for."""
+
+
+@history_app.command(
+    epilog="Example: python -m projection_service history purge --older-than 10y --dry-run"
+)
+def purge(
+    older_than: Annotated[
+        timedelta,
+        typer.Option(parser=_age, metavar="AGE", help="As 90d: units s m h d w y; 1d at least."),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count what would be removed.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Remove consents that ended, and requests that were answered, so long ago.
+
+    What is in force or pending stays, however old. Questions about moments before are
+    refused from then on. Needs the owner of the schema; workers may go on meanwhile.
+    """
+    with console.status("looking …") as status:
+        purged = _with_read_model(
+            lambda connection: purge_history(
+                connection,
+                older_than,
+                dry_run=dry_run,
+                tell=lambda so_far: status.update(_removed(so_far)),
+            )
+        )
+    if json:
+        print_json({"dry_run": dry_run, "known_since": purged.until, **_counts(purged)})
+        return
+    console.print(f"{'would remove' if dry_run else 'removed'} {_removed(purged)}")
+    console.print(f"the past is known since {purged.until.isoformat(timespec='seconds')}")
+
+
+def _counts(purged: Purged) -> dict[str, int]:
+    return {"periods": purged.periods, "requests": purged.requests}
+
+
+def _removed(purged: Purged) -> str:
+    return f"{purged.periods:,} periods and {purged.requests:,} requests"
 
 
 def _with_read_model(work: Callable[[Connection], Awaitable[Result]]) -> Result:

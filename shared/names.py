@@ -18,6 +18,7 @@ LOG: Final = "consent.log"
 
 LIST_CONSENTS: Final = "ListConsents"
 HAS_CONSENT: Final = "HasConsent"
+CONSENT_HISTORY: Final = "ConsentHistory"
 READ_EVENTS: Final = "ReadEvents"
 
 _WORD = re.compile(r"[a-z0-9_-]{1,40}")

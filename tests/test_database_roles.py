@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -14,8 +15,11 @@ from command_service.event_store import EventStore
 from command_service.patient import INITIAL
 from command_service.snapshot import take
 from projection_service.parked import discard_parked, list_parked, retry_parked
+from projection_service.past import Past
+from projection_service.purge import purge_history
 from shared.database import check_schema, migrate, open_pool
 from shared.errors import NotConnected, SettingsError
+from shared.queries import ConsentHistory
 from tests.sandbox import Sandbox
 from tests.test_least_privilege import with_login
 
@@ -126,9 +130,16 @@ async def test_the_command_worker_may_not(event_store: str, statement: str) -> N
         "DELETE FROM checkpoints",
         "UPDATE checkpoints SET partition = 9",
         "UPDATE parked_events SET event = '{}'",
+        "DELETE FROM consent_history",
+        "UPDATE consent_history SET began_at = now()",
+        "UPDATE history_horizon SET known_since = now()",
+        "DELETE FROM history_horizon",
         *(
             f"{verb} {table}"
-            for table in ("patients", "patient_consent", "checkpoints", "parked_events")
+            for table in (
+                *("patients", "patient_consent", "checkpoints", "parked_events"),
+                *("consent_history", "history_horizon"),
+            )
             for verb in ("TRUNCATE", "DROP TABLE")
         ),
     ],
@@ -225,10 +236,26 @@ async def test_parked_events_are_mended_under_the_projection_workers_role(read_m
     try:
         park = "INSERT INTO parked_events VALUES (0, $1, 'p-1', $2, 'a bug')"
         await connection.execute(park, 1, json.dumps(event))
-        await connection.execute(park, 2, json.dumps(event | {"data": {}, "position": 2}))
+        revoked = {f"from_{name}": value for name, value in (("entity", "doctor"), ("id", "d-1"))}
+        revoked |= {"patient_id": "p-1", "target": "exams"}
+        later = {"position": 2, "streamversion": 2, "type": "ConsentRevoked", "data": revoked}
+        await connection.execute(park, 2, json.dumps(event | later))
+        await connection.execute(park, 3, json.dumps(event | {"data": {}, "position": 3}))
         done = await retry_parked(connection, "p-1")
-        assert (done.applied, done.left) == (1, 1)
-        assert await discard_parked(connection, "p-1", 2)
+        assert (done.applied, done.left) == (2, 1)
+        assert await discard_parked(connection, "p-1", 3)
+        query = ConsentHistory(patient_id="p-1")
+        (found,) = await Past(connection).read_history([query])
+        assert [one.revoked and one.revoked.version for one in found.periods] == [2]
         assert await list_parked(connection) == []
+    finally:
+        await connection.close()
+
+
+async def test_the_projection_worker_may_not_purge_the_history(read_model: str) -> None:
+    connection = await asyncpg.connect(as_worker(read_model))
+    try:
+        with pytest.raises(SettingsError, match=r"permission denied.*: purge as the owner"):
+            await purge_history(connection, timedelta(days=1))
     finally:
         await connection.close()

@@ -58,6 +58,8 @@ async def test_the_read_model_gets_its_own_tables(empty: str) -> None:
         "patients",
         "patient_consent",
         "parked_events",
+        "consent_history",
+        "history_horizon",
     }
 
 
