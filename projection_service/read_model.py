@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import asyncpg
 
@@ -14,6 +14,11 @@ from shared.errors import Fenced
 from shared.queries import Consents, Entry, HasConsent
 from shared.statements import statement
 from shared.vocabulary import Grantee
+
+TABLES: Final = ("checkpoints", "patients", "patient_consent", "parked_events")
+"""Every table whose rows follow from the log: `rebuild` fills them anew."""
+KEPT: Final = ("partitions", "workers", "discarded_events")
+"""Every other table: what workers agree on, and what operators decided; `rebuild` keeps it."""
 
 _PROJECT = statement("projection_service", "project")
 _READ_CONSENTS = statement("projection_service", "read_consents")

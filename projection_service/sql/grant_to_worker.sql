@@ -18,7 +18,8 @@ BEGIN
         'GRANT SELECT, INSERT, UPDATE (position) ON checkpoints TO %I',
         'GRANT SELECT, INSERT, UPDATE (version) ON patients TO %I',
         'GRANT SELECT, INSERT, UPDATE (permissions, requested), DELETE ON patient_consent TO %I',
-        'GRANT SELECT, INSERT, DELETE ON parked_events TO %I'
+        'GRANT SELECT, INSERT, DELETE ON parked_events TO %I',
+        'GRANT INSERT ON discarded_events TO %I'
     ] LOOP
         EXECUTE format(command, role);
     END LOOP;
