@@ -29,6 +29,12 @@ PING_S: Final = 2.0
 ATTEMPTS: Final = 10
 """How often the broker may be lost, or nobody answer, in one rebuild."""
 LONGEST_PAUSE_S: Final = 5.0
+LOST: Final = (
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+)
+"""What ends a rebuild with its connection to the read model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ async def rebuild(settings: ProjectionSettings, progress: Progress, *, dry_run: 
             raise NotNow(f"{error}; is a command worker running?") from None
         except Fenced:
             raise NotNow("another rebuild has taken over: let it end, then try again") from None
-        except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
+        except LOST as error:
             raise NotNow(f"the connection to the read model was lost: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Shows on stderr how far a rebuild is: events, rate, time left. Nothing where nobody watches."""
+"""Shows on stderr how far a rebuild is: events, rate, time left; no bar where nobody watches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,9 +45,9 @@ class Progress:
         self.bar.update(self.bar.task_ids[0], completed=self.events)
 
     def say(self, line: str) -> None:
-        """Tell a person why nothing moves; once."""
-        if line != self._said and self.bar.console.is_terminal:
-            self.bar.console.print(escape(line))
+        """Say what is going on besides, or why nothing moves; once."""
+        if line != self._said:
+            self.bar.console.print(escape(line), soft_wrap=True, highlight=False)
         self._said = line
 
 

@@ -106,7 +106,7 @@ class Deployment:
 
     def run(self, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run `python -m <arguments>` to its end."""
-        process = self._begin(*arguments, **more)
+        process = self.begin(*arguments, **more)
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -117,12 +117,12 @@ class Deployment:
             ("projection_service", "migrate"),
             ("command_service", "topology"),
         )
-        for step, process in [(step, self._begin(*step)) for step in steps]:
+        for step, process in [(step, self.begin(*step)) for step in steps]:
             _, complaint = process.communicate(timeout=60)
             if process.returncode:
                 raise WorkerDidNotStart(f"{' '.join(step)}: {complaint}")
 
-    def _begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    def begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             env=self.environment(**more),

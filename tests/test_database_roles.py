@@ -119,6 +119,7 @@ async def test_the_command_worker_may_not(event_store: str, statement: str) -> N
         "DELETE FROM checkpoints",
         "UPDATE checkpoints SET partition = 9",
         "UPDATE parked_events SET event = '{}'",
+        "DELETE FROM discarded_events",
         *(
             f"{verb} {table}"
             for table in ("patients", "patient_consent", "checkpoints", "parked_events")

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from pogo_core.util.migrate import apply
 
+from projection_service.read_model import KEPT, TABLES
 from shared.database import check_schema, migrate, open_pool
 from shared.errors import SchemaError, SettingsError
 from tests.sandbox import Sandbox
@@ -51,7 +52,9 @@ async def test_the_read_model_gets_its_own_tables(empty: str) -> None:
         "patients",
         "patient_consent",
         "parked_events",
+        "discarded_events",
     }
+    assert await tables(empty) == {*TABLES, *KEPT}  # a new one must say what a rebuild does to it
 
 
 async def test_migrations_started_at_the_same_time_wait_for_each_other(empty: str) -> None:
