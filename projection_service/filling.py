@@ -34,29 +34,26 @@ class Filling:
 
         Raises NotNow where the log has less, NoAnswer while nobody reads it for us.
         """
-        todo = (
-            (partition, position, targets[partition])
-            for partition, position in (await self.shadow.positions()).items()
-            if position < targets[partition]
-        )
+        positions = await self.shadow.positions()
+        todo = (number for number, target in targets.items() if target > positions[number])
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(LANES):
-                    group.create_task(self._lane(todo))
+                    group.create_task(self._lane(todo, targets))
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
 
-    async def _lane(self, todo: Iterator[tuple[int, int, int]]) -> None:
+    async def _lane(self, todo: Iterator[int], targets: Mapping[int, int]) -> None:
         """Fill one partition after the other, of those that no other lane has taken."""
-        for partition, position, target in todo:
-            await self._fill(partition, position, target)
+        for partition in todo:
+            await self._fill(partition, targets[partition])
 
-    async def _fill(self, partition: int, position: int, target: int) -> None:
-        checkpoint = await self.shadow.model.open_checkpoint(partition)
+    async def _fill(self, partition: int, target: int) -> None:
+        position = await self.shadow.model.open_checkpoint(partition)
         while position < target:
             events = await self._read(partition, position, min(position + BATCH, target))
-            await self._project(partition, checkpoint, events)
-            checkpoint = position = events[-1].position
+            await self._project(partition, position, events)
+            position = events[-1].position
             self.done(len(events))
 
     async def _read(self, partition: int, after: int, until: int) -> list[CloudEvent]:
@@ -77,7 +74,7 @@ class Filling:
             after = events[-1].position
         return events
 
-    async def _project(self, partition: int, checkpoint: int, events: Sequence[CloudEvent]) -> None:
+    async def _project(self, partition: int, position: int, events: Sequence[CloudEvent]) -> None:
         model = self.shadow.model
         facts = [(event, read(event)) for event in events]
         consents, parked = await asyncio.gather(
@@ -85,7 +82,7 @@ class Filling:
             model.read_parked(list({event.subject for event in events})),
         )
         changes = fold(facts, consents, parked)
-        changes.moves = {partition: Move(self.shadow.epoch, checkpoint, events[-1].position)}
+        changes.moves = {partition: Move(self.shadow.epoch, position, events[-1].position)}
         await model.project(changes)
 
 

@@ -17,8 +17,6 @@ from shared.vocabulary import Grantee
 
 TABLES: Final = ("checkpoints", "patients", "patient_consent", "parked_events")
 """Every table whose rows follow from the log: `rebuild` fills them anew."""
-KEPT: Final = ("partitions", "workers", "discarded_events")
-"""Every other table: what workers agree on, and what operators decided; `rebuild` keeps it."""
 
 _PROJECT = statement("projection_service", "project")
 _READ_CONSENTS = statement("projection_service", "read_consents")

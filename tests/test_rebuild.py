@@ -510,6 +510,20 @@ async def test_who_lacks_the_rights_is_told_so_in_one_line(
     )
 
 
+async def test_what_somebody_else_made_of_the_tables_is_never_dropped_with_them(
+    standing: Deployment, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    before = await everything(connection)
+    await connection.execute("CREATE VIEW report AS SELECT count(*) FROM patients")
+    done = await asyncio.to_thread(standing.run, "projection_service", "rebuild")
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: the database refused: cannot drop")
+    assert len(done.stderr.splitlines()) == 1
+    assert await connection.fetchval("TABLE report") == len(before[0][0])
+    await connection.execute("DROP VIEW report")
+    assert await everything(connection) == before
+
+
 async def test_it_fills_a_read_model_that_was_never_projected_and_the_projection_goes_on(
     deployment: Deployment,
 ) -> None:
