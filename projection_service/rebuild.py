@@ -72,7 +72,11 @@ async def rebuild(settings: ProjectionSettings, progress: Progress, *, dry_run: 
         except Fenced:
             raise NotNow("another rebuild has taken over: let it end, then try again") from None
         except LOST as error:
-            raise NotNow(f"the connection to the read model was lost: {error}") from error
+            raise NotNow(_lost(error)) from error
+
+
+def _lost(error: BaseException) -> str:
+    return f"the connection to the read model was lost: {error}"
 
 
 async def _while_locked(work: Coroutine[None, None, Rebuilt], shadow: Shadow) -> Rebuilt:
@@ -92,7 +96,10 @@ async def _while_locked(work: Coroutine[None, None, Rebuilt], shadow: Shadow) ->
 async def _watch(shadow: Shadow) -> None:
     """Look after the connection; traffic also keeps it from being cut off for its silence."""
     while True:
-        await shadow.ping()
+        try:
+            await shadow.ping()
+        except (OSError, *LOST) as error:
+            raise NotNow(_lost(error)) from error
         await asyncio.sleep(PING_S)
 
 
