@@ -3,15 +3,20 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import typer
+import uvloop
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from projection_service.differences import Compared
 from projection_service.parked import discard_parked, list_parked, retry_parked, show_parked
 from projection_service.purge import Purged, purge_history
+from projection_service.rebuild import Rebuilt
+from projection_service.rebuild import rebuild as rebuild_read_model
+from projection_service.rebuild_progress import show_progress
 from projection_service.settings import ProjectionSettings, ReadModelSettings
 from projection_service.worker import service
 from shared import names
@@ -30,6 +35,9 @@ from shared.durations import parse_duration
 from shared.settings import read_settings
 
 Result = TypeVar("Result")
+
+ROWS_SHOWN: Final = 20
+"""Differences of one table that a person is shown."""
 
 console = Console(highlight=False)
 app = new_app("Keeps the read model of consents, and answers queries from it.")
@@ -173,6 +181,66 @@ def _with_read_model(work: Callable[[Connection], Awaitable[Result]]) -> Result:
 
     with clear_errors():
         return asyncio.run(connected(read_settings(ReadModelSettings).read_model_url))
+
+
+@app.command(epilog="Example: python -m projection_service rebuild --dry-run")
+def rebuild(
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Compare instead of switching; exit code 1 where anything differs."
+        ),
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Build the read model anew out of the log, beside the old one, and switch when it is done.
+
+    Workers go on meanwhile. Killed at any point, it leaves the old one as it was.
+    """
+    with clear_errors():
+        settings = read_settings(ProjectionSettings)
+        with show_progress() as progress:
+            done = uvloop.run(rebuild_read_model(settings, progress, dry_run=dry_run))
+    print_json(done) if json else _show_rebuilt(done)
+    if done.differences:
+        raise typer.Exit(1)
+
+
+def _show_rebuilt(done: Rebuilt) -> None:
+    for compared in done.compared:
+        _show_compared(compared)
+    what = "switched to the new read model" if done.switched else "compared, nothing was changed"
+    console.print(
+        f"{what}: {done.events:,} events in {done.seconds:,.1f} s; "
+        f"held for {done.held_milliseconds:,.0f} ms"
+    )
+    if done.compared:
+        console.print(f"{done.differences:,} differences")
+    if done.parked:
+        console.print(
+            f"{done.parked:,} events are parked: python -m projection_service parked list"
+        )
+
+
+def _show_compared(compared: Compared) -> None:
+    if not compared.different:
+        return
+    shown = compared.examples[:ROWS_SHOWN]
+    of = f"{compared.different:,} differences, the first {len(shown)}"
+    table = Table("row", "in the read model", "by the log", title=f"{compared.table}: {of}")
+    for one in shown:
+        table.add_row(*(_cell(value) for value in (one.key, one.live, one.rebuilt)))
+    console.print(table)
+
+
+def _cell(row: dict[str, object] | None) -> str:
+    if row is None:
+        return "[dim]no such row[/]"
+    return "\n".join(escape(f"{name} {_plain(value)}") for name, value in row.items())
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @app.command()

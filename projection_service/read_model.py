@@ -16,6 +16,16 @@ from shared.queries import Consents, Entry, HasConsent
 from shared.statements import statement
 from shared.vocabulary import Grantee
 
+TABLES: Final = (
+    "checkpoints",
+    "patients",
+    "patient_consent",
+    "parked_events",
+    "consent_history",
+    "history_horizon",
+)
+"""Every table whose rows follow from the log: `rebuild` fills them anew."""
+
 _PROJECT = statement("projection_service", "project")
 _READ_CONSENTS = statement("projection_service", "read_consents")
 _READ_PARKED = statement("projection_service", "read_parked")

@@ -118,7 +118,7 @@ class Deployment:
 
     def run(self, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run `python -m <arguments>` to its end."""
-        process = self._begin(*arguments, **more)
+        process = self.begin(*arguments, **more)
         out, err = process.communicate(timeout=ENDS_WITHIN_S)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -129,7 +129,7 @@ class Deployment:
             ("projection_service", "migrate"),
             ("command_service", "topology"),
         )
-        for step, process in [(step, self._begin(*step)) for step in steps]:
+        for step, process in [(step, self.begin(*step)) for step in steps]:
             _, complaint = process.communicate(timeout=ENDS_WITHIN_S)
             if process.returncode:
                 raise WorkerDidNotStart(f"{' '.join(step)}: {complaint}")
@@ -142,7 +142,7 @@ class Deployment:
         async with connect(self.rabbitmq_url, name="test topology") as broker:
             await declare(broker, self.partitions)
 
-    def _begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    def begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             env=self.environment(**more),

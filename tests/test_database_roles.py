@@ -134,6 +134,7 @@ async def test_the_command_worker_may_not(event_store: str, statement: str) -> N
         "UPDATE consent_history SET began_at = now()",
         "UPDATE history_horizon SET known_since = now()",
         "DELETE FROM history_horizon",
+        "DELETE FROM discarded_events",
         *(
             f"{verb} {table}"
             for table in (

@@ -22,7 +22,8 @@ BEGIN
         'GRANT SELECT, INSERT ON consent_history TO %I',
         'GRANT UPDATE (ended_version, ended_at, ended_command, ended_issuer)
             ON consent_history TO %I',
-        'GRANT SELECT ON history_horizon TO %I'
+        'GRANT SELECT ON history_horizon TO %I',
+        'GRANT INSERT ON discarded_events TO %I'
     ] LOOP
         EXECUTE format(command, role);
     END LOOP;
