@@ -31,7 +31,7 @@ REBUILD_LOCK: Final = 0xC045E48
 PACKAGE: Final = "projection_service"
 CONNECTIONS: Final = 5
 PURGED_WITHIN_S: Final = 600.0
-LONGEST_WAIT_MS: Final = 100
+FIRST_WAIT_MS: Final = 100
 """For one lock. A query that waits for us, as we wait for it, looks for such a deadlock after one
 second (PostgreSQL's deadlock_timeout): by then we have given up, so that no query ever fails."""
 WAIT_FOR_OTHER_REBUILD_MS: Final = 2000
@@ -75,14 +75,15 @@ class Shadow:
         return _positions(await self.pool.fetch(_READ_LIVE_POSITIONS))
 
     @asynccontextmanager
-    async def held(self, mode: Mode) -> AsyncIterator[dict[int, int]]:
+    async def held(self, mode: Mode, patience: int) -> AsyncIterator[dict[int, int]]:
         """Keep writers (SHARE), or readers too (ACCESS EXCLUSIVE), out of the read model.
 
-        Yields how far each partition is projected in it; commits in the end.
+        Whoever uses it is waited for, `patience` times as long as at first; and who comes after
+        that waits as long. Yields how far each partition is projected in it; commits in the end.
         Raises asyncpg.LockNotAvailableError where somebody is in the way.
         """
         async with self._one_at_a_time, self.connection.transaction():
-            await self._set("lock_timeout", str(LONGEST_WAIT_MS))
+            await self._set("lock_timeout", str(FIRST_WAIT_MS * patience))
             await self._set("consent.tables", ",".join(TABLES))
             await self._set("consent.mode", mode)
             await self.connection.execute(_HOLD_READ_MODEL)
