@@ -88,9 +88,14 @@ class Client:
         body = body_of(type_, patient_id, **fields)
         return await self.reply(await self.send(type_, body, **more))
 
-    async def query(self, type_: str, **body: Any) -> Json:  # noqa: ANN401
-        """Ask a query and wait for its answer."""
-        return await self.reply(await self.send(type_, body, exchange="consent.queries", key=type_))
+    async def query(self, type_: str, *, asks: int = 4, **body: Any) -> Json:  # noqa: ANN401
+        """Ask a query and wait for its answer; again while a slow machine has not projected it."""
+        for _ in range(asks):
+            sent = await self.send(type_, body, exchange="consent.queries", key=type_)
+            answer = await self.reply(sent)
+            if answer.get("error") != "not_yet_projected":
+                break
+        return answer
 
     async def subscribe(
         self, pattern: str, on_event: Callable[[AbstractIncomingMessage], None]
