@@ -185,7 +185,7 @@ class _Rebuild:
             await self._filling.reach(targets)
             live = await self._shadow.live_positions()
             behind = _missing(await self._shadow.positions(), live)
-        await self._shadow.forget_purged()  # nearly all of it, before anybody is kept waiting
+        await self._shadow.forget_purged(self._shadow.pool)  # nearly all of it, before anybody is kept waiting
 
     async def _heads(self) -> dict[int, int]:
         """Read where the logs end; where one is behind the read model, filling will say so."""
@@ -198,7 +198,7 @@ class _Rebuild:
         async with asyncio.timeout(HOLD_S * self._patience):
             await self._filling.reach(live)
             await self._shadow.give_up_discarded()
-            await self._shadow.forget_purged()
+            await self._shadow.forget_purged(self._shadow.connection)
 
     async def _wait_for_others(self) -> None:
         """Let go for a moment: a long query, say of a backup, uses the read model."""

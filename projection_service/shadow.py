@@ -43,6 +43,7 @@ _READ_RIGHTS = statement(PACKAGE, "read_rights")
 _READ_POSITIONS = statement(PACKAGE, "read_positions")
 _READ_LIVE_POSITIONS = statement(PACKAGE, "read_live_positions")
 _STAMP_SHADOW = statement(PACKAGE, "stamp_shadow")
+_READ_PURGED_UNTIL = statement("projection_service", "read_purged_until")
 _PURGE_SHADOW = statement("projection_service", "purge_shadow")
 _UNPARK_DISCARDED = statement(PACKAGE, "unpark_discarded")
 _HOLD_READ_MODEL = statement(PACKAGE, "hold_read_model")
@@ -106,10 +107,14 @@ class Shadow:
                 await retry_parked(connection, patient_id)
             await connection.execute(_STAMP_SHADOW, self.epoch)
 
-    async def forget_purged(self) -> None:
-        """Purge in the shadow's history what was purged in the read model's."""
+    async def forget_purged(self, reader: Queryable) -> None:
+        """Purge in the shadow's history what was purged in the read model's.
+
+        `reader` reads up to when that was: while the read model is held, only its holder can.
+        """
+        until = await reader.fetchval(_READ_PURGED_UNTIL)
         async with self.pool.acquire() as connection, connection.transaction():
-            await connection.execute(_PURGE_SHADOW, timeout=PURGED_WITHIN_S)
+            await connection.execute(_PURGE_SHADOW, until, timeout=PURGED_WITHIN_S)
             await connection.execute(_STAMP_SHADOW, self.epoch)
 
     async def switch(self) -> None:
