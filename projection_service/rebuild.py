@@ -185,7 +185,9 @@ class _Rebuild:
             await self._filling.reach(targets)
             live = await self._shadow.live_positions()
             behind = _missing(await self._shadow.positions(), live)
-        await self._shadow.forget_purged(self._shadow.pool)  # nearly all of it, before anybody is kept waiting
+        await self._shadow.forget_purged(
+            self._shadow.pool
+        )  # nearly all of it, before anybody is kept waiting
 
     async def _heads(self) -> dict[int, int]:
         """Read where the logs end; where one is behind the read model, filling will say so."""

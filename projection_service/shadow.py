@@ -14,6 +14,7 @@ from projection_service.read_model import TABLES, ReadModel
 from shared.database import (
     Connection,
     Pool,
+    Queryable,
     Session,
     check_not_newer,
     check_partitions,
