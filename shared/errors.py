@@ -13,6 +13,7 @@ class ConsentError(Exception):
     ├── Fenced               another worker owns the partition now; let go of it
     ├── Conflict             somebody appended first; read again, decide again
     ├── NoAnswer             no reply came in time; ask again with the same command id
+    ├── NotHandled           a subscriber's handler failed, and the event can't be parked
     └── QueryRefused         the query was answered with an error
     """
 
@@ -53,6 +54,10 @@ class Conflict(ConsentError):
 
 class NoAnswer(ConsentError):
     """No reply came in time. A command may be sent again under the same id, without harm."""
+
+
+class NotHandled(ConsentError):
+    """A handler kept failing on an event, which could be parked nowhere; the cause says why."""
 
 
 class QueryRefused(ConsentError):
