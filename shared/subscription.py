@@ -27,7 +27,7 @@ from shared.log_client import LogClient
 from shared.parking import Handle, Parking, ParkingQueue
 from shared.replies import Detail
 from shared.requests import Requests
-from shared.subscription_queue import become_reader, declare_durable, declare_passing
+from shared.subscription_queue import become_reader, check_name, declare_durable, declare_passing
 from shared.track import Track
 
 MOST: Final = 100
@@ -94,7 +94,7 @@ async def subscribe(
     """
     wanted = Wanted(
         url,
-        queue,
+        check_name(queue),
         handle,
         positions,
         binding.check(patterns),
@@ -175,9 +175,9 @@ class Subscription:
         intake = Intake(broker, prefetch=PREFETCH)
         await intake.open(queue)  # before the log is read: nothing falls in between
         log_client = LogClient(await Requests.open(broker))
-        tracks = await self._tracks(log_client, was_there)
-        follower = Follower(intake, log_client, await self._handing(broker), most=MOST)
-        for number, track in tracks.items():
+        handing = await self._handing(broker)  # it may move the positions that are stored
+        follower = Follower(intake, log_client, handing, most=MOST)
+        for number, track in (await self._tracks(log_client, was_there)).items():
             follower.open(number, track)
         log.info("subscription.started", queue=queue)
         self._began = True
@@ -186,7 +186,7 @@ class Subscription:
                 for loop in (follower.run(), follower.keep_up(), broker.wait_lost()):
                     group.create_task(loop)
         except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+            raise failures.exceptions[0]  # noqa: B904 - it keeps its own cause
         finally:
             self._remember(follower)
 
@@ -257,10 +257,12 @@ class Handing:
     async def apply(self, events: Sequence[CloudEvent]) -> None:
         """Hand over those that are chosen."""
         for event in events:
-            if self._chosen(event):
+            chosen = self._chosen(event)
+            if chosen:
                 await self._hand_over(event)
+            self._reached[event.partition] = event.position  # before anything may be cancelled
+            if chosen:
                 await asyncio.sleep(0)  # for heartbeats, where the handler never waits
-            self._reached[event.partition] = event.position
 
     async def _hand_over(self, event: CloudEvent) -> None:
         if event.subject in self._parked:

@@ -1,6 +1,7 @@
 """The queue of a subscription: its reader declares and binds it, and alone reads it."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ import structlog
 
 from shared import names
 from shared.broker import Broker, Channel
-from shared.errors import SchemaError
+from shared.errors import SchemaError, SettingsError
 from shared.topology import NO_LIMIT
 
 ARGUMENTS: Final[dict[str, Any]] = {
@@ -18,8 +19,21 @@ ARGUMENTS: Final[dict[str, Any]] = {
     "x-single-active-consumer": True,
 }
 STANDBY_S: Final = 1.0
+LONGEST_NAME: Final = 200
+"""Some bytes below what AMQP allows, for the names of the queues beside it."""
+_NAME: Final = re.compile(rf"[A-Za-z0-9._:@ -]{{1,{LONGEST_NAME}}}")
 
 log = structlog.get_logger()
+
+
+def check_name(queue: str) -> str:
+    """Return the name; raises SettingsError where no queue can have it."""
+    if not _NAME.fullmatch(queue):
+        raise SettingsError(
+            f"the queue's name must be 1 to {LONGEST_NAME} letters, digits or . - _ : @, "
+            "and begin with the name of the broker's user"
+        )
+    return queue
 
 
 async def become_reader(broker: Broker, queue: str) -> None:
