@@ -184,7 +184,8 @@ def watch(
     """Follow the events as they happen, until Ctrl-C."""
     start = Start.ORIGIN if from_origin else Start.NOW
     positions = read_positions(from_)
-    with _clear_errors(), suppress(KeyboardInterrupt):
+    # Ctrl-C cancels; asyncio says so in the one way or the other.
+    with _clear_errors(), suppress(KeyboardInterrupt, asyncio.CancelledError):
         settings = read_settings(ClientSettings)
         set_up_logs("WARNING", "console")
         asyncio.run(watch_events(settings, patterns or [], patient, start, positions, json=json))

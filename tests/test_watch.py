@@ -108,7 +108,7 @@ async def test_from_now_on_every_event_is_a_line_for_a_person_until_ctrl_c(
         await client.command("GrantConsent", "[red]p[/]", entity="nurse", id_="n-1")
         await client.command("RevokeConsent", "[red]p[/]", entity="nurse", id_="n-1")
         await watch.shows("[red]p[/]  revoked from nurse n-1  exams")
-        assert watch.interrupt() == 0
+        assert watch.interrupt() == 0, watch.complaints
     assert any("[red]p[/]  granted to nurse n-1  exams" in line for line in watch.lines)
     assert any("p-now  asked by doctor d-1  exams" in line for line in watch.lines)
     assert not any("p-before" in line for line in watch.lines)
@@ -121,7 +121,7 @@ async def test_from_the_origin_as_json_each_line_is_the_event_as_it_was_publishe
     asked = await client.command("AskConsent", "p-json")
     with watching(running, tmp_path, "--from-origin", "--json") as watch:
         await watch.shows('"subject":"p-json"')
-        assert watch.interrupt() == 0
+        assert watch.interrupt() == 0, watch.complaints
     (event,) = [one for one in watch.events if one["subject"] == "p-json"]
     assert (event["specversion"], event["id"]) == ("1.0", asked["events"][0]["id"])
     positions = [one["position"] for one in watch.events if one["partition"] == asked["partition"]]
@@ -167,7 +167,7 @@ async def test_a_broker_that_goes_away_is_waited_for_and_nothing_is_missed(
             link.cut()
             await client.command("AskConsent", "p-cut-2")
             await watch.shows("p-cut-2")
-            assert watch.interrupt() == 0
+            assert watch.interrupt() == 0, watch.complaints
     versions = [one["streamversion"] for one in watch.events if one["subject"] == "p-cut"]
     assert versions == list(range(versions[0], versions[0] + len(versions)))
     assert "subscription.lost" in watch.complaints
