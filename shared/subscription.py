@@ -72,7 +72,9 @@ async def subscribe(
     `positions` returns what is stored; it is asked at each beginning, and a lost connection is
     one. Without it, positions are remembered as long as this call lasts. So each event takes
     effect once, in the order of its partition, wherever a process or a connection ends. To cancel
-    is safe at any moment: the transaction in hand is rolled back, and its event comes again.
+    is safe at any moment: the transaction in hand is rolled back, and its event comes again. Only
+    a process that is frozen until another one takes over may wake up and handle a few events
+    beside it; a unique key on the event's id keeps these from taking effect twice.
 
     When `handle` raises, it is tried again with growing pauses: without end for `waits_for`
     (what it needs is away), else `attempts` times in all. Then the event is parked, together
@@ -139,6 +141,7 @@ class Subscription:
         self._wanted = wanted
         self._reached: dict[int, int] = {}
         self._began = False
+        self._said = ""
 
     async def begin(self) -> None:
         """Connect and follow until the connection is lost; wait with growing pauses for one."""
@@ -180,7 +183,7 @@ class Subscription:
         for number, track in (await self._tracks(log_client, was_there)).items():
             follower.open(number, track)
         log.info("subscription.started", queue=queue)
-        self._began = True
+        self._began, self._said = True, ""
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in (follower.run(), follower.keep_up(), broker.wait_lost()):
@@ -238,8 +241,12 @@ class Subscription:
             self._reached[number] = max(reached, follower.position(number))
 
     def _tell(self, state: RetryCallState) -> None:
+        """Say why there is no subscription, when the reason changes."""
         error = state.outcome.exception() if state.outcome else None
-        log.warning("subscription.waiting", queue=self._wanted.queue, reason=str(error))
+        reason = f"{type(error).__name__}: {error}"
+        if reason != self._said:
+            log.warning("subscription.waiting", queue=self._wanted.queue, reason=reason)
+        self._said = reason
 
 
 class Handing:
@@ -304,12 +311,10 @@ class Handing:
         log.error("delivery.dropped", queue=item.source.queue, reason=details[0].field)
 
     def took(self, deliveries: int, events: int, seconds: float) -> None:
-        """Say what a batch was."""
-        log.debug("batch.handled", deliveries=deliveries, events=events, seconds=seconds)
+        """Nothing is measured here."""
 
     def read_on(self, partition: int, events: int, lag: int) -> None:
-        """Say what came from the log."""
-        log.debug("log.read", partition=partition, events=events, lag=lag)
+        """Nothing is measured here."""
 
 
 async def _heads(log_client: LogClient, partitions: int) -> list[int]:
