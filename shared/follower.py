@@ -132,6 +132,7 @@ class Follower:
         """Tell *seen*, *next* and *gap* apart; return what is done with, and what to apply."""
         done: list[Item] = []
         events: list[CloudEvent] = []
+        now = monotonic()
         for item in items:
             event = await self._decode(item)
             if event is None:
@@ -144,7 +145,7 @@ class Follower:
             if place is Place.GAP:
                 self._hold(followed, event.position, item)
                 continue
-            followed.busy_at = monotonic()
+            followed.busy_at = now
             done.append(item)
             if place is Place.NEXT:
                 events.append(event)
