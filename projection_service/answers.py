@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
-from projection_service import metrics
 from projection_service.read_model import ReadModel
 from shared.intake import Intake, Item
+from shared.metrics import QUERIES
 from shared.queries import ConsentHeld, Consents, HasConsent, ListConsents, QueryFailed
 from shared.questions import answer, read_query
 from shared.reply_channel import ReplyChannel
@@ -98,7 +98,7 @@ class Answers:
         await self._intake.settle_one(item)
         kind = item.delivery.routing_key
         label = found.error if isinstance(found, QueryFailed) else found.status
-        metrics.QUERIES.labels(kind if kind in KINDS else "other", label).inc()
+        QUERIES.labels(kind if kind in KINDS else "other", label).inc()
 
 
 def too_late(version: int) -> QueryFailed:

@@ -19,6 +19,7 @@ from shared.errors import NoAnswer
 from shared.intake import Intake, Item
 from shared.leases import Lease
 from shared.log_client import LogClient
+from shared.metrics import LAST_PROGRESS
 from shared.replies import Detail
 from shared.validation import details_of
 
@@ -219,7 +220,6 @@ class Projector:
             following = [one for one in page.events if one.position > track.checkpoint]
             await self._project(following)
             metrics.EVENTS.labels("read_from_log").inc(len(following))
-            metrics.LAG_EVENTS.labels(partition).set(page.head - track.checkpoint)
             await self._set_aside_beyond(track, held, page.head)
             await self._release(track)
         return bool(following) and (track.gap() or track.checkpoint < page.head)
@@ -255,6 +255,7 @@ def _report(deliveries: int, events: int, seconds: float) -> None:
     metrics.EVENTS.labels("applied").inc(events)
     metrics.BATCH.observe(deliveries)
     metrics.BATCH_SECONDS.observe(seconds)
+    LAST_PROGRESS.labels("project").set_to_current_time()
     log.info(
         "batch.projected",
         deliveries=deliveries,
