@@ -6,7 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -22,6 +22,8 @@ from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
 from tests.sandbox.install import postgres_programs
 from tests.sandbox.servers import USER, DatabaseServer
+
+pytestmark = pytest.mark.timeout(300)
 
 VHOST: Final = "compose"
 WORKERS: Final = ("command_service", "projection_service")
@@ -116,7 +118,7 @@ async def test_every_command_works_under_the_users_and_in_the_environment_of_the
     try:
         for worker in workers:
             worker.wait_ready(within=60)
-            assert health(worker).returncode == 0
+            await eventually(has_looked(worker), within=60)
 
         async def granted() -> bool:
             done = prepared.run("consent", "grant", "p-1", "doctor", "d-1", "exams")
@@ -132,6 +134,17 @@ async def test_every_command_works_under_the_users_and_in_the_environment_of_the
     finally:
         for worker in workers:
             worker.process.send_signal(signal.SIGKILL)
+
+
+def has_looked(worker: Worker) -> Callable[[], Awaitable[bool]]:
+    """Whether its observer may see all that it must, and the health check is content."""
+
+    async def look() -> bool:
+        everywhere = ("broker", "database", "log" if "projection" in worker.service else "broker")
+        seen = [worker.metric("consent_last_look_timestamp_seconds", at) for at in everywhere]
+        return all(seen) and health(worker).returncode == 0
+
+    return look
 
 
 def health(worker: Worker) -> "subprocess.CompletedProcess[str]":
@@ -218,6 +231,16 @@ def test_every_password_comes_from_a_variable_whose_default_is_marked_as_a_demon
                 assert urlsplit(value).password in {"SECRET", None}, (name, variable)
     for variable, default in re.findall(r"\$\{(\w+):-([^}]*)\}", text):
         assert variable == "CONSENT_PARTITIONS" or default.startswith("demo-")
+
+
+def test_every_key_is_one_that_compose_knows() -> None:
+    """So that a slip of the pen is seen where there is no engine."""
+    known = (
+        "build cap_drop command depends_on entrypoint environment healthcheck hostname image ports "
+        "profiles read_only restart security_opt stop_grace_period tmpfs volumes"
+    )
+    for name, one in services().items():
+        assert not set(one) - set(known.split()), name
 
 
 def test_every_file_and_volume_that_is_mounted_exists() -> None:
