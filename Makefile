@@ -47,10 +47,13 @@ format: setup ## mend what lint and format can mend
 bench: servers setup ## measure, print a table, write JSON (QUICK=1: a tenth of the work)
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
 
-lock: setup ## write the lock file anew from pyproject.toml
+lock: setup ## write the lock files anew from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --quiet \
 		-o requirements.lock
+	@$(BIN)/uv pip compile pyproject.toml --extra image --constraint requirements.lock --universal \
+		--python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+		--quiet -o requirements-image.lock
 
 clean: ## remove what was made here
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench-results

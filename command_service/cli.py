@@ -1,8 +1,10 @@
 """The command line of the command service."""
 
 import asyncio
+import json as json_module
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +27,7 @@ from shared.command_line import (
 )
 from shared.database import connect_once
 from shared.database import migrate as migrate_database
+from shared.definitions import definitions, read_user
 from shared.durations import parse_duration
 from shared.errors import SettingsError
 from shared.permissions import Role, rabbitmqctl_lines
@@ -78,6 +81,25 @@ def permissions(
         vhost = virtual_host(read_settings(ClientSettings).rabbitmq_url)
         for line in rabbitmqctl_lines(vhost, user, roles):
             typer.echo(line)
+
+
+@app.command("definitions")
+def definitions_(
+    users: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=ROLE[,ROLE]...", help="Its password is in PASSWORD_<NAME>."),
+    ],
+    output: Annotated[Path, typer.Option(help="The file to write.")],
+) -> None:
+    """Write a definitions file that gives a broker its users when it boots.
+
+    Example: PASSWORD_CLINIC_A=… python -m command_service definitions --output f clinic-a=asker
+    """
+    with clear_errors():
+        vhost = virtual_host(read_settings(ClientSettings).rabbitmq_url)
+        content = definitions(vhost, [read_user(user) for user in users])
+        output.write_text(json_module.dumps(content, indent=1), encoding="utf-8")
+        typer.echo(f"defined {len(users)} users in {output}")
 
 
 @app.command()

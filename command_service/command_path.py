@@ -19,6 +19,7 @@ from command_service.stream_cache import StreamCache
 from command_service.suspects import Suspects
 from shared.errors import Conflict
 from shared.intake import SUSPICIOUS, Intake, Item
+from shared.metrics import LAST_PROGRESS
 from shared.replies import CommandRejected, Outcome
 
 MAX_BATCH: Final = 500
@@ -135,6 +136,7 @@ def _outcome(answer: Answer, appended: Appended) -> Outcome:
 def _report(items: Sequence[Item], appended: Appended, seconds: float) -> None:
     metrics.BATCH.observe(len(items))
     metrics.BATCH_SECONDS.observe(seconds)
+    LAST_PROGRESS.labels("append").set_to_current_time()
     metrics.EVENTS_APPENDED.inc(len(appended.events))
     log.info(
         "batch.appended",

@@ -2,8 +2,9 @@
 
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+from shared.lag import Lag
 from shared.metrics import BATCH_SIZES, DURATIONS_S
 
 COMMANDS: Final = Counter(
@@ -20,6 +21,11 @@ BATCH_SECONDS: Final = Histogram(
 )
 EVENTS_APPENDED: Final = Counter("consent_events_appended", "Events appended to the log")
 EVENTS_PUBLISHED: Final = Counter("consent_events_published", "Events confirmed by the broker")
-PUBLISH_BACKLOG: Final = Gauge(
-    "consent_publish_backlog", "Events appended and not yet confirmed", ["partition"]
+COMMAND_SECONDS: Final = Histogram(
+    "consent_command_seconds",
+    "From a command's arrival at the worker to its reply",
+    buckets=DURATIONS_S,
 )
+LOG_HEAD: Final = Gauge("consent_log_head", "The last position of the log", ["partition"])
+PUBLISH_BACKLOG: Final = Lag("consent_publish_backlog", "Events appended and not yet confirmed")
+REGISTRY.register(PUBLISH_BACKLOG)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final
@@ -13,6 +13,7 @@ from command_service.recorded_event import RecordedEvent
 from shared.broker import PUBLISH_WINDOW, Channel, publish_in_order
 from shared.errors import Fenced
 from shared.leases import Lease
+from shared.metrics import LAST_PROGRESS
 
 PAGE: Final = 500
 MOST_IN_MEMORY: Final = 5_000
@@ -77,10 +78,6 @@ class Publisher:
             self._outboxes[event.partition].add(event)
         self._wake.set()
 
-    def backlog(self) -> Mapping[int, int]:
-        """How many events of each partition wait for their confirm."""
-        return {number: box.head - box.published for number, box in self._outboxes.items()}
-
     async def close(self, partition: int) -> None:
         """Return when the broker has the whole log of a partition, and that is remembered."""
         await self._outboxes[partition].empty.wait()
@@ -121,6 +118,7 @@ class Publisher:
             raise Fenced("the leases ran out before the events were published")
         await publish_in_order(self._channel, [event.message() for event in window])
         metrics.EVENTS_PUBLISHED.inc(len(window))
+        LAST_PROGRESS.labels("publish").set_to_current_time()
         for event in window:
             self._outboxes[event.partition].confirm(event.position)
 

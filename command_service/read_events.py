@@ -6,6 +6,7 @@ from typing import Final
 from command_service.event_store import EventStore
 from command_service.recorded_event import RecordedEvent
 from shared.intake import Intake, Item
+from shared.metrics import QUERIES
 from shared.partition import partition_of
 from shared.queries import QueryFailed, ReadEvents
 from shared.questions import answer, invalid, read_query
@@ -35,16 +36,19 @@ class LogReader:
 
     async def _answer(self, item: Item) -> None:
         query = read_query(item.delivery, _KINDS)
-        body = query.to_json() if isinstance(query, QueryFailed) else await self._page(query)
+        found = query if isinstance(query, QueryFailed) else await self._page(query)
+        body = found.to_json() if isinstance(found, QueryFailed) else found
         await answer(self._answers, item.delivery, body)
         await self._intake.settle_one(item)
+        status = found.error if isinstance(found, QueryFailed) else "ok"
+        QUERIES.labels(ReadEvents.type, status).inc()
 
-    async def _page(self, query: ReadEvents) -> bytes:
+    async def _page(self, query: ReadEvents) -> bytes | QueryFailed:
         if query.partition >= self._partitions:
-            return invalid("partition", f"must be below {self._partitions}").to_json()
+            return invalid("partition", f"must be below {self._partitions}")
         patient_id = query.patient_id
         if patient_id and (own := partition_of(patient_id, self._partitions)) != query.partition:
-            return invalid("patient_id", f"is in partition {own}").to_json()
+            return invalid("patient_id", f"is in partition {own}")
         events = await self._store.read_log(
             query.partition, query.after_position, query.limit, patient_id
         )

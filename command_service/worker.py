@@ -5,6 +5,7 @@ from typing import Final
 
 from command_service.command_path import CommandPath
 from command_service.event_store import EventStore
+from command_service.outlook import outlook
 from command_service.publisher import Publisher
 from command_service.read_events import LogReader
 from command_service.settings import CommandSettings
@@ -14,6 +15,7 @@ from command_service.suspects import Suspects
 from shared import names
 from shared.intake import Intake
 from shared.leases import Lease
+from shared.metrics import OLDEST_IN_HAND
 from shared.session import Opened, Service
 
 PREFETCH: Final = 250
@@ -41,6 +43,8 @@ class CommandWorker:
         broker, store = opened.broker, EventStore(opened.pool)
         intake = Intake(broker, prefetch=PREFETCH)
         queries = Intake(broker, prefetch=LOG_PREFETCH)
+        OLDEST_IN_HAND.labels("commands").set_function(intake.oldest_s)
+        OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         publisher = Publisher(await broker.channel(confirms=True), store, opened.may_write)
         settler = Settler(intake, opened.replies, await broker.channel(confirms=True))
         suspects = Suspects(opened.pool)
@@ -90,4 +94,9 @@ def service(settings: CommandSettings) -> Service:
     async def make_worker(opened: Opened) -> CommandWorker:
         return await CommandWorker.open(opened, settings)
 
-    return Service("command_service", settings.event_store_url, make_worker)
+    return Service(
+        package="command_service",
+        database_url=settings.event_store_url,
+        make_worker=make_worker,
+        outlook=outlook(settings.consent_partitions),
+    )

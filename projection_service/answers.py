@@ -6,11 +6,11 @@ from datetime import datetime
 from time import monotonic
 from typing import Final
 
-from projection_service import metrics
 from projection_service.past import Past, is_never
 from projection_service.read_model import Held, ReadModel
 from shared.cloud_event import timestamp
 from shared.intake import Intake, Item
+from shared.metrics import QUERIES
 from shared.queries import (
     ConsentHeld,
     ConsentHistory,
@@ -138,7 +138,7 @@ class Answers:
         await self._intake.settle_one(item)
         kind = item.delivery.routing_key
         label = found.error if isinstance(found, QueryFailed) else found.status
-        metrics.QUERIES.labels(kind if kind in KINDS else "other", label).inc()
+        QUERIES.labels(kind if kind in KINDS else "other", label).inc()
 
 
 def too_late(version: int) -> QueryFailed:

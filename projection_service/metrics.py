@@ -2,8 +2,9 @@
 
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+from shared.lag import Lag
 from shared.metrics import BATCH_SIZES, DURATIONS_S
 
 EVENTS: Final = Counter("consent_events_projected", "Events by what became of them", ["fate"])
@@ -13,7 +14,7 @@ BATCH: Final = Histogram(
 BATCH_SECONDS: Final = Histogram(
     "consent_projection_batch_seconds", "From taking a batch to its commit", buckets=DURATIONS_S
 )
-LAG_EVENTS: Final = Gauge(
-    "consent_projection_lag_events", "Events of the log not yet projected", ["partition"]
-)
-QUERIES: Final = Counter("consent_queries", "Queries answered", ["type", "status"])
+LAG: Final = Lag("consent_projection_lag", "Events of the log not yet projected")
+REGISTRY.register(LAG)
+PARKED_EVENTS: Final = Gauge("consent_parked_events", "Events that could not be applied")
+PARKED_PATIENTS: Final = Gauge("consent_parked_patients", "Patients whose events wait for one")

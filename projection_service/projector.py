@@ -16,6 +16,7 @@ from shared.follower import Follower
 from shared.intake import Intake, Item
 from shared.leases import Lease
 from shared.log_client import LogClient
+from shared.metrics import LAST_PROGRESS
 from shared.replies import Detail
 from shared.track import Track
 
@@ -79,6 +80,7 @@ class Projector:
         metrics.EVENTS.labels("applied").inc(events)
         metrics.BATCH.observe(deliveries)
         metrics.BATCH_SECONDS.observe(seconds)
+        LAST_PROGRESS.labels("project").set_to_current_time()
         log.info(
             "batch.projected",
             deliveries=deliveries,
@@ -86,10 +88,9 @@ class Projector:
             milliseconds=round(seconds * 1000, 1),
         )
 
-    def read_on(self, partition: int, events: int, lag: int) -> None:
-        """Count what came from the log, and how far it is ahead."""
+    def read_on(self, events: int) -> None:
+        """Count what came from the log."""
         metrics.EVENTS.labels("read_from_log").inc(events)
-        metrics.LAG_EVENTS.labels(partition).set(lag)
 
 
 def _tell_parked(changes: Changes) -> None:

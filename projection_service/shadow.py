@@ -16,9 +16,8 @@ from shared.database import (
     Pool,
     Queryable,
     Session,
-    check_not_newer,
     check_partitions,
-    check_schema,
+    compare_schema,
     connect_once,
     copy_schema,
     open_pool,
@@ -120,7 +119,7 @@ class Shadow:
 
     async def switch(self) -> None:
         """Put the shadow in the place of the read model, which is held with ACCESS EXCLUSIVE."""
-        await check_not_newer(self.connection, PACKAGE)  # nobody migrated meanwhile
+        await compare_schema(self.connection, PACKAGE)  # nobody migrated meanwhile
         await self.connection.execute(_SWITCH_TO_SHADOW)
 
     async def count_parked(self) -> int:
@@ -154,8 +153,7 @@ async def open_shadow(url: str, partitions: int) -> AsyncIterator[Shadow]:
     connection = await connect_once(url, PACKAGE, name="rebuild")
     try:
         await check_partitions(connection, partitions)
-        await check_schema(connection, PACKAGE)
-        await check_not_newer(connection, PACKAGE)
+        await compare_schema(connection, PACKAGE)
         owner = await _become_owner(connection)
         await _lock(connection)
         async with _filled_by(connection, url, owner, partitions) as shadow:

@@ -4,6 +4,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from projection_service.answers import Answers
+from projection_service.outlook import outlook
 from projection_service.past import Past
 from projection_service.projector import Projector
 from projection_service.read_model import ReadModel
@@ -12,6 +13,7 @@ from shared import names
 from shared.intake import Intake
 from shared.leases import Lease
 from shared.log_client import LogClient
+from shared.metrics import OLDEST_IN_HAND
 from shared.requests import Requests
 from shared.session import Opened, Service
 
@@ -43,6 +45,8 @@ class ProjectionWorker:
             LogClient(await Requests.open(broker)),
             await broker.channel(confirms=True),
         )
+        OLDEST_IN_HAND.labels("events").set_function(intake.oldest_s)
+        OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         answers = Answers(queries, opened.replies, read_model, Past(opened.pool))
         await queries.open(names.QUERIES)
         return cls(projector, answers, intake, queries)
@@ -74,4 +78,9 @@ class ProjectionWorker:
 
 def service(settings: ProjectionSettings) -> Service:
     """Describe this service to the session that runs it."""
-    return Service("projection_service", settings.read_model_url, ProjectionWorker.open)
+    return Service(
+        package="projection_service",
+        database_url=settings.read_model_url,
+        make_worker=ProjectionWorker.open,
+        outlook=outlook(settings.consent_partitions),
+    )

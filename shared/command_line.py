@@ -12,6 +12,8 @@ from pydantic_core import to_json
 from shared.broker import BROKER_ERRORS
 from shared.errors import NotConnected, NotNow, SchemaError, SettingsError
 from shared.logs import hush_libraries, set_up_logs
+from shared.metrics import tell_build
+from shared.observer import Observer
 from shared.process import run_process
 from shared.readiness import Readiness
 from shared.session import Service, run_session
@@ -66,8 +68,12 @@ def run_worker(service: Service, settings: WorkerSettings) -> None:
         service=service.package,
         worker_id=settings.worker_id,
     )
+    tell_build(service.package)
     readiness = Readiness()
-    run_process(lambda stop: run_session(service, settings, readiness, stop), settings, readiness)
+    observer = Observer(service.package, service.database_url, settings, readiness, service.outlook)
+    run_process(
+        lambda stop: run_session(service, settings, readiness, stop), settings, readiness, observer
+    )
 
 
 def _end(line: str, code: int) -> NoReturn:

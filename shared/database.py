@@ -1,7 +1,8 @@
 """Opens a service's database and brings it to the schema that this version needs."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -133,7 +134,31 @@ async def check_partitions(connection: Queryable, partitions: int) -> None:
 
 async def check_schema(connection: Queryable, package: str) -> None:
     """Raise SchemaError where a migration that this version needs is missing."""
-    missing = _known("shared") | _known(package)
+    _refuse_older(await _recorded(connection), package)
+
+
+async def compare_schema(connection: Queryable, package: str) -> None:
+    """Raise SchemaError where the schema is not exactly that of this version.
+
+    Under a newer one a worker goes on, until it is replaced; it is only not ready any more.
+    """
+    recorded = await _recorded(connection)
+    _refuse_older(recorded, package)
+    unknown = recorded - _needed(package)
+    if unknown:
+        raise SchemaError(
+            f"the schema is newer than this version: replace the worker ({max(unknown)})"
+        )
+
+
+def _refuse_older(recorded: Set[str], package: str) -> None:
+    missing = _needed(package) - recorded
+    if missing:
+        raise SchemaError(f"the schema is older than this version: run `migrate` ({min(missing)})")
+
+
+async def _recorded(connection: Queryable) -> set[str]:
+    """Read which migrations were applied; raises SchemaError before the first one."""
     try:
         rows = await connection.fetch("SELECT migration_id FROM public._pogo_migration")
     except asyncpg.UndefinedTableError:
@@ -141,19 +166,7 @@ async def check_schema(connection: Queryable, package: str) -> None:
     except asyncpg.InsufficientPrivilegeError as error:
         role = "`migrate --worker-role` with the role that it connects as"
         raise NotConnected(f"the worker lacks a right ({error}): run {role}") from None
-    missing -= {row["migration_id"] for row in rows}
-    if missing:
-        raise SchemaError(f"the schema is older than this version: run `migrate` ({min(missing)})")
-
-
-async def check_not_newer(connection: Queryable, package: str) -> None:
-    """Raise SchemaError where the database has a migration that this version does not know."""
-    rows = await connection.fetch("SELECT migration_id FROM public._pogo_migration")
-    unknown = {row["migration_id"] for row in rows} - _known("shared") - _known(package)
-    if unknown:
-        raise SchemaError(
-            f"the schema is newer than this version ({max(unknown)}): use the version that made it"
-        )
+    return {row["migration_id"] for row in rows}
 
 
 async def copy_schema(connection: Connection, package: str, partitions: int) -> None:
@@ -208,6 +221,11 @@ async def _applied(connection: Connection) -> set[str]:
         return set()
     rows = await connection.fetch("SELECT migration_id FROM public._pogo_migration")
     return {row["migration_id"] for row in rows}
+
+
+@cache
+def _needed(package: str) -> frozenset[str]:
+    return frozenset(_known("shared") | _known(package))
 
 
 def _known(package: str) -> set[str]:

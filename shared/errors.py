@@ -9,7 +9,7 @@ class ConsentError(Exception):
     ├── SchemaError          the operator must migrate; exit code 2
     ├── NotConnected         a server refuses us: TLS, login or address; an operator must mend it
     ├── NotAllowed           the broker's user may not do that; ask for the permission
-    ├── TopologyMissing      a queue is not there (yet); wait for the operator
+    ├── TopologyMissing      a queue or exchange is not there (yet); wait for the operator
     ├── Fenced               another worker owns the partition now; let go of it
     ├── Conflict             somebody appended first; read again, decide again
     ├── NotNow               something is in the way; nothing was changed, try again; exit code 3
@@ -39,10 +39,10 @@ class NotAllowed(ConsentError):
 
 
 class TopologyMissing(ConsentError):
-    """A queue that the worker reads has not been declared."""
+    """A queue or exchange that the worker needs has not been declared."""
 
-    def __init__(self, queue: str) -> None:
-        super().__init__(f"the queue {queue} is missing: run `python -m command_service topology`")
+    def __init__(self, name: str, kind: str = "queue") -> None:
+        super().__init__(f"the {kind} {name} is missing: run `python -m command_service topology`")
 
 
 class Fenced(ConsentError):

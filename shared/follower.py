@@ -40,8 +40,8 @@ class Consumer(Protocol):
     def took(self, deliveries: int, events: int, seconds: float) -> None:
         """Note that so many deliveries were handled, of which these were new events."""
 
-    def read_on(self, partition: int, events: int, lag: int) -> None:
-        """Note that so many events came from the log, which has `lag` more."""
+    def read_on(self, events: int) -> None:
+        """Note that so many events came from the log."""
 
 
 @dataclass(eq=False, slots=True)
@@ -210,7 +210,7 @@ class Follower:
             followed.busy_at = monotonic()
             following = [one for one in page.events if track.place(one.position) is Place.NEXT]
             await self._apply(following, [followed])
-            self._consumer.read_on(partition, len(following), page.head - track.position)
+            self._consumer.read_on(len(following))
             track.reach(page.head)
             await self._set_aside_beyond(track, held, page.head)
             await self._release(followed)

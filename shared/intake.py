@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Final
 
 import aiormq
@@ -31,6 +32,8 @@ class Source:
     acknowledged: int = 0
     """The newest delivery tag that was acknowledged, together with all before it."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: dict[int, float] = field(default_factory=dict)
+    """When each delivery in hand came, by its tag and the monotonic clock, the oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,11 @@ class Item:
     def tag(self) -> int:
         """What the broker calls it on this channel."""
         return self.delivery.delivery_tag or 0
+
+    @property
+    def arrived(self) -> float:
+        """When it came, by the monotonic clock; it must not be settled yet."""
+        return self.source.arrived[self.tag]
 
     @property
     def returns(self) -> int:
@@ -119,6 +127,16 @@ class Intake:
             if item.returns >= SUSPICIOUS:
                 await self._barrier(source)
 
+    def oldest_s(self) -> float:
+        """Say for how many seconds the oldest delivery has been in hand; 0 where none is.
+
+        Nothing is any more once the connection is lost: the broker has taken it all back.
+        """
+        firsts = [next(iter(one.arrived.values())) for one in self._sources.values() if one.arrived]
+        if not firsts or self._broker.is_lost():
+            return 0.0
+        return monotonic() - min(firsts)
+
     def let_go(self, items: Iterable[Item]) -> None:
         """Leave these items unsettled; they go back when their queue is closed."""
         for item in items:
@@ -162,6 +180,7 @@ class Intake:
         await source.channel.basic_qos(prefetch_count=self._prefetch)
 
     def _done(self, item: Item) -> None:
+        item.source.arrived.pop(item.tag, None)
         item.source.in_hand -= 1
         if item.source.in_hand == 0:
             item.source.idle.set()
@@ -169,6 +188,7 @@ class Intake:
     def _arrive(self, item: Item) -> None:
         if item.source.stopped:
             return
+        item.source.arrived[item.tag] = monotonic()
         item.source.in_hand += 1
         item.source.idle.clear()
         self._inbox.append(item)

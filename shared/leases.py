@@ -62,6 +62,7 @@ class LeaseKeeper:
         self._draining: set[Lease] = set()
         self._all_released = asyncio.Event()
         self._valid_until = 0.0
+        self._kept_at = monotonic()
         self.owned: dict[int, Lease] = {}
         self.first_round = asyncio.Event()
         """Set once this worker has taken what was free for it."""
@@ -69,6 +70,10 @@ class LeaseKeeper:
     def is_valid(self) -> bool:
         """Whether the last renewal still covers this moment, by this machine's own clock."""
         return monotonic() < self._valid_until
+
+    def seconds_since_renewal(self) -> float:
+        """How long ago the leases were last renewed; a renewal that hangs lets it grow."""
+        return monotonic() - self._kept_at
 
     async def run(self) -> None:
         """Keep the leases until cancelled.
@@ -111,6 +116,7 @@ class LeaseKeeper:
             if kept.get(lease.partition) != lease.epoch:
                 raise Fenced(f"another worker has taken partition {lease.partition}")
         self._valid_until = asked_at + LEASE_S
+        self._kept_at = monotonic()
 
     async def _share_out(self, group: asyncio.TaskGroup) -> None:
         """Hand over what is too much, take what is too little; both beside the renewals."""

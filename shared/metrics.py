@@ -1,11 +1,40 @@
-"""The buckets that both services measure with, and who owns what."""
+"""What both services count and measure, and the buckets that they measure with."""
 
+from importlib.metadata import version
 from typing import Final
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge, Info
 
 BATCH_SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DURATIONS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 OWNED: Final = Gauge("consent_partition_owned", "1 where this worker owns it", ["partition"])
+LEASED: Final = Gauge(
+    "consent_partition_leased", "1 while any worker of this kind holds a lease on it", ["partition"]
+)
 READY: Final = Gauge("consent_ready", "1 while the worker is ready")
+SESSIONS_LOST: Final = Counter("consent_sessions_lost", "How often the worker had to begin anew")
+QUERIES: Final = Counter("consent_queries", "Queries answered", ["type", "status"])
+QUEUE_MESSAGES: Final = Gauge(
+    "consent_queue_messages", "Messages on the broker that nobody has in hand", ["queue"]
+)
+QUEUE_CONSUMERS: Final = Gauge("consent_queue_consumers", "Who reads the queue", ["queue"])
+OLDEST_IN_HAND: Final = Gauge(
+    "consent_oldest_in_hand_seconds",
+    "How long the worker has had the oldest delivery that it has not settled",
+    ["kind"],
+)
+LAST_PROGRESS: Final = Gauge(
+    "consent_last_progress_timestamp_seconds", "When this step last got a batch done", ["step"]
+)
+LAST_LOOK: Final = Gauge(
+    "consent_last_look_timestamp_seconds",
+    "When the observer last saw the database, the broker, the log",
+    ["at"],
+)
+BUILD: Final = Info("consent_build", "Which version runs")
+
+
+def tell_build(service: str) -> None:
+    """Say which service of which version this process is."""
+    BUILD.info({"service": service, "version": version("consent")})

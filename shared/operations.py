@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -37,9 +38,10 @@ def _application(readiness: Readiness) -> web.Application:
         return web.json_response({"status": "live"})
 
     async def ready(_: web.Request) -> web.Response:
-        if readiness.missing is None:
+        troubles = [asdict(trouble) for trouble in readiness.troubles()]
+        if not troubles:
             return web.json_response({"status": "ready"})
-        body = {"status": "not_ready", "missing": readiness.missing, "reason": readiness.reason}
+        body = {"status": "not_ready", **troubles[0], "troubles": troubles}
         return web.json_response(body, status=503)
 
     async def metrics(_: web.Request) -> web.Response:

@@ -101,20 +101,25 @@ def rights(user: str, roles: Sequence[Role]) -> Rights:
     )
 
 
+def patterns(wanted: Rights) -> dict[str, str]:
+    """Write rights as RabbitMQ's three patterns: configure, write, read."""
+    parts = {"configure": wanted.configure, "write": wanted.write, "read": wanted.read}
+    return {name: _whole(names) for name, names in parts.items()}
+
+
 def rabbitmqctl_lines(vhost: str, user: str, roles: Sequence[Role]) -> Iterator[str]:
     """Write the commands that give an existing user these rights in a virtual host."""
     wanted = rights(user, roles)
     for topic in wanted.topics:  # first, so that nothing is open for a moment
         exchange = (topic.exchange, topic.write, topic.read)
         yield _line("set_topic_permissions", "-p", vhost, user, *exchange)
-    patterns = map(_whole, (wanted.configure, wanted.write, wanted.read))
-    yield _line("set_permissions", "-p", vhost, user, *patterns)
+    yield _line("set_permissions", "-p", vhost, user, *patterns(wanted).values())
     if not wanted.topics:
         yield _line("clear_topic_permissions", "-p", vhost, user)
 
 
-def _whole(patterns: Sequence[str]) -> str:
-    return f"^({'|'.join(dict.fromkeys(patterns))})$" if patterns else NOTHING
+def _whole(names: Sequence[str]) -> str:
+    return f"^({'|'.join(dict.fromkeys(names))})$" if names else NOTHING
 
 
 def _line(*words: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from time import monotonic
 from typing import Final
 
@@ -14,7 +15,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_not_exception_type
 from tenacity.wait import wait_random_exponential
 
 from shared.broker import BROKER_ERRORS
-from shared.errors import ConsentError, SchemaError, SettingsError
+from shared.errors import ConsentError, SchemaError, SettingsError, TopologyMissing
+from shared.metrics import SESSIONS_LOST
+from shared.observer import Observer
 from shared.operations import serve_operations
 from shared.readiness import Readiness
 from shared.settings import WorkerSettings
@@ -40,20 +43,25 @@ Session = Callable[[asyncio.Event], Awaitable[None]]
 log = structlog.get_logger()
 
 
-def run_process(session: Session, settings: WorkerSettings, readiness: Readiness) -> None:
+def run_process(
+    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Observer
+) -> None:
     """Run sessions until a signal says stop; returns when drained.
 
     Raises SettingsError and SchemaError, which an operator must mend.
     """
-    uvloop.run(_run(session, settings, readiness))
+    uvloop.run(_run(session, settings, readiness, observer))
 
 
-async def _run(session: Session, settings: WorkerSettings, readiness: Readiness) -> None:
+async def _run(
+    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Observer
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stop, loop)
-    async with serve_operations(settings.http_port, readiness):
+    observing = observer.running() if settings.http_port else nullcontext()
+    async with serve_operations(settings.http_port, readiness), observing:
         log.info("worker.started", worker_id=settings.worker_id)
         await supervise(session, readiness, stop)
         log.info("worker.stopped")
@@ -106,9 +114,12 @@ async def _one_session(
         if isinstance(reason, (SettingsError, SchemaError)):
             raise reason from None
         was_ready = readiness.missing is None
+        if isinstance(reason, TopologyMissing):
+            readiness.waits_for("topology")
         readiness.failed(str(reason) or type(reason).__name__)
         if not was_ready:
             raise reason from None
+        SESSIONS_LOST.inc()
         failures.say(reason, "session.lost")
         await _pause(0.2, stop)
 

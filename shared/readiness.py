@@ -1,26 +1,73 @@
 """Whether a worker is ready, and if not, what it waits for."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
 from shared.metrics import READY
+
+OVERDUE_S: Final = 3.0
+"""After three missed renewals something is wrong; the leases hold for two seconds more."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something needed that is not right, by its short name, and why."""
+
+    missing: str
+    reason: str
 
 
 class Readiness:
-    """Shared by a worker's session, which knows, and its HTTP endpoint, which tells."""
+    """Shared by a worker's session and its observer, who know, and its HTTP endpoint, which tells.
+
+    `missing` is what the session waits for: start, database, broker, topology, drain; or None.
+    """
 
     def __init__(self) -> None:
         self.missing: str | None = "start"
         self.reason = "starting"
+        self._seen: dict[str, Trouble] = {}
+        self._since_renewal: Callable[[], float] | None = None
+        READY.set_function(lambda: not self.troubles())
 
     def is_ready(self) -> None:
-        """Everything needed is there."""
+        """The session has everything that it needs."""
         self.missing, self.reason = None, ""
-        READY.set(1)
 
     def waits_for(self, missing: str, reason: str = "") -> None:
-        """Something needed is not there (yet)."""
+        """Something that the session needs is not there (yet)."""
         self.missing, self.reason = missing, reason
-        READY.set(0)
 
     def failed(self, reason: str) -> None:
         """Say why what is missing is missing."""
         self.missing, self.reason = self.missing or "session", reason
-        READY.set(0)
+
+    def renewals(self, seconds_since: Callable[[], float] | None) -> None:
+        """Give what tells how long ago the leases were renewed; None while there are none."""
+        self._since_renewal = seconds_since
+
+    def saw(self, at: str, missing: str = "", reason: str = "") -> None:
+        """Note what a look at the database or the broker found; nothing where all is right."""
+        before = self._seen.pop(at, None)
+        if missing:
+            self._seen[at] = Trouble(missing, reason)
+            if before is None or before.missing != missing:
+                log.info("trouble.seen", missing=missing, reason=reason)
+        elif before is not None:
+            log.info("trouble.passed", missing=before.missing)
+
+    def troubles(self) -> list[Trouble]:
+        """Everything that is not right, the session's own first; empty while it is ready."""
+        own = [Trouble(self.missing, self.reason)] if self.missing else []
+        return [*own, *self._seen.values(), *self._overdue()]
+
+    def _overdue(self) -> list[Trouble]:
+        seconds = self._since_renewal() if self._since_renewal else 0.0
+        if seconds <= OVERDUE_S:
+            return []
+        return [Trouble("leases", f"not renewed for {seconds:.0f} s, the database holds it up")]

@@ -17,6 +17,7 @@ from shared.broker import BROKER_ERRORS, Broker, connect
 from shared.database import Pool, check_partitions, check_schema, open_pool
 from shared.leases import Lease, LeaseKeeper
 from shared.metrics import OWNED
+from shared.observer import Outlook
 from shared.readiness import Readiness
 from shared.reply_channel import ReplyChannel
 from shared.settings import WorkerSettings
@@ -34,6 +35,7 @@ class Service:
     package: str
     database_url: str
     make_worker: Callable[["Opened"], Awaitable["Worker"]]
+    outlook: Outlook
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ async def _work(
         on_taken=lambda lease: _taken(worker, lease),
         on_drain=lambda lease: _drained(worker, lease),
     )
+    readiness.renewals(keeper.seconds_since_renewal)
     replies = await ReplyChannel.open(broker, settings.rabbitmq_url)
     worker = await service.make_worker(Opened(broker, replies, pool, keeper.is_valid))
     try:
@@ -124,6 +127,7 @@ async def _work(
             await asyncio.wait_for(keeper.abandon(), ABANDON_S)
         raise
     finally:
+        readiness.renewals(None)
         with suppress(*BROKER_ERRORS):
             await replies.close()
         for number in range(settings.consent_partitions):

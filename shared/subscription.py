@@ -313,7 +313,7 @@ class Handing:
     def took(self, deliveries: int, events: int, seconds: float) -> None:
         """Nothing is measured here."""
 
-    def read_on(self, partition: int, events: int, lag: int) -> None:
+    def read_on(self, events: int) -> None:
         """Nothing is measured here."""
 
 

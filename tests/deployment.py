@@ -58,11 +58,11 @@ class Worker:
         except (OSError, HTTPException):
             return 0, ""
 
-    def metric(self, name: str) -> float:
-        """Return the sum of a metric over its labels."""
+    def metric(self, name: str, having: str = "") -> float:
+        """Return the sum of a metric over its labels, or over those that contain this text."""
         _, text = self.get("/metrics")
         lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if having in line)
 
     def account(self) -> str:
         """Tell how it is, and how its log ends."""

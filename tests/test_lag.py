@@ -1,0 +1,68 @@
+"""A lag told from looks: 0 only where somebody has looked and found nothing waiting."""
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from shared.lag import FRESH_S, Lag
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def of(lag: Lag, name: str, partition: int = 0) -> float | None:
+    registry = CollectorRegistry(auto_describe=True)
+    registry.register(lag)
+    assert generate_latest(registry)
+    return registry.get_sample_value(f"lag_{name}", {"partition": str(partition)})
+
+
+def open_lag() -> tuple[Lag, Clock]:
+    clock = Clock()
+    lag = Lag("lag", "Events that wait", clock)
+    lag.expect(range(2))
+    return lag, clock
+
+
+def test_before_the_first_look_it_grows() -> None:
+    lag, clock = open_lag()
+    clock.now += 7
+    assert (of(lag, "events"), of(lag, "seconds")) == (0, 7)
+
+
+def test_it_is_zero_while_a_fresh_look_found_nothing_waiting() -> None:
+    lag, clock = open_lag()
+    lag.see(0, 0, None, clock.now)
+    clock.now += FRESH_S
+    assert (of(lag, "events"), of(lag, "seconds")) == (0, 0)
+
+
+def test_when_nobody_can_look_any_more_it_grows_from_the_last_look() -> None:
+    lag, clock = open_lag()
+    lag.see(0, 0, None, clock.now)
+    clock.now += FRESH_S + 1
+    assert of(lag, "seconds") == FRESH_S + 1
+
+
+def test_what_waits_is_counted_and_its_oldest_ages_between_the_looks() -> None:
+    lag, clock = open_lag()
+    lag.see(0, 3, 4.0, clock.now)
+    clock.now += 2
+    assert (of(lag, "events"), of(lag, "seconds")) == (3, 6)
+    assert (of(lag, "events", partition=1), of(lag, "seconds", partition=1)) == (0, 2)
+
+
+def test_an_age_that_nobody_knows_goes_on_from_what_was_known() -> None:
+    lag, clock = open_lag()
+    lag.see(0, 3, 4.0, clock.now)
+    clock.now += 2
+    lag.see(0, 2, None, clock.now)
+    assert (of(lag, "events"), of(lag, "seconds")) == (2, 6)
+
+
+def test_a_clock_that_runs_behind_the_logs_makes_no_negative_lag() -> None:
+    lag, clock = open_lag()
+    lag.see(0, 1, -5.0, clock.now)
+    assert of(lag, "seconds") == 0
