@@ -8,7 +8,7 @@ from shared.settings import PartitionSettings, PostgresUrl, WorkerSettings
 class EventStoreSettings(BaseSettings):
     """What the verbs need that only work on the event store."""
 
-    model_config = PartitionSettings.model_config  # or the worker's would be overruled by none
+    model_config = PartitionSettings.model_config  # else a plain one overrules the worker's
 
     event_store_url: PostgresUrl
 
