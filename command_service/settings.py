@@ -2,11 +2,13 @@
 
 from pydantic_settings import BaseSettings
 
-from shared.settings import PostgresUrl, WorkerSettings
+from shared.settings import PartitionSettings, PostgresUrl, WorkerSettings
 
 
 class EventStoreSettings(BaseSettings):
     """What the verbs need that only work on the event store."""
+
+    model_config = PartitionSettings.model_config  # else a plain one overrules the worker's
 
     event_store_url: PostgresUrl
 
