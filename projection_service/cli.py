@@ -116,11 +116,6 @@ history_app = new_app("When each consent was in force, and when it was asked for
 app.add_typer(history_app, name="history")
 
 
-@history_app.callback()
-def history() -> None:
-    """When each consent was in force, and when it was asked for."""
-
-
 @history_app.command(
     epilog="Example: python -m projection_service history purge --older-than 10y --dry-run"
 )
