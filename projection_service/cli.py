@@ -1,7 +1,6 @@
 """The command line of the projection service."""
 
 import asyncio
-import gc
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated, Final, TypeVar
@@ -33,6 +32,7 @@ from shared.command_line import (
 from shared.database import Connection, connect_once
 from shared.database import migrate as migrate_database
 from shared.durations import parse_duration
+from shared.garbage import collect_seldom
 from shared.settings import read_settings
 
 Result = TypeVar("Result")
@@ -125,11 +125,6 @@ history_app = new_app("When each consent was in force, and when it was asked for
 app.add_typer(history_app, name="history")
 
 
-@history_app.callback()
-def history() -> None:
-    """When each consent was in force, and when it was asked for."""
-
-
 @history_app.command(
     epilog="Example: python -m projection_service history purge --older-than 10y --dry-run"
 )
@@ -200,18 +195,12 @@ def rebuild(
     """
     with clear_errors():
         settings = read_settings(ProjectionSettings)
-        _collect_garbage_seldom()
+        collect_seldom()
         with show_progress() as progress:
             done = uvloop.run(rebuild_read_model(settings, progress, dry_run=dry_run))
     print_json(done) if json else _show_rebuilt(done)
     if done.differences:
         raise typer.Exit(1)
-
-
-def _collect_garbage_seldom() -> None:
-    """Thousands of events are in hand, and none in a cycle: to look for some took half the time."""
-    gc.freeze()
-    gc.set_threshold(100_000)
 
 
 def _show_rebuilt(done: Rebuilt) -> None:

@@ -68,19 +68,18 @@ class Spans:
         so at every moment exactly that is in force which the events up to it have granted.
         """
         target = event.target
-        request = Matter(patient_id, *event.grantee, target, "request")
-        period = Matter(patient_id, *event.grantee, target, "period")
+        whose = (patient_id, *event.grantee, target)
         match event:
             case ConsentAsked():
-                self._begin(request, change)
+                self._begin(Matter(*whose, "request"), change)
             case ConsentGranted():
                 if target not in before.permissions:
-                    self._begin(period, change)
+                    self._begin(Matter(*whose, "period"), change)
                 if target in before.requested:
-                    self._end(request, change, target in stored.requested)
+                    self._end(Matter(*whose, "request"), change, target in stored.requested)
             case ConsentRevoked():
                 if target in before.permissions:
-                    self._end(period, change, target in stored.permissions)
+                    self._end(Matter(*whose, "period"), change, target in stored.permissions)
             case _:
                 assert_never(event)
 

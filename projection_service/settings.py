@@ -2,11 +2,13 @@
 
 from pydantic_settings import BaseSettings
 
-from shared.settings import PostgresUrl, WorkerSettings
+from shared.settings import PartitionSettings, PostgresUrl, WorkerSettings
 
 
 class ReadModelSettings(BaseSettings):
     """What the verbs need that only look into the read model."""
+
+    model_config = PartitionSettings.model_config  # else a plain one overrules the worker's
 
     read_model_url: PostgresUrl
 

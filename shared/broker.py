@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import aio_pika
@@ -20,6 +21,7 @@ from aiormq.abc import (
 )
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
+from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 from yarl import URL
 
@@ -238,23 +240,23 @@ def _as_one_write(
     mandatory: bool = False,
     drain_future: "asyncio.Future[object] | None" = None,
 ) -> ChannelFrame:
-    return ChannelFrame.marshall(
-        channel.number,
-        [
-            frame
-            for message in messages
-            for frame in _frames(message, channel.max_content_size, mandatory=mandatory)
-        ],
-        drain_future,
+    number, largest = channel.number, channel.max_content_size
+    payload = b"".join(
+        frame
+        for message in messages
+        for frame in _frames(message, number, largest, mandatory=mandatory)
     )
+    return ChannelFrame(payload, should_close=False, drain_future=drain_future)
 
 
-def _frames(
-    message: Outgoing, largest: int, *, mandatory: bool
-) -> Iterator[Basic.Publish | ContentHeader | ContentBody]:
-    yield Basic.Publish(
-        exchange=message.exchange, routing_key=message.routing_key, mandatory=mandatory
-    )
-    yield ContentHeader(body_size=len(message.body), properties=message.properties)
+def _frames(message: Outgoing, number: int, largest: int, *, mandatory: bool) -> Iterator[bytes]:
+    yield _publish_frame(number, message.exchange, message.routing_key, mandatory)
+    yield marshal(ContentHeader(body_size=len(message.body), properties=message.properties), number)
     for start in range(0, len(message.body), largest):
-        yield ContentBody(message.body[start : start + largest])
+        yield marshal(ContentBody(message.body[start : start + largest]), number)
+
+
+@lru_cache(maxsize=1000)
+def _publish_frame(number: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    frame = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+    return marshal(frame, number)

@@ -16,6 +16,7 @@ from tenacity.wait import wait_random_exponential
 
 from shared.broker import BROKER_ERRORS
 from shared.errors import ConsentError, SchemaError, SettingsError, TopologyMissing
+from shared.garbage import collect_seldom
 from shared.metrics import SESSIONS_LOST
 from shared.observer import Observer
 from shared.operations import serve_operations
@@ -50,6 +51,7 @@ def run_process(
 
     Raises SettingsError and SchemaError, which an operator must mend.
     """
+    collect_seldom()
     uvloop.run(_run(session, settings, readiness, observer))
 
 
