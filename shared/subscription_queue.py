@@ -52,7 +52,7 @@ async def become_reader(broker: Broker, queue: str) -> None:
 async def _is_reader(broker: Broker, queue: str) -> bool:
     channel = await broker.channel(expendable=True)
     try:
-        await channel.queue_declare(f"{queue}.reader", exclusive=True, auto_delete=True)
+        await channel.queue_declare(f"{queue}.reader", exclusive=True)
     except aiormq.exceptions.ChannelLockedResource:
         return False
     await channel.close()
@@ -79,7 +79,7 @@ async def declare_durable(broker: Broker, queue: str, patterns: Sequence[str]) -
 async def declare_passing(broker: Broker, queue: str, patterns: Sequence[str]) -> None:
     """Declare and bind a queue that goes with the connection."""
     channel = await broker.channel(expendable=True)
-    await channel.queue_declare(queue, exclusive=True, auto_delete=True)
+    await channel.queue_declare(queue, exclusive=True)
     await _bind(channel, queue, patterns)
 
 
