@@ -236,8 +236,8 @@ def test_every_password_comes_from_a_variable_whose_default_is_marked_as_a_demon
 def test_every_key_is_one_that_compose_knows() -> None:
     """So that a slip of the pen is seen where there is no engine."""
     known = (
-        "build cap_drop command depends_on entrypoint environment healthcheck hostname image ports "
-        "profiles read_only restart security_opt stop_grace_period tmpfs volumes"
+        "build cap_drop command depends_on entrypoint environment healthcheck hostname image init "
+        "ports profiles read_only restart security_opt stop_grace_period tmpfs volumes"
     )
     for name, one in services().items():
         assert not set(one) - set(known.split()), name
