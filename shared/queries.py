@@ -99,3 +99,11 @@ class QueryFailed(_Answer):
     message: str
     details: list[Detail] = []
     version: int | None = None
+
+
+ANSWERS: Final[dict[type[_Query], type[_Answer]]] = {
+    ListConsents: Consents,
+    HasConsent: ConsentHeld,
+    ReadEvents: EventPage,
+}
+"""Every query, and what answers it where nothing is wrong."""
