@@ -9,9 +9,10 @@ from command_service.settings import CommandSettings
 from command_service.worker import service
 from shared import names
 from shared.broker import connect, virtual_host
-from shared.check import Needs, tell
+from shared.check import Management, tell
 from shared.command_line import AsJson, WorkerRole, clear_errors, new_app, run_worker
 from shared.database import migrate as migrate_database
+from shared.findings import Needs
 from shared.permissions import Role, rabbitmqctl_lines
 from shared.settings import ClientSettings, WorkerSettings, read_settings
 from shared.topology import declare
@@ -82,10 +83,19 @@ async def _declare(settings: WorkerSettings) -> int:
 
 
 @app.command(epilog="Example: python -m command_service check")
-def check(json: AsJson = False) -> None:
+def check(json: AsJson = False, management: Management = None) -> None:
     """Look whether everything is there that the service needs, and who owns which partition."""
     with clear_errors():
-        settings = read_settings(CommandSettings)
-        numbers = range(settings.consent_partitions)
-        queues = [names.UNROUTABLE, names.LOG, *map(names.command_queue, numbers)]
-        tell(Needs("command_service", settings.event_store_url, queues), settings, json=json)
+        tell(lambda: needs(read_settings(CommandSettings)), json=json, management=management)
+
+
+def needs(settings: CommandSettings) -> Needs:
+    """Tell `check` what to look at."""
+    queues = map(names.command_queue, range(settings.consent_partitions))
+    return Needs(
+        "command_service",
+        settings,
+        settings.event_store_url,
+        reads=[names.UNROUTABLE, names.LOG, *queues],
+        writes=[names.EVENTS, ""],
+    )

@@ -13,7 +13,7 @@ from projection_service.parked import discard_parked, list_parked, retry_parked,
 from projection_service.settings import ProjectionSettings, ReadModelSettings
 from projection_service.worker import service
 from shared import names
-from shared.check import Needs, tell
+from shared.check import Management, tell
 from shared.command_line import (
     AsJson,
     WorkerRole,
@@ -24,6 +24,7 @@ from shared.command_line import (
 )
 from shared.database import Connection, connect_once
 from shared.database import migrate as migrate_database
+from shared.findings import Needs
 from shared.settings import read_settings
 
 Result = TypeVar("Result")
@@ -125,10 +126,19 @@ def run() -> None:
 
 
 @app.command(epilog="Example: python -m projection_service check")
-def check(json: AsJson = False) -> None:
+def check(json: AsJson = False, management: Management = None) -> None:
     """Look whether everything is there that the service needs, and who owns which partition."""
     with clear_errors():
-        settings = read_settings(ProjectionSettings)
-        numbers = range(settings.consent_partitions)
-        queues = [names.QUERIES, *map(names.projection_queue, numbers)]
-        tell(Needs("projection_service", settings.read_model_url, queues), settings, json=json)
+        tell(lambda: needs(read_settings(ProjectionSettings)), json=json, management=management)
+
+
+def needs(settings: ProjectionSettings) -> Needs:
+    """Tell `check` what to look at."""
+    queues = map(names.projection_queue, range(settings.consent_partitions))
+    return Needs(
+        "projection_service",
+        settings,
+        settings.read_model_url,
+        reads=[names.QUERIES, *queues],
+        writes=[names.QUERIES, ""],
+    )
