@@ -45,8 +45,9 @@ format: setup ## mend what lint and format can mend
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-contract: setup ## write the contract's documents anew (ARGS=--release: freeze them as the last release's)
+contract: setup ## write the contract and README's list of commands anew (ARGS=--release: freeze it)
 	@$(BIN)/python -m shared.contract $(ARGS)
+	@$(BIN)/python -m tests.command_lines
 
 bench: servers setup ## measure, print a table, write JSON (QUICK=1: a tenth of the work)
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)

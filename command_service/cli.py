@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from command_service.settings import CommandSettings
+from command_service.settings import CommandSettings, EventStoreSettings
 from command_service.worker import service
 from shared import names
 from shared.broker import connect, virtual_host
@@ -14,10 +14,12 @@ from shared.command_line import AsJson, WorkerRole, clear_errors, new_app, run_w
 from shared.database import migrate as migrate_database
 from shared.findings import Needs
 from shared.permissions import Role, rabbitmqctl_lines
-from shared.settings import ClientSettings, WorkerSettings, read_settings
+from shared.settings import ClientSettings, read_settings
 from shared.topology import declare
 
-app = new_app("Takes consent commands, decides them, appends events and publishes them.")
+app = new_app(
+    "Takes consent commands, decides them, appends events and publishes them.", CommandSettings
+)
 
 
 @app.command()
@@ -27,7 +29,7 @@ def migrate(worker_role: WorkerRole = None) -> None:
     Example: EVENT_STORE_URL=postgresql://… python -m command_service migrate
     """
     with clear_errors():
-        settings = read_settings(CommandSettings)
+        settings = read_settings(EventStoreSettings)
         applied = asyncio.run(
             migrate_database(
                 settings.event_store_url,
@@ -46,7 +48,7 @@ def topology() -> None:
     Example: RABBITMQ_URL=amqp://… python -m command_service topology
     """
     with clear_errors():
-        settings = read_settings(WorkerSettings)
+        settings = read_settings(ClientSettings)
         count = asyncio.run(_declare(settings))
         typer.echo(f"declared {count} exchanges, queues and bindings")
 
@@ -77,7 +79,7 @@ def run() -> None:
         run_worker(service(settings), settings)
 
 
-async def _declare(settings: WorkerSettings) -> int:
+async def _declare(settings: ClientSettings) -> int:
     async with connect(settings.rabbitmq_url, name="topology") as broker:
         return await declare(broker, settings.consent_partitions)
 

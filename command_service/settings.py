@@ -1,9 +1,13 @@
 """The command service's settings."""
 
-from shared.settings import PostgresUrl, WorkerSettings
+from shared.settings import PartitionSettings, PostgresUrl, WorkerSettings
 
 
-class CommandSettings(WorkerSettings):
-    """What `python -m command_service` reads from the environment."""
+class EventStoreSettings(PartitionSettings):
+    """What the verbs need that only look into the event store."""
 
     event_store_url: PostgresUrl
+
+
+class CommandSettings(WorkerSettings, EventStoreSettings):
+    """What the worker reads from the environment."""

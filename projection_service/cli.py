@@ -30,7 +30,7 @@ from shared.settings import read_settings
 Result = TypeVar("Result")
 
 console = Console(highlight=False)
-app = new_app("Keeps the read model of consents, and answers queries from it.")
+app = new_app("Keeps the read model of consents, and answers queries from it.", ProjectionSettings)
 
 
 @app.command()
@@ -40,7 +40,7 @@ def migrate(worker_role: WorkerRole = None) -> None:
     Example: READ_MODEL_URL=postgresql://… python -m projection_service migrate
     """
     with clear_errors():
-        settings = read_settings(ProjectionSettings)
+        settings = read_settings(ReadModelSettings)
         applied = asyncio.run(
             migrate_database(
                 settings.read_model_url,

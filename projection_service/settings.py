@@ -1,11 +1,9 @@
 """The projection service's settings."""
 
-from pydantic_settings import BaseSettings
-
-from shared.settings import PostgresUrl, WorkerSettings
+from shared.settings import PartitionSettings, PostgresUrl, WorkerSettings
 
 
-class ReadModelSettings(BaseSettings):
+class ReadModelSettings(PartitionSettings):
     """What the verbs need that only look into the read model."""
 
     read_model_url: PostgresUrl
