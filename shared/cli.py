@@ -265,17 +265,16 @@ def _show_held(held: ConsentHeld) -> None:
 
 def _show_events(page: Page) -> None:
     table = Table(title=f"{len(page.events)} events; the log ends at {page.head}")
-    for heading in ("position", "time", "patient", "version", "event", "who", "target"):
-        table.add_column(heading)
+    for heading in ("position", "time", "patient", "version", "event", "who"):
+        table.add_column(heading, overflow="fold", no_wrap=heading in {"event", "time"})
     for one in page.events:
         event = one.event()
         table.add_row(
             str(one.position),
-            one.time,
+            one.time[:19],
             escape(one.subject),
             str(one.streamversion),
-            one.type,
+            f"{one.type}\n{event.target}",
             escape(str(event.grantee)),
-            event.target,
         )
     console.print(table)
