@@ -12,6 +12,7 @@ from command_service.settings import CommandSettings
 from projection_service.settings import ProjectionSettings
 from shared.settings import WorkerSettings
 from tests.amqp import Client
+from tests.command_lines import verbs
 from tests.deployment import Deployment
 from tests.eventually import eventually
 from tests.javascript import NoNode, node_folder
@@ -132,8 +133,6 @@ def test_every_verb_that_the_text_names_is_one_of_make() -> None:
 
 
 def test_every_command_line_that_the_text_shows_exists() -> None:
-    for service, verb in re.findall(r"python -m (\w+_service) (\w+)", README):
-        done = subprocess.run(
-            [sys.executable, "-m", service, verb, "--help"], capture_output=True, check=False
-        )
-        assert done.returncode == 0, (service, verb)
+    known = [f"{verb.words} " for verb in verbs()]
+    for shown in re.findall(r"python -m \w+_service \w+", README):
+        assert any(words.startswith(f"{shown} ") for words in known), shown
