@@ -1,9 +1,8 @@
 """What `check` finds out about a service's database."""
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from importlib.resources import files
-from pathlib import Path
 from typing import Final
 
 import asyncpg
@@ -15,14 +14,10 @@ from shared.statements import statement
 
 OLDEST_POSTGRES: Final = (13,)
 MOST_SKEW: Final = timedelta(seconds=2)
-NOT_THE_WORKERS: Final = {
-    "excess_rights",
-    "grant_to_worker",
-    "make_partitions",
-    "name_worker_role",
-}
-"""Statements that `migrate` runs, as the owner of the schema."""
 DATABASE_ERRORS: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_GRANT: Final = re.compile(r"GRANT ([^']+?)\s+ON\s+(?!SCHEMA)([^']+?)\s+TO %I")
+_PRIVILEGE: Final = re.compile(r"([A-Z]+)(?: \(([^)]+)\))?")
+_MISSING_RIGHTS: Final = statement("shared", "missing_rights")
 _READ_OWNERSHIP: Final = statement("shared", "read_ownership")
 
 
@@ -84,7 +79,7 @@ async def clock_finding(pool: Pool, now: Callable[[], datetime]) -> Finding:
 
 
 async def _open(needs: Needs) -> Pool:
-    return await open_pool(needs.database_url, name=needs.package, size=1)
+    return await open_pool(needs.database_url, name="check", size=1, package=needs.package)
 
 
 async def _ownership(pool: Pool) -> list[Ownership]:
@@ -96,27 +91,23 @@ async def _ownership(pool: Pool) -> list[Ownership]:
 
 
 async def _rights(pool: Pool, package: str) -> Finding:
-    """Have every statement of the worker planned, but not run: that asks for the same rights."""
-    complaints = []
-    async with pool.acquire() as connection:
-        for source, name in _workers_statements(package):
-            try:
-                planned = await connection.prepare(statement(source, name))
-                await planned.explain(*[None] * len(planned.get_parameters()))
-            except asyncpg.InsufficientPrivilegeError as error:
-                complaints.append(f"{error} ({name})")
-    if complaints:
-        role = "run `migrate --worker-role` with the role that it connects as"
-        return Finding("database rights", False, f"{'; '.join(complaints)}: {role}")
-    return Finding("database rights", True, "all that the worker's statements need")
+    """Look whether this role has what `migrate --worker-role` would give it."""
+    tables, privileges, columns = zip(*granted_to_worker(package), strict=True)
+    rows = await pool.fetch(_MISSING_RIGHTS, tables, privileges, columns)
+    if rows:
+        missing = ", ".join(row["missing"] for row in rows)
+        remedy = "run `migrate --worker-role` with the role that it connects as"
+        return Finding("database rights", False, f"the role lacks {missing}: {remedy}")
+    return Finding("database rights", True, "all that the worker needs")
 
 
-def _workers_statements(package: str) -> Iterator[tuple[str, str]]:
-    for source in ("shared", package):
-        for one in sorted((files(source) / "sql").iterdir(), key=lambda found: found.name):
-            name = Path(one.name).stem
-            if name not in NOT_THE_WORKERS:
-                yield source, name
+def granted_to_worker(package: str) -> Iterator[tuple[str, str, str | None]]:
+    """Read what a worker needs off the statement that grants it: table, privilege, column."""
+    for granted, relations in _GRANT.findall(statement(package, "grant_to_worker")):
+        for relation in relations.split(","):
+            for privilege, columns in _PRIVILEGE.findall(granted):
+                for column in columns.split(",") if columns else (None,):
+                    yield relation.strip(), privilege, column and column.strip()
 
 
 async def _tried(name: str, detail: str, look: Callable[[], Awaitable[None]]) -> Finding:

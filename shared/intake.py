@@ -139,9 +139,7 @@ class Intake:
         """
         source = self._sources[queue]
         source.stopped = True
-        waiting = [item for item in self._inbox if item.source is source]
-        self._inbox = deque(item for item in self._inbox if item.source is not source)
-        self.let_go(waiting)
+        self.let_go(self._withdraw(source))
 
     async def drained(self, queue: str) -> None:
         """Return when all that is in hand of a queue is settled."""
@@ -150,8 +148,14 @@ class Intake:
     async def close(self, queue: str) -> None:
         """Stop reading a queue; what is not settled goes back to it in order."""
         source = self._sources.pop(queue)
-        self._inbox = deque(item for item in self._inbox if item.source is not source)
+        self._withdraw(source)
         await self._broker.close_channel(source.channel)
+
+    def _withdraw(self, source: Source) -> list[Item]:
+        """Take out of the inbox what came from a queue, and return it."""
+        withdrawn = [item for item in self._inbox if item.source is source]
+        self._inbox = deque(item for item in self._inbox if item.source is not source)
+        return withdrawn
 
     async def _barrier(self, source: Source) -> None:
         """Return when the broker has done all that this channel asked of it before."""

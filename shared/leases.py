@@ -57,6 +57,7 @@ class LeaseKeeper:
         self._on_taken = on_taken
         self._on_drain = on_drain
         self._leaving = False
+        self._sharing = asyncio.Lock()
         self._opening: dict[Lease, asyncio.Task[None]] = {}
         self._draining: set[Lease] = set()
         self._all_released = asyncio.Event()
@@ -76,15 +77,17 @@ class LeaseKeeper:
         """
         async with asyncio.TaskGroup() as group:
             while True:
-                await self._keep()
-                if not self._leaving:
-                    await self._share_out(group)
+                async with self._sharing:
+                    await self._keep()
+                    if not self._leaving:
+                        await self._share_out(group)
                 await asyncio.sleep(RENEW_EVERY_S)
 
     async def hand_over_all(self) -> None:
         """Take nothing new, drain and release every partition; `run` must still be running."""
         self._leaving = True
-        await self._pool.execute(_LEAVE, self._owner)
+        async with self._sharing:  # what is being taken just now must be handed over as well
+            await self._pool.execute(_LEAVE, self._owner)
         waiting = [lease for lease in self.owned.values() if lease not in self._draining]
         self._draining.update(waiting)
         await asyncio.gather(*(self._hand_over(lease) for lease in waiting))
@@ -102,7 +105,7 @@ class LeaseKeeper:
 
     async def _keep(self) -> None:
         asked_at = monotonic()
-        rows = await self._pool.fetch(_KEEP_LEASES, self._owner, LEASE_S)
+        rows = await self._pool.fetch(_KEEP_LEASES, self._owner, LEASE_S, not self._leaving)
         kept = {row["partition"]: row["epoch"] for row in rows}
         for lease in self.owned.values():
             if kept.get(lease.partition) != lease.epoch:

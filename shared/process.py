@@ -26,7 +26,13 @@ SAY_AGAIN_S: Final = 30
 HURRIED: Final = 3
 """Exit code of a worker that left before it was drained."""
 
-EXPECTED: Final = (ConsentError, *BROKER_ERRORS, asyncpg.PostgresError, asyncpg.InterfaceError)
+EXPECTED: Final = (
+    ConsentError,
+    *BROKER_ERRORS,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection torn in the middle of a message
+)
 """What a dependency that is away, or another worker, can cause; anything else is a bug."""
 
 Session = Callable[[asyncio.Event], Awaitable[None]]

@@ -71,7 +71,10 @@ async def run_session(
     Raises whatever ended the session sooner; SettingsError and SchemaError need an operator.
     """
     readiness.waits_for("database")
-    pool = await open_pool(service.database_url, name=service.package, size=POOL_SIZE)
+    owner = f"{settings.worker_id}/{secrets.token_hex(4)}"
+    pool = await open_pool(
+        service.database_url, name=owner, size=POOL_SIZE, package=service.package
+    )
     try:
         await check_schema(pool, service.package)
         await check_partitions(pool, settings.consent_partitions)
@@ -80,7 +83,7 @@ async def run_session(
         )  # its queues included: reading them fails where one is missing
         name = f"{service.package} {settings.worker_id}"
         async with connect(settings.rabbitmq_url, name=name) as broker:
-            await _work(service, settings, broker, pool, readiness, stop)
+            await _work(service, settings, owner, broker, pool, readiness, stop)
     finally:
         pool.terminate()
 
@@ -88,12 +91,12 @@ async def run_session(
 async def _work(
     service: Service,
     settings: WorkerSettings,
+    owner: str,
     broker: Broker,
     pool: Pool,
     readiness: Readiness,
     stop: asyncio.Event,
 ) -> None:
-    owner = f"{settings.worker_id}/{secrets.token_hex(4)}"
     keeper = LeaseKeeper(
         pool,
         owner,

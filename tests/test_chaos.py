@@ -12,12 +12,14 @@ from typing import Any
 from uuid import UUID
 from zlib import crc32
 
+import asyncpg
 import pytest
 
 from shared.broker import Broker, Outgoing, Properties, connect, publish
 from shared.intake import Intake
 from tests.chaos import checker, evidence
 from tests.chaos.checker import check
+from tests.chaos.databases import set_up_witnesses, trespasses
 from tests.chaos.evidence import (
     Command,
     ConsentRow,
@@ -34,6 +36,11 @@ from tests.sandbox import Sandbox
 
 PARTITIONS = 2
 BEGAN = datetime(2026, 11, 23, 8, tzinfo=UTC)
+A_RECEIPT = """
+INSERT INTO command_receipts
+    (command_id, fingerprint, patient_id, partition, stream_version, event_count, recorded_at)
+VALUES (gen_random_uuid(), '', 'p-1', 1, 0, 0, now())
+"""
 VERBS = {"ConsentAsked": "asked", "ConsentGranted": "granted", "ConsentRevoked": "revoked"}
 
 
@@ -42,6 +49,29 @@ def test_two_minutes_of_chaos_lose_double_and_reorder_nothing() -> None:
     round_ = [sys.executable, "-m", "tests.chaos", "--seconds", "120", "--seed", "20"]
     done = subprocess.run(round_, capture_output=True, text=True, timeout=390, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_the_databases_witness_who_writes_to_what_another_worker_owns(
+    event_store_url: str, read_model_url: str
+) -> None:
+    await set_up_witnesses(event_store_url, read_model_url)
+    own = "UPDATE partitions SET owner = 'two' WHERE partition = 1"
+    for url, write in (
+        (event_store_url, A_RECEIPT),
+        (read_model_url, "UPDATE checkpoints SET position = 1"),
+    ):
+        two = await asyncpg.connect(url, server_settings={"application_name": "two"})
+        await two.execute(own)
+        if url == read_model_url:
+            await two.execute("INSERT INTO checkpoints (partition) VALUES (1)")
+        await two.execute(write)
+        assert await trespasses(url) == []
+        await two.execute("SET application_name = 'one'")
+        await two.execute(write.replace("position = 1", "position = 2"))
+        (noted,) = await trespasses(url)
+        assert noted.startswith("one wrote to")
+        assert noted.endswith("when two owned it")
+        await two.close()
 
 
 async def test_what_is_given_back_in_a_handover_keeps_its_order(sandbox: Sandbox) -> None:
@@ -343,6 +373,10 @@ def something_set_aside(book: Evidence) -> None:
     book.dead_letters = 1
 
 
+def written_by_somebody_else(book: Evidence) -> None:
+    book.trespasses = ["one wrote to events of partition 0, when two owned it"]
+
+
 @pytest.mark.parametrize(
     ("plant", "said"),
     [
@@ -374,6 +408,7 @@ def something_set_aside(book: Evidence) -> None:
         (not_projected_to_the_end, "checkpoint of partition"),
         (something_parked, "parked"),
         (something_set_aside, "dead letters"),
+        (written_by_somebody_else, "when two owned it"),
     ],
 )
 def test_the_checker_finds_what_is_planted(

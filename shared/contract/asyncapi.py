@@ -46,7 +46,7 @@ RECORD_TYPE: Final = {"description": "What may be seen.", "enum": list(RECORD_TY
 
 
 def document() -> Json:
-    """Describe the contract; raises LookupError for a message without an example."""
+    """Describe the contract; raises LookupError where a model or an example is lacking."""
     messages = all_messages()
     return {
         "asyncapi": "3.0.0",
@@ -178,8 +178,10 @@ def _schemas(messages: Iterable[Message]) -> Json:
     found: Json = {}
     for one in messages:
         schema = every_schema(schema_of(one.model, one.direction), _from_components)
-        found |= schema.pop("$defs", {})
-        found[one.model.__name__] = schema
+        named = {**schema.pop("$defs", {}), one.model.__name__: schema}
+        for name, part in named.items():
+            if found.setdefault(name, part) != part:
+                raise LookupError(f"{name} is not the same received and sent: make it two models")
     return dict(sorted(found.items()))
 
 

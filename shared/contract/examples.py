@@ -53,6 +53,9 @@ _CONSENT_REVOKED: Final = {
     "data": {"patient_id": "p-1", "from_entity": "doctor", "from_id": "d-1", "target": "exams"},
 }
 
+_ASK: Final = {"at": "2026-11-23T08:00:00.123456Z", "version": 1, "command_id": _ASKED}
+_GRANT: Final = {"at": "2026-11-23T08:05:00.000000Z", "version": 2, "command_id": _GRANTED}
+
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "AskConsent": {"patient_id": "p-1", "by_entity": "doctor", "by_id": "d-1", "target": "exams"},
     "GrantConsent": {"patient_id": "p-1", "to_entity": "doctor", "to_id": "d-1", "target": "exams"},
@@ -103,6 +106,30 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "min_version": 2,
     },
     "HasConsentAnswer": {"status": "ok", "has_consent": True, "version": 2},
+    "ConsentHistory": {"patient_id": "p-1", "min_version": 2, "limit": 500},
+    "ConsentHistoryAnswer": {
+        "status": "ok",
+        "patient_id": "p-1",
+        "version": 2,
+        "periods": [
+            {
+                "entity_name": "doctor",
+                "entity_id": "d-1",
+                "record_type": "exams",
+                "granted": _GRANT,
+            }
+        ],
+        "requests": [
+            {
+                "entity_name": "doctor",
+                "entity_id": "d-1",
+                "record_type": "exams",
+                "asked": _ASK,
+                "answered": _GRANT,
+            }
+        ],
+        "complete": True,
+    },
     "ReadEvents": {"partition": 7, "after_position": 0, "limit": 100, "patient_id": "p-1"},
     "ReadEventsAnswer": {
         "status": "ok",

@@ -367,6 +367,11 @@ def check_cursors(story: Story) -> Iterator[Finding]:
         yield Finding(f"{evidence.dead_letters} messages are in the dead letters")
 
 
+def check_trespasses(story: Story) -> Iterator[Finding]:
+    """Nobody wrote to a partition that another worker had taken."""
+    yield from map(Finding, story.evidence.trespasses)
+
+
 CHECKS: tuple[Callable[[Story], Iterator[Finding]], ...] = (
     check_receipts,
     check_outcomes,
@@ -375,4 +380,5 @@ CHECKS: tuple[Callable[[Story], Iterator[Finding]], ...] = (
     check_received,
     check_read_model,
     check_cursors,
+    check_trespasses,
 )

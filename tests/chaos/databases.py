@@ -1,10 +1,43 @@
-"""Reads what the two databases hold, as evidence."""
+"""Reads what the two databases hold, as evidence, and has them witness who wrote it."""
 
 import json
 
 import asyncpg
 
 from tests.chaos.evidence import ConsentRow, Evidence, LogRow, Receipt
+
+WITNESS = """
+CREATE TABLE trespasses (
+    at        timestamptz DEFAULT clock_timestamp(),
+    written   text,
+    partition integer,
+    writer    text,
+    owner     text
+);
+CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO trespasses (written, partition, writer, owner)
+    SELECT TG_TABLE_NAME, p.partition, current_setting('application_name'), p.owner
+      FROM partitions p
+     WHERE p.partition = NEW.partition
+       AND p.owner IS NOT NULL  -- what nobody has taken since is still the last owner's
+       AND right(p.owner, 63) <> current_setting('application_name');
+    RETURN NULL;
+END
+$$;
+"""
+"""A worker's connections carry the name under which it owns partitions. Whoever writes holds the
+partition's row, so that its owner can't change meanwhile."""
+EVENT_STORE_WITNESSES = """
+CREATE TRIGGER witness AFTER INSERT ON events
+    FOR EACH ROW EXECUTE FUNCTION witness();
+CREATE TRIGGER witness AFTER INSERT ON command_receipts
+    FOR EACH ROW EXECUTE FUNCTION witness();
+"""
+READ_MODEL_WITNESSES = """
+CREATE TRIGGER witness AFTER UPDATE ON checkpoints
+    FOR EACH ROW WHEN (OLD.position <> NEW.position) EXECUTE FUNCTION witness();
+"""
 
 
 async def fetch(url: str, sql: str) -> list[asyncpg.Record]:
@@ -46,6 +79,7 @@ async def add_event_store(evidence: Evidence, url: str) -> None:
     for row in await fetch(url, "SELECT * FROM partitions"):
         evidence.positions[row["partition"]] = row["position"]
         evidence.published_positions[row["partition"]] = row["published_position"]
+    evidence.trespasses = [*evidence.trespasses, *await trespasses(url)]
 
 
 async def add_read_model(evidence: Evidence, url: str) -> None:
@@ -55,7 +89,31 @@ async def add_read_model(evidence: Evidence, url: str) -> None:
         evidence.patient_versions[row["patient_id"]] = row["version"]
     for row in await fetch(url, "SELECT * FROM checkpoints"):
         evidence.checkpoints[row["partition"]] = row["position"]
+    evidence.trespasses = [*evidence.trespasses, *await trespasses(url)]
     evidence.parked = len(await fetch(url, "SELECT FROM parked_events"))
+
+
+async def set_up_witnesses(event_store_url: str, read_model_url: str) -> None:
+    """Have each database write down who writes to a partition that another worker owns."""
+    for url, tables in (
+        (event_store_url, EVENT_STORE_WITNESSES),
+        (read_model_url, READ_MODEL_WITNESSES),
+    ):
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute(WITNESS + tables)
+        finally:
+            await connection.close()
+
+
+async def trespasses(url: str) -> list[str]:
+    """Return what the witness wrote down."""
+    rows = await fetch(url, "SELECT * FROM trespasses ORDER BY at")
+    return [
+        f"{row['writer']} wrote to {row['written']} of partition {row['partition']}"
+        f" at {row['at']:%H:%M:%S.%f}, when {row['owner']} owned it"
+        for row in rows
+    ]
 
 
 def _log_row(row: asyncpg.Record) -> LogRow:

@@ -113,5 +113,7 @@ class Evidence:
     positions: dict[int, int] = field(default_factory=dict)
     published_positions: dict[int, int] = field(default_factory=dict)
     checkpoints: dict[int, int] = field(default_factory=dict)
+    trespasses: Sequence[str] = ()
+    """Writes by a worker to a partition that another one owned."""
     parked: int = 0
     dead_letters: int = 0

@@ -21,8 +21,13 @@ from tests.sandbox.servers import NOT_YET, DatabaseServer, Server
 MUTE_BEFORE_END_S = 1.2
 BEGINS_WITHIN_S = 4.0
 STOPPED_WITHIN_S = 25.0
-GOOD_EXITS = (0, 3)
-"""Drained, or left in a hurry because the drain time ran out."""
+HURRIED = 3
+"""Exit code of a worker that left before it was drained."""
+GOOD_EXITS = (0, HURRIED)
+
+ONLY_IN_WRITES = (b"exams", b"consultations", b"conditions", b"er_visits")
+"""A worker sends the names of record types to its database only to write them."""
+WRITES_WITHIN_S = 3.0
 
 TERMINATE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -161,7 +166,17 @@ class Faults:
     async def _stop(self, fault: Fault) -> None:
         slot = self._slots[fault.target]
         await slot.ready()
-        slot.note_exit(await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S))
+        if fault.variant == "without its database":
+            async with self._locks[f"{slot.name}/database"]:
+                slot.database.disturb(Disorder("silence"))
+                code = await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S)
+                slot.database.disturb(None)
+        else:
+            slot.worker.send(signal.SIGTERM)
+            await asyncio.sleep(fault.amount if fault.variant == "twice" else 0)
+            code = await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S)
+        self.counts["hurried"] += code == HURRIED
+        slot.note_exit(code)
         slot.replace()
 
     async def _cut(self, fault: Fault) -> None:
@@ -193,10 +208,9 @@ class Faults:
             for name in [one.name for one in both] + [f"{one.name}/database" for one in both]:
                 await held.enter_async_context(self._locks[name])
             await slot.ready()
-            # What is under way when it falls silent is as likely a write as a read.
-            slot.database.disturb(Disorder("delay", seconds=0.1 + 0.3 * fault.amount))
-            await asyncio.sleep(1 + fault.amount)
-            slot.database.disturb(Disorder("silence", ("up",)))
+            slot.database.disturb(Disorder("silence", ("up",), waits_for=ONLY_IN_WRITES))
+            with contextlib.suppress(AssertionError):
+                await eventually(partial(_is_silent, slot.database), within=WRITES_WITHIN_S)
             if fault.variant == "without its broker":
                 slot.broker.cut()
             await asyncio.sleep(fault.seconds)
@@ -237,6 +251,10 @@ class Faults:
 def _directions(named: str) -> tuple[Direction, ...]:
     known: dict[str, tuple[Direction, ...]] = {"up": ("up",), "down": ("down",)}
     return known.get(named, ("up", "down"))
+
+
+async def _is_silent(link: Link) -> bool:
+    return link.silent
 
 
 def _restart(server: Server, fault: Fault) -> None:

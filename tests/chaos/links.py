@@ -26,6 +26,8 @@ class Disorder:
     directions: tuple[Direction, ...] = ("up", "down")
     seconds: float = 0.0
     """For each chunk that is delayed, or after each byte that trickles."""
+    waits_for: tuple[bytes, ...] = ()
+    """Silence that begins with the first chunk that has one of these in it."""
 
 
 class Link:
@@ -39,6 +41,8 @@ class Link:
         self._target = (parts.hostname, parts.port)
         self._parts = parts
         self._disorder: Disorder | None = None
+        self.silent = False
+        """Whether something is being held back."""
         self._changed = asyncio.Event()
         self._open: set[asyncio.StreamWriter] = set()
         listening = socket.create_server((HOST, 0))
@@ -65,6 +69,7 @@ class Link:
 
     async def _disturb(self, disorder: Disorder | None) -> None:
         self._disorder = disorder
+        self.silent = False
         self._changed.set()
         self._changed = asyncio.Event()
         if disorder is not None and disorder.kind == "refuse":
@@ -88,6 +93,8 @@ class Link:
             if disorder.kind == "refuse":
                 writer.transport.abort()
                 return
+            if not self._is_silent(disorder, b""):
+                break
             await self._changed.wait()
         from_server, to_server = await asyncio.open_connection(*self._target)
         self._open.add(to_server)
@@ -114,7 +121,7 @@ class Link:
         while data:
             disorder, changed, most = self._disorder, self._changed, len(data)
             if disorder is not None and direction in disorder.directions:
-                if disorder.kind == "silence":
+                if disorder.kind == "silence" and self._is_silent(disorder, data):
                     await changed.wait()
                     continue
                 most = 1 if disorder.kind == "trickle" else most
@@ -123,6 +130,11 @@ class Link:
             writer.write(data[:most])
             await writer.drain()
             data = data[most:]
+
+    def _is_silent(self, disorder: Disorder, data: bytes) -> bool:
+        awaited = disorder.waits_for
+        self.silent = self.silent or not awaited or any(one in data for one in awaited)
+        return self.silent
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:

@@ -90,6 +90,8 @@ def _variants(kind: str) -> tuple[str, ...]:
         # Before its end, a worker may be made deaf or dumb towards a dependency: it then ends
         # between asking and being answered.
         "kill": ("now", "database up", "database down", "broker up", "broker down"),
+        # Asked once; asked twice; and where it can't finish, so that its time runs out.
+        "stop": ("once", "twice", "without its database"),
         "freeze": ("past its lease", "past its lease", "until the broker gives it up"),
         "cut": ("once", "refusing", "torn"),
         "silence": ("up", "down", "both"),
@@ -103,7 +105,9 @@ def _variants(kind: str) -> tuple[str, ...]:
 def _seconds(random: Random, kind: str, variant: str) -> float:
     if variant == "until the broker gives it up":
         return random.uniform(LEASE_S + 4, BROKER_NOTICES_S + 3)
-    if kind in ("freeze", "zombie"):
+    if kind == "zombie":
+        return random.uniform(LEASE_S + 1.5, LEASE_S + 4)
+    if kind == "freeze":
         return random.uniform(LEASE_S + 0.5, LEASE_S + 4)
     if kind in ("silence", "cut") and random.random() < 0.4:
         return random.uniform(LEASE_S, LEASE_S + 7)

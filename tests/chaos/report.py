@@ -15,6 +15,7 @@ FAULT_NAMES = {
     "kill": "workers killed",
     "freeze": "workers frozen",
     "stop": "workers stopped",
+    "hurried": "of them, left in a hurry",
     "broker": "broker restarts",
     "database": "database restarts",
     "terminate": "database connections ended",

@@ -10,7 +10,13 @@ from urllib.parse import quote
 
 import aio_pika
 
-from tests.chaos.databases import add_event_store, add_read_model, cursors, decided_ids
+from tests.chaos.databases import (
+    add_event_store,
+    add_read_model,
+    cursors,
+    decided_ids,
+    set_up_witnesses,
+)
 from tests.chaos.evidence import Command, Evidence
 from tests.chaos.faults import Faults, Slot
 from tests.chaos.links import Link, Wires, open_wires
@@ -21,8 +27,6 @@ from tests.deployment import Deployment, ServiceName
 from tests.eventually import eventually
 from tests.sandbox import Sandbox
 
-BROKER_SETTLES_S = 3.0
-"""A queue declared a moment before the broker is killed may be gone."""
 HEALED_WITHIN_S = 90.0
 ANSWERED_WITHIN_S = 60.0
 WINDOW = 50
@@ -115,12 +119,13 @@ class Round:
     async def _start(self) -> None:
         self._tell("migrating, declaring queues, starting four workers")
         await asyncio.to_thread(self._deployment.prepare)
+        await set_up_witnesses(self._deployment.event_store_url, self._deployment.read_model_url)
         await declare_queues(self._deployment.rabbitmq_url)
+        await asyncio.to_thread(self._sandbox.broker.put_on_disk)
         for slot in self._faults.slots:
             slot.start()
         for slot in self._faults.slots:
             await asyncio.to_thread(slot.worker.wait_ready)
-        await asyncio.sleep(BROKER_SETTLES_S)
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
@@ -150,7 +155,7 @@ class Round:
         began = monotonic()
         while True:
             await asyncio.sleep(1)
-            happened = sum(self._faults.counts.values())
+            happened = len(self._faults.happened)
             self._tell(
                 f"{monotonic() - began:.0f} of {self._settings.seconds:.0f} s:"
                 f" {len(self._commands())} commands, {len(self._listener.answered)} answered,"
