@@ -52,7 +52,9 @@ class Verb:
     def usage(self) -> str:
         """Its words and arguments, and the options that are its own."""
         options = (
-            f"[{one.opts[0]}]" for one in self.command.params if one.param_type_name == "option"
+            f"{one.opts[0]} {one.metavar}" if one.required else f"[{one.opts[0]}]"
+            for one in self.command.params
+            if one.param_type_name == "option"
         )
         return " ".join((self.words, *map(_argument, self._arguments()), *options))
 
