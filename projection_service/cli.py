@@ -1,6 +1,7 @@
 """The command line of the projection service."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated, Final, TypeVar
@@ -200,11 +201,18 @@ def rebuild(
     """
     with clear_errors():
         settings = read_settings(ProjectionSettings)
+        _collect_garbage_seldom()
         with show_progress() as progress:
             done = uvloop.run(rebuild_read_model(settings, progress, dry_run=dry_run))
     print_json(done) if json else _show_rebuilt(done)
     if done.differences:
         raise typer.Exit(1)
+
+
+def _collect_garbage_seldom() -> None:
+    """Thousands of events are in hand, and none in a cycle: to look for some took half the time."""
+    gc.freeze()
+    gc.set_threshold(100_000)
 
 
 def _show_rebuilt(done: Rebuilt) -> None:

@@ -18,12 +18,14 @@ from shared.vocabulary import Grantee
 
 TABLES: Final = (
     "checkpoints",
-    "patients",
     "patient_consent",
+    "patients",
     "parked_events",
-    "consent_history",
     "history_horizon",
+    "consent_history",
 )
+"""In the order in which every statement names them: whoever locks them in this order, as a rebuild
+does, waits for statements that have begun, and never for one that waits for it."""
 """Every table whose rows follow from the log: `rebuild` fills them anew."""
 
 _PROJECT = statement("projection_service", "project")

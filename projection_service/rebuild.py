@@ -22,8 +22,10 @@ from shared.requests import Requests
 
 CLOSE: Final = 500
 """So few events behind, the rest is applied while everybody is kept out."""
-HOLD_S: Final = 2.0
+HOLD_S: Final = 1.0
 """How long queries are kept waiting at most, before it is given up and tried again."""
+MOST_PATIENCE: Final = 8
+"""How many times as long later tries may take, lest a busy machine keeps it away for ever."""
 TRY_AGAIN_S: Final = 0.5
 PING_S: Final = 2.0
 ATTEMPTS: Final = 10
@@ -140,6 +142,7 @@ class _Rebuild:
         self._log = log
         self._progress = progress
         self._began = began
+        self._patience = 1
         self._filling = Filling(log, shadow, progress.advance)
 
     async def switch(self) -> Rebuilt:
@@ -147,7 +150,7 @@ class _Rebuild:
         while True:
             await self._catch_up(self._heads)
             try:
-                async with self._shadow.held("ACCESS EXCLUSIVE") as live:
+                async with self._shadow.held("ACCESS EXCLUSIVE", self._patience) as live:
                     held_at = monotonic()
                     await self._finish(live)
                     parked = await self._shadow.count_parked()
@@ -162,7 +165,7 @@ class _Rebuild:
             await self._catch_up(self._shadow.live_positions)
             try:
                 async with self._shadow.snapshot() as reader:
-                    async with self._shadow.held("SHARE") as live:
+                    async with self._shadow.held("SHARE", self._patience) as live:
                         held_at = monotonic()
                         await self._finish(live)
                         await reader.execute("SELECT")  # from here on it sees nothing later
@@ -182,7 +185,9 @@ class _Rebuild:
             await self._filling.reach(targets)
             live = await self._shadow.live_positions()
             behind = _missing(await self._shadow.positions(), live)
-        await self._shadow.forget_purged()  # nearly all of it, before anybody is kept waiting
+        await self._shadow.forget_purged(
+            self._shadow.pool
+        )  # nearly all of it, before anybody is kept waiting
 
     async def _heads(self) -> dict[int, int]:
         """Read where the logs end; where one is behind the read model, filling will say so."""
@@ -192,15 +197,16 @@ class _Rebuild:
 
     async def _finish(self, live: Mapping[int, int]) -> None:
         """Make the shadow what the read model should be that is held now."""
-        async with asyncio.timeout(HOLD_S):
+        async with asyncio.timeout(HOLD_S * self._patience):
             await self._filling.reach(live)
             await self._shadow.give_up_discarded()
-            await self._shadow.forget_purged()
+            await self._shadow.forget_purged(self._shadow.connection)
 
     async def _wait_for_others(self) -> None:
         """Let go for a moment: a long query, say of a backup, uses the read model."""
         self._progress.say(f"waiting: {await self._shadow.who_is_in_the_way()}")
         await asyncio.sleep(TRY_AGAIN_S)
+        self._patience = min(2 * self._patience, MOST_PATIENCE)
 
     def _done(
         self, switched: bool, parked: int, held_s: float, compared: Sequence[Compared] = ()

@@ -14,6 +14,7 @@ from projection_service.read_model import TABLES, ReadModel
 from shared.database import (
     Connection,
     Pool,
+    Queryable,
     Session,
     check_not_newer,
     check_partitions,
@@ -31,7 +32,7 @@ REBUILD_LOCK: Final = 0xC045E48
 PACKAGE: Final = "projection_service"
 CONNECTIONS: Final = 5
 PURGED_WITHIN_S: Final = 600.0
-LONGEST_WAIT_MS: Final = 100
+FIRST_WAIT_MS: Final = 100
 """For one lock. A query that waits for us, as we wait for it, looks for such a deadlock after one
 second (PostgreSQL's deadlock_timeout): by then we have given up, so that no query ever fails."""
 WAIT_FOR_OTHER_REBUILD_MS: Final = 2000
@@ -43,6 +44,7 @@ _READ_RIGHTS = statement(PACKAGE, "read_rights")
 _READ_POSITIONS = statement(PACKAGE, "read_positions")
 _READ_LIVE_POSITIONS = statement(PACKAGE, "read_live_positions")
 _STAMP_SHADOW = statement(PACKAGE, "stamp_shadow")
+_READ_PURGED_UNTIL = statement("projection_service", "read_purged_until")
 _PURGE_SHADOW = statement("projection_service", "purge_shadow")
 _UNPARK_DISCARDED = statement(PACKAGE, "unpark_discarded")
 _HOLD_READ_MODEL = statement(PACKAGE, "hold_read_model")
@@ -75,14 +77,15 @@ class Shadow:
         return _positions(await self.pool.fetch(_READ_LIVE_POSITIONS))
 
     @asynccontextmanager
-    async def held(self, mode: Mode) -> AsyncIterator[dict[int, int]]:
+    async def held(self, mode: Mode, patience: int) -> AsyncIterator[dict[int, int]]:
         """Keep writers (SHARE), or readers too (ACCESS EXCLUSIVE), out of the read model.
 
-        Yields how far each partition is projected in it; commits in the end.
+        Whoever uses it is waited for, `patience` times as long as at first; and who comes after
+        that waits as long. Yields how far each partition is projected in it; commits in the end.
         Raises asyncpg.LockNotAvailableError where somebody is in the way.
         """
         async with self._one_at_a_time, self.connection.transaction():
-            await self._set("lock_timeout", str(LONGEST_WAIT_MS))
+            await self._set("lock_timeout", str(FIRST_WAIT_MS * patience))
             await self._set("consent.tables", ",".join(TABLES))
             await self._set("consent.mode", mode)
             await self.connection.execute(_HOLD_READ_MODEL)
@@ -105,10 +108,14 @@ class Shadow:
                 await retry_parked(connection, patient_id)
             await connection.execute(_STAMP_SHADOW, self.epoch)
 
-    async def forget_purged(self) -> None:
-        """Purge in the shadow's history what was purged in the read model's."""
+    async def forget_purged(self, reader: Queryable) -> None:
+        """Purge in the shadow's history what was purged in the read model's.
+
+        `reader` reads up to when that was: while the read model is held, only its holder can.
+        """
+        until = await reader.fetchval(_READ_PURGED_UNTIL)
         async with self.pool.acquire() as connection, connection.transaction():
-            await connection.execute(_PURGE_SHADOW, timeout=PURGED_WITHIN_S)
+            await connection.execute(_PURGE_SHADOW, until, timeout=PURGED_WITHIN_S)
             await connection.execute(_STAMP_SHADOW, self.epoch)
 
     async def switch(self) -> None:

@@ -74,12 +74,17 @@ class Broker:
         """The broker's own version."""
         return str(self._connection.server_properties.get("version", "unknown"))
 
-    async def channel(self, *, confirms: bool = False) -> Channel:
-        """Open a channel; with confirms a publish waits for the broker, and raises on a return."""
+    async def channel(self, *, confirms: bool = False, expendable: bool = False) -> Channel:
+        """Open a channel; with confirms a publish waits for the broker, and raises on a return.
+
+        An expendable one is for asking what the broker may refuse: its end is no loss.
+        """
         channel = await self._connection.channel(
             publisher_confirms=confirms, on_return_raises=confirms
         )
         assert isinstance(channel, Channel)  # noqa: S101 - the declared type knows less
+        if expendable:
+            self._expected.add(channel)
         channel.on_consumer_cancel_callbacks.add(self._consumer_cancelled)
         channel.closing.add_done_callback(lambda closing: self._channel_closed(channel, closing))
         return channel

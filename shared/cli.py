@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, NoReturn, TypeVar
@@ -22,17 +22,20 @@ from shared.cloud_event import timestamp
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.errors import NoAnswer, NotAllowed, NotConnected, QueryRefused, SettingsError
 from shared.log_client import Page
-from shared.logs import hush_libraries
+from shared.logs import hush_libraries, set_up_logs
 from shared.moments import REMEDY, Moment
 from shared.partition import partition_of
 from shared.queries import ConsentHeld, Consents
 from shared.replies import CommandAccepted, Outcome
 from shared.settings import ClientSettings, PartitionSettings, read_settings
+from shared.subscription import Start
 from shared.timeline import lay_out
 from shared.timeline_svg import picture
 from shared.timeline_text import ASCII, UNICODE, draw
 from shared.validation import details_of
 from shared.vocabulary import ENTITIES, RECORD_TYPES, Entity, Target
+from shared.watch import read_positions
+from shared.watch import watch as watch_events
 
 REFUSED: Final = 1
 """Exit code where a command is rejected, or a consent does not hold."""
@@ -204,6 +207,34 @@ def events(
         ),
     )
     _print_json(page) if json else _show_events(page)
+
+
+@app.command(epilog="Example: consent watch 'asked.#' 'granted.doctor.#'")
+def watch(
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Which events: FACT.ENTITY.RECORD_TYPE.PARTITION, with * and #. All by default."
+        ),
+    ] = None,
+    patient: Annotated[str | None, typer.Option(help="Only this patient's events.")] = None,
+    from_origin: Annotated[bool, typer.Option("--from-origin", help="Begin with the log.")] = False,
+    from_: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="PARTITION=POSITION,…", help="Begin behind these; the others now."
+        ),
+    ] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print a CloudEvent on each line.")] = False,
+) -> None:
+    """Follow the events as they happen, until Ctrl-C."""
+    start = Start.ORIGIN if from_origin else Start.NOW
+    positions = read_positions(from_)
+    # Ctrl-C cancels; asyncio says so in the one way or the other.
+    with _clear_errors(), suppress(KeyboardInterrupt, asyncio.CancelledError):
+        settings = read_settings(ClientSettings)
+        set_up_logs("WARNING", "console")
+        asyncio.run(watch_events(settings, patterns or [], patient, start, positions, json=json))
 
 
 @app.command(epilog="Example: consent partition p-1")

@@ -14,6 +14,7 @@ class ConsentError(Exception):
     ├── Conflict             somebody appended first; read again, decide again
     ├── NotNow               something is in the way; nothing was changed, try again; exit code 3
     ├── NoAnswer             no reply came in time; ask again with the same command id
+    ├── NotHandled           a subscriber's handler failed, and the event can't be parked
     └── QueryRefused         the query was answered with an error
     """
 
@@ -58,6 +59,10 @@ class NotNow(ConsentError):
 
 class NoAnswer(ConsentError):
     """No reply came in time. A command may be sent again under the same id, without harm."""
+
+
+class NotHandled(ConsentError):
+    """A handler kept failing on an event, which could be parked nowhere; the cause says why."""
 
 
 class QueryRefused(ConsentError):

@@ -15,6 +15,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 Json = dict[str, Any]
 
 VERBS = {"AskConsent": "ask", "GrantConsent": "grant", "RevokeConsent": "revoke"}
+MOST_ASKED = 4
 PREFIXES = {"AskConsent": "by", "GrantConsent": "to", "RevokeConsent": "from"}
 
 
@@ -93,7 +94,15 @@ class Client:
         return await self.reply(await self.send(type_, body, **more))
 
     async def query(self, type_: str, **body: Any) -> Json:  # noqa: ANN401
-        """Ask a query and wait for its answer."""
+        """Ask a query and wait for its answer, however long a slow machine needs to project."""
+        for _ in range(MOST_ASKED):
+            answer = await self.query_once(type_, **body)
+            if answer.get("error") != "not_yet_projected":
+                break
+        return answer
+
+    async def query_once(self, type_: str, **body: Any) -> Json:  # noqa: ANN401
+        """Ask a query and wait for its answer, which may be that it is too early."""
         return await self.reply(await self.send(type_, body, exchange="consent.queries", key=type_))
 
     async def subscribe(

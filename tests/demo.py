@@ -31,7 +31,7 @@ from tests.sandbox import open_sandbox
 PARTITIONS: Final = 8
 PATIENT: Final = "p-1"
 DOCTOR: Final = "d-1"
-EVENTS_WITHIN_S: Final = 5.0
+EVENTS_WITHIN_S: Final = 30.0
 
 Arriving = asyncio.Queue[AbstractIncomingMessage]
 

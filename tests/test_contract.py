@@ -266,7 +266,7 @@ async def test_nobody_waits_for_ever_for_a_version_that_does_not_come(client: Cl
     patient = new_patient()
     await client.command("GrantConsent", patient)
     await client.query("ListConsents", patient_id=patient, min_version=1)
-    late = await client.query("ListConsents", patient_id=patient, min_version=10**30)
+    late = await client.query_once("ListConsents", patient_id=patient, min_version=10**30)
     assert (late["status"], late["error"], late["version"]) == ("error", "not_yet_projected", 1)
 
 

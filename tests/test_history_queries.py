@@ -16,9 +16,11 @@ import asyncpg
 import pytest
 from pogo_core.util.migrate import apply
 
+from projection_service.purge import purge_history
 from shared.client import ConsentClient
 from shared.database import migrate
-from shared.errors import QueryRefused
+from shared.durations import parse_duration
+from shared.errors import QueryRefused, SettingsError
 from tests.amqp import Client, Json
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment
@@ -377,20 +379,31 @@ async def forget_horizon(deployment: Deployment) -> None:
     await connection.close()
 
 
+async def test_a_silly_age_purges_nothing(deployment: Deployment) -> None:
+    done = purge(deployment, "--older-than", "23h")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "history younger than a day is not purged: --older-than 1d or more" in done.stderr
+    connection = await asyncpg.connect(deployment.read_model_url)
+    with pytest.raises(SettingsError, match="nothing is that old"):
+        await purge_history(connection, timedelta(days=365 * 9999))
+    assert await connection.fetchval("SELECT count(*) FROM history_horizon") == 0
+    await connection.close()
+
+
 @pytest.mark.parametrize(
-    ("older_than", "complaint"),
-    [
-        ("23h", "history younger than a day is not purged: --older-than 1d or more"),
-        ("soon", "'soon' is no duration"),
-        ("9999y", "nothing is that old"),
-    ],
+    ("text", "days"),
+    [("90d", 90), ("48h", 2), ("2w", 14), ("1y", 365), ("86400s", 1), (" 1440m", 1)],
 )
-def test_a_silly_age_purges_nothing(
-    deployment: Deployment, older_than: str, complaint: str
-) -> None:
-    done = purge(deployment, "--older-than", older_than)
-    assert done.returncode == 2
-    assert complaint in " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
+def test_a_duration_is_a_number_and_its_unit(text: str, days: int) -> None:
+    assert parse_duration(text) == timedelta(days=days)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "90", "d", "-1d", "1.5d", "1M", "99999999y", "1 d", "²d"]
+)
+def test_what_is_no_duration_is_told_how_to_write_one(text: str) -> None:
+    with pytest.raises(ValueError, match="write a number and one of s m h d w y"):
+        parse_duration(text)
 
 
 async def test_before_a_rebuild_a_read_model_without_a_past_says_so(

@@ -1,5 +1,6 @@
 """Every process under a user of its own: all work is done, and nothing beside it can be."""
 
+import asyncio
 import json
 import secrets
 import shlex
@@ -17,8 +18,10 @@ from aiormq.abc import FieldValue
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
 from shared.client import ConsentClient
+from shared.cloud_event import CloudEvent
 from shared.errors import NotAllowed
 from shared.permissions import Role, rabbitmqctl_lines
+from shared.subscription import subscribe
 from tests.amqp import Client, body_of
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment, ServiceName, open_deployment
@@ -217,6 +220,68 @@ async def test_an_asker_is_told_at_once_that_it_may_not_grant(guarded: Guarded) 
     assert done.returncode == 2
     assert done.stderr.startswith("error: not allowed to send GrantConsent: ACCESS_REFUSED")
     assert len(done.stderr.splitlines()) == 1
+
+
+async def test_a_subscriber_that_may_query_follows_watches_and_parks_under_its_own_user(
+    guarded: Guarded,
+) -> None:
+    guarded.add_user("the-follower", "subscriber", "inquirer")
+    url, queue = guarded.urls["the-follower"], "the-follower.main"
+    async with ConsentClient.connect(guarded.urls["the-asker"], partitions=PARTITIONS) as asker:
+        await asker.ask("p-followed", "doctor", "d-1", "exams")
+        await asker.ask("p-unhandled", "doctor", "d-1", "exams")
+    seen: list[str] = []
+
+    async def handle(event: CloudEvent) -> None:
+        if event.subject == "p-unhandled":
+            raise ValueError
+        seen.append(event.subject)
+
+    following = asyncio.create_task(
+        subscribe(url, queue, handle, partitions=PARTITIONS, attempts=1)
+    )
+
+    async def parked() -> bool:
+        assert not following.done(), following.exception()
+        found = guarded.sandbox.broker.api("GET", f"/queues/{VHOST}")
+        counts = {one["name"]: one.get("messages", 0) for one in found}
+        return "p-followed" in seen and counts.get(f"{queue}.parked") == 1
+
+    await eventually(parked, within=60)
+    following.cancel()
+    await asyncio.wait([following])
+
+    watch = subprocess.Popen(
+        [CONSENT, "watch", "--from-origin", "--patient", "p-followed"],
+        env=guarded.deployment.environment(RABBITMQ_URL=url),
+        stdout=subprocess.PIPE,
+    )
+    assert watch.stdout is not None
+    with watch.stdout:
+        assert b"p-followed  asked by doctor d-1  exams" in watch.stdout.readline()
+    watch.kill()
+    watch.wait(10)
+
+
+@pytest.mark.parametrize("user", ["the-subscriber", "the-inquirer"])
+async def test_who_may_not_query_or_not_own_queues_is_told_at_once_that_it_may_not_subscribe(
+    guarded: Guarded, user: str
+) -> None:
+    async def handle(_: CloudEvent) -> None:
+        """Nothing comes."""
+
+    with pytest.raises(NotAllowed, match="needs the roles subscriber and inquirer"):
+        await subscribe(guarded.urls[user], f"{user}.main", handle, partitions=PARTITIONS)
+    done = subprocess.run(
+        [CONSENT, "watch"],
+        env=guarded.deployment.environment(RABBITMQ_URL=guarded.urls[user]),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "needs the roles subscriber and inquirer" in done.stderr
 
 
 Act = Callable[[AbstractChannel], Awaitable[object]]

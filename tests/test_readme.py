@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,33 @@ async def test_the_subscriber_in_javascript_tells_of_a_request(
     finally:
         process.kill()
         process.wait(10)
+
+
+async def test_the_subscriber_in_python_tells_each_patient_once_though_it_is_killed(
+    running: Deployment, client: Client, tmp_path: Path
+) -> None:
+    script, out = tmp_path / "tell_patients.py", tmp_path / "out.txt"
+    script.write_text(example("tell_patients.py"))
+    for patient in ("p-1", "p-2", "p-3"):
+        await client.command("AskConsent", patient, target="exams")
+
+        async def told(patient: str = patient) -> bool:
+            return await _says(out, f"{patient}: doctor d-1 asks to see your exams")
+
+        with out.open("a") as stream:
+            process = subprocess.Popen(
+                [sys.executable, script], cwd=tmp_path, env=running.environment(), stdout=stream
+            )
+        try:
+            await eventually(told, within=40)
+        finally:
+            process.kill()
+            process.wait(10)
+    letters = sqlite3.connect(tmp_path / "patients.db")
+    rows = letters.execute("SELECT patient FROM letters ORDER BY rowid").fetchall()
+    letters.close()
+    assert rows == [("p-1",), ("p-2",), ("p-3",)]
+    assert out.read_text().count("asks to see") == len(rows)
 
 
 async def _says(out: Path, text: str) -> bool:

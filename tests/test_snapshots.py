@@ -1,9 +1,12 @@
 """Snapshots: equal to a full replay, never trusted blindly, and missed by nobody."""
 
+import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from traceback import extract_stack
 from typing import Any, Final
 from uuid import uuid4
 
@@ -183,6 +186,33 @@ async def test_a_spoiled_foreign_or_missing_snapshot_costs_nothing_but_time(
     assert found == replace(expected, snapshot_version=0)
     await store.write_snapshot(take("p-1", found))
     assert (await store.read_streams(["p-1"]))["p-1"] == replace(found, snapshot_version=10)
+
+
+async def test_much_history_is_replayed_while_other_work_goes_on(
+    store: EventStore, event_store_pool: Pool
+) -> None:
+    await event_store_pool.execute(
+        """INSERT INTO events
+           SELECT 0, number, 'p-1', number, gen_random_uuid(), 'ConsentGranted', 1,
+                  json_build_object('patient_id', 'p-1', 'to_entity', 'doctor',
+                                    'to_id', 'd-' || number, 'target', 'exams'),
+                  now(), 'c', gen_random_uuid(), NULL, NULL, NULL
+             FROM generate_series(1, 8000) AS number"""
+    )
+    reading = asyncio.create_task(store.read_streams(["p-1"]))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += store_is_replaying()
+    found = (await reading)["p-1"]
+    assert (found.version, len(found.state.granted)) == (8000, 8000)
+    assert turns, "the loop had a turn while a thread was replaying"
+
+
+def store_is_replaying() -> bool:
+    """Whether some other thread is in `replay` now."""
+    frames = sys._current_frames().values()  # noqa: SLF001 - where the other threads are
+    return any("_replay_each" in {one.name for one in extract_stack(frame)} for frame in frames)
 
 
 async def test_a_snapshot_of_what_the_log_has_not_is_passed_over(store: EventStore) -> None:

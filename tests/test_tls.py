@@ -250,16 +250,18 @@ def test_what_must_be_mended_is_one_clear_line_and_exit_code_2(secured: Secured,
 
 def test_a_broker_that_hangs_up_may_be_one_that_speaks_tls_alone(secured: Secured) -> None:
     plain = secured.broker("", scheme="amqp")
-    done = secured.deployment.run("command_service", "topology", RABBITMQ_URL=plain)
+    environment = secured.deployment.environment(RABBITMQ_URL=plain)
+    done = CliRunner().invoke(command_app, ["topology"], env=environment)
     says = "if it speaks TLS alone, begin RABBITMQ_URL with amqps://"
-    assert_one_line(done.returncode, done.stderr, says, expected=3)
+    assert_one_line(done.exit_code, done.stderr, says, expected=3)
 
 
 def test_a_database_without_tls_is_one_clear_line(secured: Secured, sandbox: Sandbox) -> None:
     plain = sandbox.event_store_server.url() + FULL.format(trusted=secured.trusted)
-    done = secured.deployment.run("command_service", "migrate", EVENT_STORE_URL=plain)
+    environment = secured.deployment.environment(EVENT_STORE_URL=plain)
+    done = CliRunner().invoke(command_app, ["migrate"], env=environment)
     says = "it has no TLS; check sslmode in EVENT_STORE_URL"
-    assert_one_line(done.returncode, done.stderr, says)
+    assert_one_line(done.exit_code, done.stderr, says)
 
 
 def test_the_consent_command_says_it_too(secured: Secured) -> None:

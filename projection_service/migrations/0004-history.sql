@@ -20,11 +20,7 @@ CREATE TABLE consent_history (
     CONSTRAINT consent_history_place_key
         PRIMARY KEY (patient_id, entity_name, entity_id, record_type, kind, began_version),
     CONSTRAINT consent_history_kind_known CHECK (kind IN ('period', 'request'))
-);
-
-CREATE INDEX consent_history_open_idx
-    ON consent_history (patient_id, entity_name, entity_id, record_type, kind)
- WHERE ended_version IS NULL;
+) WITH (fillfactor = 85);
 
 -- At most one row; without it, everything is known.
 CREATE TABLE history_horizon (

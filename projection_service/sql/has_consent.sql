@@ -9,9 +9,9 @@
 SELECT coalesce(p.version, 0) AS version, c.permissions
   FROM unnest($1::text[], $2::text[], $3::text[])
        WITH ORDINALITY AS asked (patient_id, entity_name, entity_id, number)
-  LEFT JOIN patients p ON p.patient_id = asked.patient_id
   LEFT JOIN patient_consent c
     ON c.patient_id = asked.patient_id
    AND c.entity_name = asked.entity_name
    AND c.entity_id = asked.entity_id
+  LEFT JOIN patients p ON p.patient_id = asked.patient_id
  ORDER BY asked.number

@@ -107,19 +107,42 @@ WITH given AS (
      WHERE EXISTS (SELECT FROM moved)
     ON CONFLICT (patient_id, entity_name, entity_id, record_type, kind, began_version) DO NOTHING
 ), ended AS (
-    UPDATE consent_history h
-       SET ended_version = ended.version, ended_at = ended.at,
-           ended_command = ended.command, ended_issuer = ended.issuer
+    -- What ends, ends with all that is open of the same: so the open ones follow the last ended
+    -- one in the key. OFFSET 0 keeps the planner from reading whole tables while they are small.
+    INSERT INTO consent_history (
+        patient_id, entity_name, entity_id, record_type, kind,
+        began_version, began_at, began_command, began_issuer,
+        ended_version, ended_at, ended_command, ended_issuer)
+    SELECT ended.patient_id, ended.entity_name, ended.entity_id, ended.record_type, ended.kind,
+           open.began_version, open.began_at, open.began_command, open.began_issuer,
+           ended.version, ended.at, ended.command, ended.issuer
       FROM unnest($30::text[], $31::text[], $32::text[], $33::text[], $34::text[],
                   $35::bigint[], $36::timestamptz[], $37::uuid[], $38::text[])
            AS ended (patient_id, entity_name, entity_id, record_type, kind,
                      version, at, command, issuer)
+     CROSS JOIN LATERAL (
+           SELECT h.began_version, h.began_at, h.began_command, h.began_issuer
+             FROM consent_history h
+            WHERE h.patient_id = ended.patient_id
+              AND h.entity_name = ended.entity_name
+              AND h.entity_id = ended.entity_id
+              AND h.record_type = ended.record_type
+              AND h.kind = ended.kind
+              AND h.began_version > coalesce((
+                  SELECT last.began_version
+                    FROM consent_history last
+                   WHERE last.patient_id = ended.patient_id
+                     AND last.entity_name = ended.entity_name
+                     AND last.entity_id = ended.entity_id
+                     AND last.record_type = ended.record_type
+                     AND last.kind = ended.kind
+                     AND last.ended_version IS NOT NULL
+                   ORDER BY last.began_version DESC
+                   LIMIT 1), 0)
+           OFFSET 0) AS open
      WHERE EXISTS (SELECT FROM moved)
-       AND h.patient_id = ended.patient_id
-       AND h.entity_name = ended.entity_name
-       AND h.entity_id = ended.entity_id
-       AND h.record_type = ended.record_type
-       AND h.kind = ended.kind
-       AND h.ended_version IS NULL
+    ON CONFLICT (patient_id, entity_name, entity_id, record_type, kind, began_version)
+    DO UPDATE SET ended_version = EXCLUDED.ended_version, ended_at = EXCLUDED.ended_at,
+                  ended_command = EXCLUDED.ended_command, ended_issuer = EXCLUDED.ended_issuer
 )
 SELECT partition FROM moved

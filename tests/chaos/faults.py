@@ -20,7 +20,7 @@ from tests.sandbox.servers import NOT_YET, DatabaseServer, Server
 
 MUTE_BEFORE_END_S = 1.2
 BEGINS_WITHIN_S = 4.0
-STOPPED_WITHIN_S = 25.0
+STOPPED_WITHIN_S = 60.0
 HURRIED = 3
 """Exit code of a worker that left before it was drained."""
 GOOD_EXITS = (0, HURRIED)

@@ -161,13 +161,13 @@ class Wires:
 
     def do(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something among the wires, and wait for it."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     def close(self) -> None:
         """End all wires."""
         self.do(self._cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     async def _cancel_all(self) -> None:

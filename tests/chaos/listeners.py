@@ -15,6 +15,9 @@ EVENTS = "chaos.events"
 AGAIN_AFTER_S = 0.3
 ANSWERS_WITHIN_S = 10.0
 ASKS_EVERY_S = 1.0
+QUIET_S = 5.0
+"""So long after all that were counted, no more are expected."""
+STALLED_S = 60.0
 
 
 async def declare_queues(url: str) -> None:
@@ -74,12 +77,16 @@ async def read_events(url: str) -> list[Received]:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=1000)
         queue = await channel.declare_queue(EVENTS, passive=True)
+        waiting = queue.declaration_result.message_count or 0
+        arriving: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        await queue.consume(arriving.put)
         with suppress(TimeoutError):
-            async with queue.iterator(timeout=5) as messages:
-                async for message in messages:
-                    received.append(_received(message))
-                    if len(received) % 500 == 0:
-                        await message.channel.basic_ack(message.delivery_tag or 0, multiple=True)
+            while True:
+                within = QUIET_S if len(received) >= waiting else STALLED_S
+                message = await asyncio.wait_for(arriving.get(), within)
+                received.append(_received(message))
+                if len(received) % 500 == 0:
+                    await message.channel.basic_ack(message.delivery_tag or 0, multiple=True)
     return received
 
 

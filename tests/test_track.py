@@ -1,0 +1,131 @@
+"""The order of a partition's log: whatever arrives, each event is handed on once and in order."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.track import Place, Track
+
+
+def test_the_first_event_is_next_its_repeat_is_seen_and_a_later_one_is_behind_a_gap() -> None:
+    track: Track[str] = Track(0)
+    assert [track.place(position) for position in (1, 1, 3)] == [Place.NEXT, Place.SEEN, Place.GAP]
+
+
+def test_what_is_held_is_released_in_order_once_the_gap_is_filled() -> None:
+    track: Track[str] = Track(0)
+    track.held |= {4: "four", 3: "three"}
+    assert track.release() == []
+    track.place(1)
+    track.place(2)
+    track.applied()
+    assert track.release() == ["three", "four"]
+    assert track.release() == []
+
+
+def test_a_repeat_of_what_is_held_is_not_held_twice() -> None:
+    track: Track[str] = Track(0, held={3: "three"})
+    assert track.place(3) is Place.SEEN
+
+
+def test_a_choice_of_events_has_holes_only_once_its_history_is_read() -> None:
+    track: Track[str] = Track(0, choice=True)
+    assert track.place(5) is Place.GAP
+    track.reach(head=7)
+    assert track.place(5) is Place.GAP
+    track.reach(head=0)
+    assert [track.place(5), track.place(5), track.place(9)] == [
+        Place.NEXT,
+        Place.SEEN,
+        Place.NEXT,
+    ]
+
+
+def test_a_track_that_begins_anywhere_begins_with_what_arrives_first() -> None:
+    track: Track[str] = Track(0, anywhere=True)
+    assert [track.place(position) for position in (8, 7, 9, 11)] == [
+        Place.NEXT,
+        Place.SEEN,
+        Place.NEXT,
+        Place.GAP,
+    ]
+
+
+def test_a_position_that_the_log_does_not_have_is_taken_out() -> None:
+    track: Track[str] = Track(0, held={5: "five", 9: "nine"})
+    assert track.take_beyond(6, [5, 9, 12]) == ["nine"]
+    assert track.held == {5: "five"}
+
+
+@dataclass
+class Following:
+    """Plays a follower against a log of positions 1 to `head`, of which some are chosen."""
+
+    head: int
+    chosen: frozenset[int]
+    track: Track[int]
+    handed: list[int] = field(default_factory=list)
+
+    def arrive(self, position: int) -> None:
+        place = self.track.place(position)
+        if place is Place.GAP:
+            self.track.held[position] = position
+        elif place is Place.NEXT:
+            self._apply([position])
+
+    def read_page(self, size: int, head: int) -> None:
+        page = range(self.track.position + 1, min(self.track.position + size, head) + 1)
+        self._apply([one for one in page if self.track.place(one) is Place.NEXT])
+        self.track.reach(head)
+        self._release()
+
+    def _apply(self, positions: list[int]) -> None:
+        self.handed += [one for one in positions if one in self.chosen]
+        self.track.applied()
+        self._release()
+
+    def _release(self) -> None:
+        for position in self.track.release():
+            self.arrive(position)
+
+
+@given(data=st.data(), head=st.integers(0, 12))
+def test_shuffled_repeated_and_lost_events_are_handed_on_once_each_and_in_order(
+    data: st.DataObject, head: int
+) -> None:
+    positions = st.sampled_from(range(1, head + 1)) if head else st.nothing()
+    steps = data.draw(st.lists(st.one_of(positions, st.just("read")), max_size=30))
+    following = Following(head, frozenset(range(head + 1)), Track(0))
+    for step in steps:
+        if isinstance(step, int):
+            following.arrive(step)
+        else:
+            following.read_page(3, head)
+        assert following.handed == list(range(1, len(following.handed) + 1))
+    for _ in range(head):
+        following.read_page(3, head)
+    assert following.handed == list(range(1, head + 1))
+    assert not following.track.held
+
+
+@given(data=st.data(), head=st.integers(1, 12))
+def test_a_choice_of_events_arrives_once_each_and_in_order_wherever_history_ends(
+    data: st.DataObject, head: int
+) -> None:
+    """What is routed comes in order but for repeats; the log is read while it comes."""
+    chosen = sorted(data.draw(st.frozensets(st.integers(1, head))))
+    bound = data.draw(st.integers(0, head))  # what was published before the queue was bound
+    routed = [one for one in chosen if one > bound]
+    following = Following(head, frozenset(chosen), Track(0, choice=True))
+    written = bound
+    for number, position in enumerate(routed):
+        written = max(written, position)
+        for _ in range(data.draw(st.integers(0, 3))):
+            following.read_page(2, data.draw(st.integers(written, head)))
+        again = data.draw(st.integers(0, number))
+        for one in (*routed[again:number], position):
+            following.arrive(one)
+    for _ in range(head):
+        following.read_page(2, head)
+    assert following.handed == chosen
