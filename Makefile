@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo up test chaos check format lock bench clean
+.PHONY: help setup servers demo up test chaos check format contract lock bench clean
 
 help: ## list the verbs
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -34,15 +34,20 @@ test: servers setup ## run all tests, on real servers
 chaos: servers setup ## break everything while commands come in, heal, check what is left
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-check: setup ## lint, format, strict types, import walls
+check: setup ## lint, format, strict types, import walls, the contract by its official parser
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.official_parser
 
 format: setup ## mend what lint and format can mend
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+contract: setup ## write the contract and README's list of commands anew (ARGS=--release: freeze it)
+	@$(BIN)/python -m shared.contract $(ARGS)
+	@$(BIN)/python -m tests.command_lines
 
 bench: servers setup ## measure, print a table, write JSON (QUICK=1: a tenth of the work)
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
@@ -56,4 +61,4 @@ lock: setup ## write the lock files anew from pyproject.toml
 		--quiet -o requirements-image.lock
 
 clean: ## remove what was made here
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench-results
+	rm -rf .venv tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench-results

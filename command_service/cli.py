@@ -16,7 +16,7 @@ from command_service.settings import CommandSettings, EventStoreSettings
 from command_service.worker import service
 from shared import names
 from shared.broker import connect, virtual_host
-from shared.check import Needs, tell
+from shared.check import Management, tell
 from shared.command_line import (
     AsJson,
     WorkerRole,
@@ -30,11 +30,14 @@ from shared.database import migrate as migrate_database
 from shared.definitions import definitions, read_user
 from shared.durations import parse_duration
 from shared.errors import SettingsError
+from shared.findings import Needs
 from shared.permissions import Role, rabbitmqctl_lines
-from shared.settings import ClientSettings, WorkerSettings, read_settings
+from shared.settings import ClientSettings, read_settings
 from shared.topology import declare
 
-app = new_app("Takes consent commands, decides them, appends events and publishes them.")
+app = new_app(
+    "Takes consent commands, decides them, appends events and publishes them.", CommandSettings
+)
 
 
 @app.command()
@@ -44,7 +47,7 @@ def migrate(worker_role: WorkerRole = None) -> None:
     Example: EVENT_STORE_URL=postgresql://… python -m command_service migrate
     """
     with clear_errors():
-        settings = read_settings(CommandSettings)
+        settings = read_settings(EventStoreSettings)
         applied = asyncio.run(
             migrate_database(
                 settings.event_store_url,
@@ -63,7 +66,7 @@ def topology() -> None:
     Example: RABBITMQ_URL=amqp://… python -m command_service topology
     """
     with clear_errors():
-        settings = read_settings(WorkerSettings)
+        settings = read_settings(ClientSettings)
         count = asyncio.run(_declare(settings))
         typer.echo(f"declared {count} exchanges, queues and bindings")
 
@@ -173,16 +176,25 @@ async def _purge(url: str, older_than: timedelta, *, dry_run: bool) -> Purged:
         await connection.close()
 
 
-async def _declare(settings: WorkerSettings) -> int:
+async def _declare(settings: ClientSettings) -> int:
     async with connect(settings.rabbitmq_url, name="topology") as broker:
         return await declare(broker, settings.consent_partitions)
 
 
 @app.command(epilog="Example: python -m command_service check")
-def check(json: AsJson = False) -> None:
+def check(json: AsJson = False, management: Management = None) -> None:
     """Look whether everything is there that the service needs, and who owns which partition."""
     with clear_errors():
-        settings = read_settings(CommandSettings)
-        numbers = range(settings.consent_partitions)
-        queues = [names.UNROUTABLE, names.LOG, *map(names.command_queue, numbers)]
-        tell(Needs("command_service", settings.event_store_url, queues), settings, json=json)
+        tell(lambda: needs(read_settings(CommandSettings)), json=json, management=management)
+
+
+def needs(settings: CommandSettings) -> Needs:
+    """Tell `check` what to look at."""
+    queues = map(names.command_queue, range(settings.consent_partitions))
+    return Needs(
+        "command_service",
+        settings,
+        settings.event_store_url,
+        reads=[names.UNROUTABLE, names.LOG, *queues],
+        writes=[names.EVENTS, ""],
+    )

@@ -1,14 +1,10 @@
 """The command service's settings."""
 
-from pydantic_settings import BaseSettings
-
 from shared.settings import PartitionSettings, PostgresUrl, WorkerSettings
 
 
-class EventStoreSettings(BaseSettings):
-    """What the verbs need that only work on the event store."""
-
-    model_config = PartitionSettings.model_config  # else a plain one overrules the worker's
+class EventStoreSettings(PartitionSettings):
+    """What the verbs need that only look into the event store."""
 
     event_store_url: PostgresUrl
 

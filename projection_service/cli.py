@@ -20,7 +20,7 @@ from projection_service.rebuild_progress import show_progress
 from projection_service.settings import ProjectionSettings, ReadModelSettings
 from projection_service.worker import service
 from shared import names
-from shared.check import Needs, tell
+from shared.check import Management, tell
 from shared.command_line import (
     AsJson,
     WorkerRole,
@@ -32,6 +32,7 @@ from shared.command_line import (
 from shared.database import Connection, connect_once
 from shared.database import migrate as migrate_database
 from shared.durations import parse_duration
+from shared.findings import Needs
 from shared.garbage import collect_seldom
 from shared.settings import read_settings
 
@@ -41,7 +42,7 @@ ROWS_SHOWN: Final = 20
 """Differences of one table that a person is shown."""
 
 console = Console(highlight=False)
-app = new_app("Keeps the read model of consents, and answers queries from it.")
+app = new_app("Keeps the read model of consents, and answers queries from it.", ProjectionSettings)
 
 
 @app.command()
@@ -51,7 +52,7 @@ def migrate(worker_role: WorkerRole = None) -> None:
     Example: READ_MODEL_URL=postgresql://… python -m projection_service migrate
     """
     with clear_errors():
-        settings = read_settings(ProjectionSettings)
+        settings = read_settings(ReadModelSettings)
         applied = asyncio.run(
             migrate_database(
                 settings.read_model_url,
@@ -252,10 +253,19 @@ def run() -> None:
 
 
 @app.command(epilog="Example: python -m projection_service check")
-def check(json: AsJson = False) -> None:
+def check(json: AsJson = False, management: Management = None) -> None:
     """Look whether everything is there that the service needs, and who owns which partition."""
     with clear_errors():
-        settings = read_settings(ProjectionSettings)
-        numbers = range(settings.consent_partitions)
-        queues = [names.QUERIES, *map(names.projection_queue, numbers)]
-        tell(Needs("projection_service", settings.read_model_url, queues), settings, json=json)
+        tell(lambda: needs(read_settings(ProjectionSettings)), json=json, management=management)
+
+
+def needs(settings: ProjectionSettings) -> Needs:
+    """Tell `check` what to look at."""
+    queues = map(names.projection_queue, range(settings.consent_partitions))
+    return Needs(
+        "projection_service",
+        settings,
+        settings.read_model_url,
+        reads=[names.QUERIES, *queues],
+        writes=[names.QUERIES, ""],
+    )

@@ -1,44 +1,34 @@
 """Looks whether everything that a service needs is there, and says what to do where it is not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import platform
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from importlib.metadata import version
+from typing import Annotated, Final
 
-import aiormq
-import asyncpg
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from yarl import URL
 
-from shared.broker import BROKER_ERRORS, Broker, connect
+from shared.check_broker import broker_findings
+from shared.check_database import database_findings, ownership
 from shared.command_line import print_json
-from shared.database import Pool, check_partitions, check_schema, open_pool
-from shared.errors import ConsentError
-from shared.settings import WorkerSettings
-from shared.statements import statement
+from shared.errors import SettingsError
+from shared.findings import Finding, Needs, Ownership
 
-_READ_OWNERSHIP: Final = statement("shared", "read_ownership")
-_DATABASE_ERRORS: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """Who works on a partition; nobody where its lease has run out."""
-
-    partition: int
-    owner: str | None
-    epoch: int
+Management = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="RABBITMQ_MANAGEMENT_URL",
+        help="RabbitMQ's management API, http://user:password@host:15672: compare bindings too.",
+    ),
+]
+AMQP_PORT: Final = 5672
+POSTGRES_PORT: Final = 5432
 
 
 @dataclass(slots=True)
@@ -54,83 +44,35 @@ class Report:
         return all(finding.ok for finding in self.findings)
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a service needs."""
-
-    package: str
-    database_url: str
-    queues: Sequence[str]
-
-
-async def check(needs: Needs, settings: WorkerSettings) -> Report:
-    """Look at the database, the broker and the leases; never raises for what is missing."""
-    report = Report()
-    async for finding in _database(needs, settings, report):
-        report.findings.append(finding)
-    async for finding in _broker(needs, settings):
-        report.findings.append(finding)
-    return report
-
-
-async def _database(
-    needs: Needs, settings: WorkerSettings, report: Report
-) -> AsyncIterator[Finding]:
+async def check(read_needs: Callable[[], Needs], management: str | None = None) -> Report:
+    """Look at settings, database, broker and leases; never raises for what is missing."""
     try:
-        pool = await open_pool(needs.database_url, name="check", size=1, package=needs.package)
-    except _DATABASE_ERRORS as error:
-        yield Finding("database", False, f"not reached: {error or type(error).__name__}")
-        return
-    try:
-        yield Finding("database", True, f"PostgreSQL {await pool.fetchval('SHOW server_version')}")
-        schema = await _tried("schema", "up to date", lambda: check_schema(pool, needs.package))
-        yield schema
-        if schema.ok:
-            count = settings.consent_partitions
-            yield await _tried("partitions", f"{count}", lambda: check_partitions(pool, count))
-            report.partitions = await _ownership(pool)
-            owned = sum(one.owner is not None for one in report.partitions)
-            yield Finding("leases", True, f"{owned} of {len(report.partitions)} partitions owned")
-    finally:
-        pool.terminate()
+        needs = read_needs()
+    except SettingsError as error:
+        return Report([Finding("settings", False, str(error))])
+    findings = [one async for one in _findings(needs, management)]
+    return Report(findings, await ownership(needs))
 
 
-async def _ownership(pool: Pool) -> list[Ownership]:
-    rows = await pool.fetch(_READ_OWNERSHIP)
-    return [
-        Ownership(row["partition"], row["owner"] if row["is_leased"] else None, row["epoch"])
-        for row in rows
-    ]
+async def _findings(needs: Needs, management: str | None) -> AsyncIterator[Finding]:
+    yield Finding("settings", True, ", ".join(_told(needs)))
+    running = f"consent {version('consent')} on Python {platform.python_version()}"
+    yield Finding("version", True, running)
+    async for finding in database_findings(needs):
+        yield finding
+    async for finding in broker_findings(needs, management):
+        yield finding
+    yield Finding("plugins", True, "none are needed")
 
 
-async def _broker(needs: Needs, settings: WorkerSettings) -> AsyncIterator[Finding]:
-    try:
-        async with connect(settings.rabbitmq_url, name=f"{needs.package} check") as broker:
-            yield Finding("broker", True, f"RabbitMQ {broker.version}")
-            missing = [queue for queue in needs.queues if not await _exists(broker, queue)]
-            found = f"{len(needs.queues)} queues"
-            remedy = "run `python -m command_service topology`; missing: " + ", ".join(missing)
-            yield Finding("topology", not missing, remedy if missing else found)
-    except (ConsentError, *BROKER_ERRORS) as error:
-        yield Finding("broker", False, f"not reached: {error or type(error).__name__}")
-
-
-async def _exists(broker: Broker, queue: str) -> bool:
-    channel = await broker.channel()
-    try:
-        await channel.queue_declare(queue, passive=True)
-    except aiormq.exceptions.ChannelNotFoundEntity:
-        return False
-    await broker.close_channel(channel)
-    return True
-
-
-async def _tried(name: str, detail: str, look: Callable[[], Awaitable[None]]) -> Finding:
-    try:
-        await look()
-    except ConsentError as error:
-        return Finding(name, False, str(error))
-    return Finding(name, True, detail)
+def _told(needs: Needs) -> Iterator[str]:
+    """Say which servers are meant, without users and passwords."""
+    for name, url, port in (
+        ("broker", URL(needs.settings.rabbitmq_url), AMQP_PORT),
+        ("database", URL(needs.database_url), POSTGRES_PORT),
+    ):
+        yield f"{name} {url.host}:{url.port or port}{url.path}"
+    yield f"{needs.settings.consent_partitions} partitions"
 
 
 def show(report: Report) -> None:
@@ -146,9 +88,9 @@ def show(report: Report) -> None:
         console.print(table)
 
 
-def tell(needs: Needs, settings: WorkerSettings, *, json: bool) -> None:
+def tell(read_needs: Callable[[], Needs], *, json: bool, management: str | None) -> None:
     """Check, print the report, and exit with 1 where something is missing."""
-    report = asyncio.run(check(needs, settings))
+    report = asyncio.run(check(read_needs, management))
     if json:
         print_json({"ok": report.ok, "findings": report.findings, "partitions": report.partitions})
     else:

@@ -10,6 +10,7 @@ from typing import Annotated, Final, NoReturn, TypeVar
 from uuid import UUID
 
 import typer
+from aiormq.exceptions import ChannelNotFoundEntity
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -279,9 +280,16 @@ def _clear_errors() -> Iterator[None]:
     except QueryRefused as error:
         _end(str(error), NO_ANSWER if error.error == "not_yet_projected" else WRONG_USE)
     except NoAnswer as error:
-        _end(f"{error}; are the workers running?", NO_ANSWER)
+        _end(f"{error}: {_remedy(error)}", NO_ANSWER)
     except BROKER_ERRORS as error:
-        _end(f"the broker is not reached: {error or type(error).__name__}", NO_ANSWER)
+        why = f"{error or type(error).__name__}"
+        _end(f"the broker is not reached: {why}: check RABBITMQ_URL", NO_ANSWER)
+
+
+def _remedy(error: NoAnswer) -> str:
+    if isinstance(error.__cause__, ChannelNotFoundEntity):
+        return "run `python -m command_service topology`"
+    return "are the workers running?"
 
 
 def _end(line: str, code: int) -> NoReturn:
@@ -341,17 +349,16 @@ def _show_held(held: ConsentHeld, at: datetime | None) -> None:
 
 def _show_events(page: Page) -> None:
     table = Table(title=f"{len(page.events)} events; the log ends at {page.head}")
-    for heading in ("position", "time", "patient", "version", "event", "who", "target"):
-        table.add_column(heading)
+    for heading in ("position", "time", "patient", "version", "event", "who"):
+        table.add_column(heading, overflow="fold", no_wrap=heading in {"event", "time"})
     for one in page.events:
         event = one.event()
         table.add_row(
             str(one.position),
-            one.time,
+            one.time[:19],
             escape(one.subject),
             str(one.streamversion),
-            one.type,
+            f"{one.type}\n{event.target}",
             escape(str(event.grantee)),
-            event.target,
         )
     console.print(table)

@@ -8,6 +8,7 @@ from typing import Annotated, Final, NoReturn
 import asyncpg
 import typer
 from pydantic_core import to_json
+from pydantic_settings import BaseSettings
 
 from shared.broker import BROKER_ERRORS
 from shared.errors import NotConnected, NotNow, SchemaError, SettingsError
@@ -34,9 +35,26 @@ NOT_REACHED: Final = 3
 """Exit code of a one-time command whose broker or database did not answer."""
 
 
-def new_app(help_: str) -> typer.Typer:
-    """Make a command line that lists its verbs when it is given none."""
-    return typer.Typer(help=help_, no_args_is_help=True, pretty_exceptions_enable=False)
+EXIT_CODES: Final = (
+    "Exit codes: 0 done, 1 something is missing or left over, 2 wrong use, or a setting or the "
+    "schema must be mended, 3 a server is not reached, or a worker left in a hurry."
+)
+
+
+def new_app(help_: str, settings: type[BaseSettings] | None = None) -> typer.Typer:
+    """Make a command line that lists its verbs when it is given none.
+
+    A program's own is given its settings, to name them. It has no shell completion, since no
+    shell completes what follows `python -m`.
+    """
+    told = f"Settings, from the environment: {_names(settings)}. {EXIT_CODES}" if settings else None
+    return typer.Typer(
+        help=help_,
+        epilog=told,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
 
 
 @contextmanager
@@ -50,7 +68,10 @@ def clear_errors() -> Iterator[None]:
     except NotNow as error:
         _end(str(error), NOT_REACHED)
     except BROKER_ERRORS as error:
-        _end(f"not reached: {error or type(error).__name__}", NOT_REACHED)
+        why = f"{error or type(error).__name__}"
+        _end(f"not reached: {why}: check its URL, and whether the server runs", NOT_REACHED)
+    except asyncpg.UndefinedTableError as error:
+        _end(f"the schema is missing or older than this ({error}): run `migrate`", MUST_BE_MENDED)
     except asyncpg.PostgresError as error:
         _end(f"the database refused: {error}", NOT_REACHED)
 
@@ -74,6 +95,10 @@ def run_worker(service: Service, settings: WorkerSettings) -> None:
     run_process(
         lambda stop: run_session(service, settings, readiness, stop), settings, readiness, observer
     )
+
+
+def _names(settings: type[BaseSettings]) -> str:
+    return ", ".join(name.upper() for name in settings.model_fields)
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -172,3 +172,12 @@ class QueryFailed(_Answer):
     message: str
     details: list[Detail] = []
     version: int | None = None
+
+
+ANSWERS: Final[dict[type[_Query], type[_Answer]]] = {
+    ListConsents: Consents,
+    HasConsent: ConsentHeld,
+    ConsentHistory: History,
+    ReadEvents: EventPage,
+}
+"""Every query, and what answers it where nothing is wrong."""

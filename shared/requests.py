@@ -64,7 +64,7 @@ class Requests:
                 await publish(self._channel, _message(request), mandatory=True)
                 return await reply
         except TimeoutError:
-            raise NoAnswer(f"no answer to {request.type} within {within:g} s") from None
+            raise NoAnswer(f"no answer to {request.type} within {within:.3g} s") from None
         except DeliveryError as error:
             raise NoAnswer(f"{request.type} reached no queue: {error}") from error
         finally:

@@ -76,9 +76,13 @@ class Client:
         await destination.publish(message, routing_key=key or "", mandatory=False)
         return correlation_id
 
+    async def message(self, correlation_id: str, within: float = 30) -> AbstractIncomingMessage:
+        """Wait for a reply, as it came."""
+        return await asyncio.wait_for(self.waiting[correlation_id].get(), within)
+
     async def reply(self, correlation_id: str, within: float = 30) -> Json:
         """Wait for a reply and read it."""
-        message = await asyncio.wait_for(self.waiting[correlation_id].get(), within)
+        message = await self.message(correlation_id, within)
         answer: Json = json.loads(message.body)
         answer["_type"] = message.type
         return answer

@@ -51,6 +51,7 @@ def test_a_whole_conversation_on_the_command_line(running: Deployment) -> None:
         (("check", "p-1", "doctor", "d-1"), 1, "no, as of version 2"),
         (("revoke", "p-1", "doctor", "d-1"), 0, "accepted ConsentRevoked exams; version 3"),
         (("revoke", "p-1", "doctor", "d-1"), 1, "rejected consent_not_granted"),
+        (("events", "3"), 0, "ConsentRevoked"),
     ]
     for arguments, code, said in steps:
         done = consent(running, *arguments)

@@ -1,0 +1,217 @@
+"""Writes the AsyncAPI 3 document: channels, operations and messages, from models and topology."""
+
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from typing import Any, Final
+
+from shared import names
+from shared.commands import COMMANDS
+from shared.contract.messages import (
+    Json,
+    Message,
+    all_messages,
+    answer_name,
+    answers,
+    commands,
+    events,
+    outcomes,
+    queries,
+)
+from shared.contract.schemas import DEFINITIONS, every_schema, schema_of
+from shared.events import EVENTS
+from shared.topology import EXCHANGES, queues
+from shared.vocabulary import ENTITIES, RECORD_TYPES
+
+SCHEMAS: Final = "#/components/schemas/"
+BINDING: Final = "0.3.0"
+"""The version of the AMQP bindings, of channels, operations and messages alike."""
+REPLIES: Final = "replies"
+
+ABOUT: Final = """May this person see this patient's records?
+
+Commands, queries and events travel over RabbitMQ, by AMQP 0-9-1, as JSON in UTF-8.
+`x-amqp-properties` is the JSON Schema of a message's AMQP properties.
+A received message may have no unknown field; of a sent one, ignore what you don't know.
+`x-topology` lists exchanges, queues and bindings; queues that end in .0 exist for each partition.
+"""
+PARTITION: Final = {
+    "description": (
+        "The CRC-32 of the patient's id in UTF-8, as zlib and PNG compute it, "
+        "modulo the number of partitions of the deployment (8 unless set otherwise)."
+    ),
+    "examples": ["7"],
+}
+ENTITY: Final = {"description": "Who it is about.", "enum": list(ENTITIES)}
+RECORD_TYPE: Final = {"description": "What may be seen.", "enum": list(RECORD_TYPES)}
+
+
+def document() -> Json:
+    """Describe the contract; raises LookupError where a model or an example is lacking."""
+    messages = all_messages()
+    return {
+        "asyncapi": "3.0.0",
+        "id": "urn:consent",
+        "info": {
+            "title": "Consent",
+            "version": version("consent"),
+            "description": ABOUT,
+            "license": {"name": "MIT"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {"broker": _server()},
+        "channels": dict(_channels()),
+        "operations": dict(_operations()),
+        "components": {
+            "messages": {one.name: _message(one) for one in messages},
+            "schemas": _schemas(messages),
+        },
+        "x-topology": _topology(),
+    }
+
+
+def _server() -> Json:
+    return {
+        "host": "{host}:{port}",
+        "pathname": "/{vhost}",
+        "protocol": "amqp",
+        "protocolVersion": "0.9.1",
+        "description": "RabbitMQ 3.10 or newer.",
+        "variables": {
+            "host": {"default": "localhost"},
+            "port": {"default": "5672"},
+            "vhost": {"default": "", "description": "The deployment's virtual host."},
+        },
+    }
+
+
+def _channels() -> Iterator[tuple[str, Json]]:
+    for one in commands():
+        verb = COMMANDS[one.name].verb
+        yield one.name, _channel(names.COMMANDS, f"{verb}.{{partition}}", [one])
+    for one in queries():
+        yield one.name, _channel(names.QUERIES, one.name, [one])
+    for one in events():
+        address = f"{EVENTS[one.name].fact}.{{entity}}.{{record_type}}.{{partition}}"
+        yield one.name, _channel(names.EVENTS, address, [one])
+    yield REPLIES, _reply_channel([*outcomes(), *answers()])
+
+
+def _channel(exchange: str, address: str, messages: Iterable[Message]) -> Json:
+    """Describe where a message is published: at an exchange, under a routing key."""
+    known = {"partition": PARTITION, "entity": ENTITY, "record_type": RECORD_TYPE}
+    parameters = {name: one for name, one in known.items() if f"{{{name}}}" in address}
+    kind = next(one.type for one in EXCHANGES if one.name == exchange)
+    return {
+        "address": address,
+        "messages": {one.name: _ref("components/messages", one.name) for one in messages},
+        **({"parameters": parameters} if parameters else {}),
+        "bindings": _amqp(
+            {
+                "is": "routingKey",
+                "exchange": {
+                    "name": exchange, "type": kind, "durable": True, "autoDelete": False,
+                },
+            }
+        ),
+    }  # fmt: skip
+
+
+def _reply_channel(messages: Iterable[Message]) -> Json:
+    return {
+        "address": None,
+        "description": "The default exchange, with `reply_to` of the request as routing key.",
+        "messages": {one.name: _ref("components/messages", one.name) for one in messages},
+        "bindings": _amqp({"is": "routingKey", "exchange": {"name": "", "type": "default"}}),
+    }
+
+
+def _operations() -> Iterator[tuple[str, Json]]:
+    told = [one.name for one in outcomes()]
+    for one in commands():
+        yield f"handle{one.name}", _answered(one, told, {"deliveryMode": 2, "ack": True})
+    for one in queries():
+        yield f"answer{one.name}", _answered(one, [answer_name(one.name), "QueryFailed"], {})
+    for one in events():
+        yield f"publish{one.name}", _operation(one, "send", {"deliveryMode": 2, "mandatory": True})
+
+
+def _operation(message: Message, action: str, binding: Json) -> Json:
+    return {
+        "action": action,
+        "channel": _ref("channels", message.name),
+        "summary": message.summary,
+        "messages": [_ref(f"channels/{message.name}/messages", message.name)],
+        "bindings": _amqp(binding),
+    }
+
+
+def _answered(message: Message, answers_: Iterable[str], binding: Json) -> Json:
+    return {
+        **_operation(message, "receive", binding),
+        "reply": {
+            "address": {
+                "location": "$message.header#/reply_to",
+                "description": "The AMQP property `reply_to`.",
+            },
+            "channel": _ref("channels", REPLIES),
+            "messages": [_ref(f"channels/{REPLIES}/messages", name) for name in answers_],
+        },
+    }
+
+
+def _message(one: Message) -> Json:
+    message_type = one.properties["properties"].get("type", {}).get("const")
+    return {
+        "name": one.name,
+        "summary": one.summary,
+        "contentType": one.content_type,
+        **({"headers": one.headers} if one.headers else {}),
+        "payload": _ref("components/schemas", one.model.__name__),
+        "examples": [{"name": one.name, "payload": one.example}],
+        "bindings": _amqp({"messageType": message_type} if message_type else {}),
+        "x-amqp-properties": one.properties,
+    }
+
+
+def _schemas(messages: Iterable[Message]) -> Json:
+    """Collect the schemas of all bodies, and those that they refer to, under their names."""
+    found: Json = {}
+    for one in messages:
+        schema = every_schema(schema_of(one.model, one.direction), _from_components)
+        named = {**schema.pop("$defs", {}), one.model.__name__: schema}
+        for name, part in named.items():
+            if found.setdefault(name, part) != part:
+                raise LookupError(f"{name} is not the same received and sent: make it two models")
+    return dict(sorted(found.items()))
+
+
+def _from_components(schema: Json) -> Json:
+    if "$ref" not in schema:
+        return schema
+    return {**schema, "$ref": schema["$ref"].replace(DEFINITIONS, SCHEMAS)}
+
+
+def _topology() -> Json:
+    """List what `topology` declares, with one partition in place of all."""
+    return {
+        "exchanges": {
+            one.name: {"type": one.type, "durable": True, "arguments": one.arguments}
+            for one in EXCHANGES
+        },
+        "queues": {
+            one.name: {
+                "durable": True,
+                "arguments": one.arguments,
+                "bindings": [{"exchange": name, "key": key} for name, key in one.bindings],
+            }
+            for one in queues(1)
+        },
+    }
+
+
+def _amqp(binding: Json) -> Json:
+    return {"amqp": {**binding, "bindingVersion": BINDING}}
+
+
+def _ref(place: str, name: str) -> dict[str, Any]:
+    return {"$ref": f"#/{place}/{name}"}

@@ -1,0 +1,145 @@
+"""An example of every message. Together they tell one story, and a test plays it for real."""
+
+from typing import Any, Final
+
+_ASKED: Final = "1f0e0d0c-0b0a-4908-8706-050403020101"
+_ASKED_EVENT: Final = "1f0e0d0c-0b0a-4908-8706-050403020102"
+_GRANTED: Final = "2f0e0d0c-0b0a-4908-8706-050403020101"
+_GRANTED_EVENT: Final = "2f0e0d0c-0b0a-4908-8706-050403020102"
+_REVOKED: Final = "3f0e0d0c-0b0a-4908-8706-050403020101"
+_REVOKED_EVENT: Final = "3f0e0d0c-0b0a-4908-8706-050403020102"
+_AGAIN: Final = "4f0e0d0c-0b0a-4908-8706-050403020101"
+
+_OF_EVERY_EVENT: Final = {
+    "specversion": "1.0",
+    "source": "consent/command-service",
+    "subject": "p-1",
+    "datacontenttype": "application/json",
+    "schemaversion": 1,
+    "partition": 7,
+}
+
+_CONSENT_ASKED: Final = {
+    **_OF_EVERY_EVENT,
+    "id": _ASKED_EVENT,
+    "type": "ConsentAsked",
+    "time": "2026-11-23T08:00:00.123456Z",
+    "position": 41,
+    "streamversion": 1,
+    "correlationid": _ASKED,
+    "causationid": _ASKED,
+    "data": {"patient_id": "p-1", "by_entity": "doctor", "by_id": "d-1", "target": "exams"},
+}
+_CONSENT_GRANTED: Final = {
+    **_OF_EVERY_EVENT,
+    "id": _GRANTED_EVENT,
+    "type": "ConsentGranted",
+    "time": "2026-11-23T08:05:00.000000Z",
+    "position": 42,
+    "streamversion": 2,
+    "correlationid": _GRANTED,
+    "causationid": _GRANTED,
+    "data": {"patient_id": "p-1", "to_entity": "doctor", "to_id": "d-1", "target": "exams"},
+}
+_CONSENT_REVOKED: Final = {
+    **_OF_EVERY_EVENT,
+    "id": _REVOKED_EVENT,
+    "type": "ConsentRevoked",
+    "time": "2026-11-24T17:30:00.000000Z",
+    "position": 43,
+    "streamversion": 3,
+    "correlationid": _REVOKED,
+    "causationid": _REVOKED,
+    "data": {"patient_id": "p-1", "from_entity": "doctor", "from_id": "d-1", "target": "exams"},
+}
+
+_ASK: Final = {"at": "2026-11-23T08:00:00.123456Z", "version": 1, "command_id": _ASKED}
+_GRANT: Final = {"at": "2026-11-23T08:05:00.000000Z", "version": 2, "command_id": _GRANTED}
+
+EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "AskConsent": {"patient_id": "p-1", "by_entity": "doctor", "by_id": "d-1", "target": "exams"},
+    "GrantConsent": {"patient_id": "p-1", "to_entity": "doctor", "to_id": "d-1", "target": "exams"},
+    "RevokeConsent": {
+        "patient_id": "p-1", "from_entity": "doctor", "from_id": "d-1", "target": "exams",
+    },
+    "CommandAccepted": {
+        "status": "accepted",
+        "command_id": _GRANTED,
+        "patient_id": "p-1",
+        "partition": 7,
+        "version": 2,
+        "events": [
+            {
+                "id": _GRANTED_EVENT,
+                "type": "ConsentGranted",
+                "target": "exams",
+                "version": 2,
+                "position": 42,
+            }
+        ],
+    },
+    "CommandRejected": {
+        "status": "rejected",
+        "command_id": _AGAIN,
+        "patient_id": "p-1",
+        "error": "consent_already_granted",
+        "message": "doctor d-1 already has consent to exams",
+        "details": [],
+    },
+    "ConsentAsked": _CONSENT_ASKED,
+    "ConsentGranted": _CONSENT_GRANTED,
+    "ConsentRevoked": _CONSENT_REVOKED,
+    "ListConsents": {"patient_id": "p-1", "min_version": 2},
+    "ListConsentsAnswer": {
+        "status": "ok",
+        "patient_id": "p-1",
+        "version": 2,
+        "consents": [
+            {"entity_name": "doctor", "entity_id": "d-1", "permissions": ["exams"], "requested": []}
+        ],
+    },
+    "HasConsent": {
+        "patient_id": "p-1",
+        "entity_name": "doctor",
+        "entity_id": "d-1",
+        "permission": "exams",
+        "min_version": 2,
+    },
+    "HasConsentAnswer": {"status": "ok", "has_consent": True, "version": 2},
+    "ConsentHistory": {"patient_id": "p-1", "min_version": 2, "limit": 500},
+    "ConsentHistoryAnswer": {
+        "status": "ok",
+        "patient_id": "p-1",
+        "version": 2,
+        "periods": [
+            {
+                "entity_name": "doctor",
+                "entity_id": "d-1",
+                "record_type": "exams",
+                "granted": _GRANT,
+            }
+        ],
+        "requests": [
+            {
+                "entity_name": "doctor",
+                "entity_id": "d-1",
+                "record_type": "exams",
+                "asked": _ASK,
+                "answered": _GRANT,
+            }
+        ],
+        "complete": True,
+    },
+    "ReadEvents": {"partition": 7, "after_position": 0, "limit": 100, "patient_id": "p-1"},
+    "ReadEventsAnswer": {
+        "status": "ok",
+        "events": [_CONSENT_ASKED, _CONSENT_GRANTED],
+        "head": 42,
+    },
+    "QueryFailed": {
+        "status": "error",
+        "error": "validation_error",
+        "message": "the query is not valid: patient_id",
+        "details": [{"field": "patient_id", "message": "is required"}],
+    },
+}  # fmt: skip

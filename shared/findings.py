@@ -1,0 +1,44 @@
+"""What `check` looks at, and what it found."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shared.settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; where it is not ok, the detail says what to do."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who works on a partition; nobody where its lease has run out."""
+
+    partition: int
+    owner: str | None
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a service needs."""
+
+    package: str
+    settings: WorkerSettings
+    database_url: str
+    reads: Sequence[str]
+    """Queues."""
+    writes: Sequence[str]
+    """Exchanges; the default one has no name."""
+
+
+def is_too_old(told: str, oldest: tuple[int, ...]) -> bool:
+    """Compare a server's version, as it tells it; one that tells none is not too old."""
+    numbers = tuple(map(int, re.findall(r"\d+", told)))[: len(oldest)]
+    return bool(numbers) and numbers < oldest

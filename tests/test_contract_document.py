@@ -1,0 +1,96 @@
+"""The published contract is what the models say, is valid, and breaks nobody."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter, ValidationError
+
+from shared.contract.__main__ import CURRENT, RELEASED, SCHEMAS, contract_files
+from shared.contract.breaking import breaks
+from shared.contract.messages import all_messages
+from shared.contract.schemas import schema_file
+from shared.queries import ANSWERS
+from shared.topology import queues
+from shared.vocabulary import Id
+from tests.javascript import NoNode
+from tests.official_parser import complaints
+
+Json = dict[str, Any]
+MESSAGES: Final = {message.name: message for message in all_messages()}
+ID: Final[TypeAdapter[str]] = TypeAdapter(Id)
+
+
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(
+        schema_file(MESSAGES[name]), format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
+
+
+LISTS: Final = validator("ListConsents")
+
+
+def read(path: Path) -> Json:
+    found: Json = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_committed_documents_are_what_the_models_say() -> None:
+    files = dict(contract_files())
+    assert {*SCHEMAS.iterdir(), CURRENT} == set(files), "run `make contract`"
+    for path, content in files.items():
+        assert path.read_text(encoding="utf-8") == content, f"{path.name}: run `make contract`"
+
+
+def test_nothing_is_broken_of_what_was_released() -> None:
+    assert breaks(read(RELEASED), read(CURRENT)) == []
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_schema_is_one_and_fits_its_example(name: str) -> None:
+    Draft202012Validator.check_schema(schema_file(MESSAGES[name]))
+    validator(name).validate(MESSAGES[name].example)
+
+
+def test_every_query_that_is_routed_is_in_the_contract() -> None:
+    keys = {
+        key
+        for queue in queues(1)
+        for exchange, key in queue.bindings
+        if exchange == "consent.queries"
+    }
+    assert keys == {query.type for query in ANSWERS}
+
+
+def test_the_official_parser_finds_nothing_wrong_and_what_was_planted(tmp_path: Path) -> None:
+    planted = tmp_path / "planted.json"
+    document = read(CURRENT)
+    document["operations"]["publishConsentAsked"]["action"] = "shout"
+    planted.write_text(json.dumps(document))
+    try:
+        assert complaints([CURRENT, RELEASED]) == ""
+        assert "operations.publishConsentAsked.action" in complaints([planted])
+    except NoNode as why:
+        pytest.skip(str(why))
+
+
+@settings(max_examples=100)
+@given(st.text(st.sampled_from(" \t\n\x85\xa0\u2028\u3000\ufeff\x7fx😀"), max_size=4))
+def test_the_schema_takes_exactly_the_ids_that_the_services_take(text: str) -> None:
+    try:
+        ID.validate_python(text)
+    except ValidationError:
+        is_id = False
+    else:
+        is_id = True
+    # Python's `$` also matches before a final line break, which other languages' doesn't.
+    assert LISTS.is_valid({"patient_id": text}) == is_id or text.endswith("\n")
+
+
+def test_an_id_is_no_longer_than_the_schema_says() -> None:
+    assert LISTS.is_valid({"patient_id": "😀" * 128})
+    assert not LISTS.is_valid({"patient_id": "x" * 129})
