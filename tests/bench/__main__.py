@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tests.bench import throughput
+from tests.bench import append, catch_up, latency, throughput
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
 from tests.bench.machine import check_durable, facts
 from tests.bench.progress import Steps
@@ -15,6 +15,9 @@ from tests.sandbox import ServerDidNotStart, open_sandbox
 
 SECTIONS = {
     "throughput": throughput.measure,
+    "append": append.measure,
+    "catch-up": catch_up.measure,
+    "latency": latency.measure,
 }
 
 Quick = Annotated[bool, typer.Option("--quick", help="Far less work: does it all still run?")]
