@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tests.bench import append, catch_up, latency, throughput
+from tests.bench import append, catch_up, growth, latency, throughput
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
 from tests.bench.machine import check_durable, facts
 from tests.bench.progress import Steps
@@ -18,6 +18,7 @@ SECTIONS = {
     "append": append.measure,
     "catch-up": catch_up.measure,
     "latency": latency.measure,
+    "growth": growth.measure,
 }
 
 Quick = Annotated[bool, typer.Option("--quick", help="Far less work: does it all still run?")]

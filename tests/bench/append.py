@@ -51,9 +51,12 @@ HOW = (
 
 def measure(bench: Bench) -> Section:
     """Run both in turns, each in tables of its own."""
-    with open_stage(bench, "append") as one, open_stage(bench, "insert") as other:
-        with bench.steps.step("append: in turns with bare inserts"):
-            pairs = asyncio.run(_run(bench, one.event_store_url, other.event_store_url))
+    with (
+        open_stage(bench, "append") as one,
+        open_stage(bench, "insert") as other,
+        bench.steps.step("append: in turns with bare inserts"),
+    ):
+        pairs = asyncio.run(_run(bench, one.event_store_url, other.event_store_url))
     appended, inserted = zip(*pairs, strict=True)
     goal = Goal(at_least=0.6)
     figure = Figure("append", "events/s", list(appended), list(inserted), goal)
@@ -106,13 +109,10 @@ def _rows(batch: Iterable[Decision], heads: dict[int, int]) -> list[list[Any]]:
         one, (new,) = decision.received, decision.events
         heads[one.partition] += 1
         patient_id, position = one.command.patient_id, heads[one.partition]
-        events.append(
-            (one.partition, position, patient_id, new.version, new.id, type(new.event).__name__)
-            + (1, new.event.model_dump_json(), now, one.correlation_id, one.command_id)
-            + (None, None, None)
-        )
-        receipts.append(
-            (one.command_id, one.fingerprint, patient_id, one.partition, decision.version)
-            + (position, 1, None, None, now)
-        )
+        place = (one.partition, position, patient_id, new.version, new.id)
+        content = (type(new.event).__name__, 1, new.event.model_dump_json(), now)
+        cause = (one.correlation_id, one.command_id, None, None, None)
+        events.append((*place, *content, *cause))
+        outcome = (patient_id, one.partition, decision.version, position, 1, None, None, now)
+        receipts.append((one.command_id, one.fingerprint, *outcome))
     return [list(column) for table in (events, receipts) for column in zip(*table, strict=True)]

@@ -8,6 +8,8 @@ from statistics import median
 from tests.bench.progress import Steps
 from tests.sandbox import Sandbox
 
+TIMES = "\N{MULTIPLICATION SIGN}"
+
 
 class UnmetError(Exception):
     """Something was lost, refused or late: the figures would prove nothing."""
@@ -88,9 +90,9 @@ class Goal:
     def __str__(self) -> str:
         ratios = ((">=", self.at_least), ("<=", self.at_most))
         values = ((">=", self.no_less_than), ("<=", self.no_more_than))
-        words = [f"{sign} {ratio:g} x" for sign, ratio in ratios if ratio is not None]
+        words = [f"{sign} {ratio:g}{TIMES}" for sign, ratio in ratios if ratio is not None]
         words += [f"{sign} {value:,g}" for sign, value in values if value is not None]
-        return " and ".join(words).replace(">=", "≥").replace("<=", "≤").replace(" x", "×")
+        return " and ".join(words).replace(">=", "≥").replace("<=", "≤")
 
     def reached(self, ratio: float | None, value: float) -> bool | None:
         """Whether it is reached; None where that can't be said."""

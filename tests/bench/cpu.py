@@ -119,6 +119,4 @@ def _postmaster_pid(server: Any) -> int:  # noqa: ANN401
 def others_figure(name: str, readings: Iterable[CpuReading]) -> Figure:
     """Tell how much of the machine was not ours: if it is much, the other figures are too low."""
     used = (one.used_by_others() for one in readings)
-    return Figure(
-        f"{name}: machine used by others", "%", [one for one in used if one is not None]
-    )
+    return Figure(f"{name}: machine used by others", "%", [one for one in used if one is not None])

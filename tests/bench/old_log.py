@@ -1,5 +1,9 @@
 """Makes a log that is long already, by SQL: millions of events in a minute."""
 
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
 import asyncpg
 
 from shared.partition import partition_of
@@ -10,9 +14,8 @@ INSERT INTO events (partition, position, stream_id, stream_version, event_id, ty
                     data, recorded_at, correlation_id, causation_id)
 SELECT $1::integer, n, 'old-' || $1::integer || '-' || (n - 1) / 5, (n - 1) % 5 + 1,
        gen_random_uuid(), 'ConsentGranted', 1,
-       json_build_object('patient_id', 'old-' || $1::integer || '-' || (n - 1) / 5,
-                         'to_entity', 'doctor', 'to_id', 'doctor-' || (n - 1) % 5,
-                         'target', 'exams'),
+       ('{"patient_id":"old-' || $1::integer || '-' || (n - 1) / 5 || '","to_entity":"doctor",'
+        '"to_id":"doctor-' || (n - 1) % 5 || '","target":"exams"}')::json,
        now(), 'an-old-correlation-id-of-36-characters', gen_random_uuid()
   FROM generate_series(1, $2::bigint) AS n
 """
@@ -31,11 +34,9 @@ INSERT INTO events (partition, position, stream_id, stream_version, event_id, ty
                     data, recorded_at, correlation_id, causation_id)
 SELECT $1::integer, $2::bigint + n, $3::text, n, gen_random_uuid(),
        CASE WHEN n % 2 = 1 THEN 'ConsentGranted' ELSE 'ConsentRevoked' END, 1,
-       json_build_object('patient_id', $3::text,
-                         CASE WHEN n % 2 = 1 THEN 'to_entity' ELSE 'from_entity' END, 'doctor',
-                         CASE WHEN n % 2 = 1 THEN 'to_id' ELSE 'from_id' END,
-                         'doctor-' || (n - 1) / 2 % 20,
-                         'target', 'exams'),
+       replace('{"patient_id":"' || $3::text || '","?_entity":"doctor","?_id":"doctor-'
+               || (n - 1) / 2 % 20 || '","target":"exams"}',
+               '?', CASE WHEN n % 2 = 1 THEN 'to' ELSE 'from' END)::json,
        now(), 'an-old-correlation-id-of-36-characters', gen_random_uuid()
   FROM generate_series(1, $4::bigint) AS n
 """
@@ -49,24 +50,31 @@ RETURNING position - $2::bigint
 
 async def make_log(url: str, events: int, partitions: int) -> None:
     """Fill an empty log with events, all published, and as many receipts."""
+    each = events // partitions
+    every = range(partitions)
+    await asyncio.gather(
+        _execute(url, *((EVENTS, number, each) for number in every)),
+        _execute(url, (RECEIPTS, partitions, each * partitions)),
+    )
+    await _execute(url, (HEADS, each), ("ANALYZE events, command_receipts",), ("CHECKPOINT",))
+
+
+async def _execute(url: str, *statements: tuple[Any, ...]) -> None:
     connection = await asyncpg.connect(url, ssl=False)
     try:
-        each = events // partitions
-        for partition in range(partitions):
-            await connection.execute(EVENTS, partition, each)
-        await connection.execute(RECEIPTS, partitions, each * partitions)
-        await connection.execute(HEADS, each)
-        await connection.execute("ANALYZE events, command_receipts")
+        for statement in statements:
+            await connection.execute(*statement)
     finally:
         await connection.close()
 
 
-async def make_stream(url: str, patient_id: str, events: int, partitions: int) -> None:
-    """Add a patient with that many events: 20 doctors are granted and revoked the exams in turn."""
+async def make_streams(url: str, streams: Iterable[tuple[str, int]], partitions: int) -> None:
+    """Add patients with so many events: 20 doctors are granted and revoked the exams in turn."""
     connection = await asyncpg.connect(url, ssl=False)
     try:
-        partition = partition_of(patient_id, partitions)
-        before = await connection.fetchval(MOVE_HEAD, partition, events)
-        await connection.execute(STREAM, partition, before, patient_id, events)
+        for patient_id, events in streams:
+            partition = partition_of(patient_id, partitions)
+            before = await connection.fetchval(MOVE_HEAD, partition, events)
+            await connection.execute(STREAM, partition, before, patient_id, events)
     finally:
         await connection.close()

@@ -36,9 +36,7 @@ async def one_step(deployment: Deployment, samples: int) -> OneStep:
         await database.execute(TABLE)
         async with connect(deployment.rabbitmq_url, name="benchmark round trip") as broker:
             channel = await broker.channel(confirms=True)
-            await channel.queue_declare(
-                QUEUE, durable=True, arguments={"x-queue-type": "quorum"}
-            )
+            await channel.queue_declare(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
             arrived = asyncio.Event()
 
             def arrive(_: Delivery) -> None:

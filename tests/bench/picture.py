@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from tests.bench.bench import Figure, Section
+from tests.bench.bench import TIMES, Figure, Section
 
 ROW = 26
 LEFT, BARS, RIGHT = 330, 420, 210
@@ -68,7 +68,7 @@ def _bar(figure: Figure) -> Bar | None:
         *([median / goal.no_less_than] if goal.no_less_than else []),
         *([goal.no_more_than / max(median, 1e-9)] if goal.no_more_than else []),
     ]
-    compared = f"{ratio:.2f}×, " if figure.limit else ""
+    compared = f"{ratio:.2f}{TIMES}, " if figure.limit else ""
     label = f"{median:,.4g} {figure.unit} ({compared}{goal})"
     return Bar(figure.name, min(shares, default=0.0), label, reached)
 

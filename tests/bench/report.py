@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tests.bench.bench import Figure, Section
+from tests.bench.bench import TIMES, Figure, Section
 from tests.bench.machine import Facts
 from tests.bench.picture import draw
 
@@ -48,7 +48,7 @@ def _table(section: Section) -> Table:
     table = Table(title=section.title, title_justify="left", title_style="bold")
     table.add_column("figure", no_wrap=True)
     table.add_column("median", justify="right")
-    table.add_column("min – max", justify="right")
+    table.add_column("min to max", justify="right")
     table.add_column("unit")
     table.add_column("limit", justify="right")
     table.add_column("ratio", justify="right")
@@ -64,7 +64,7 @@ def _row(figure: Figure) -> list[str | Text]:
     if summary is None:
         return [figure.name, "not measured", "", figure.unit]
     middle, least, most = summary
-    spread = f"{number(least)} – {number(most)}" if len(figure.values) > 1 else ""
+    spread = f"{number(least)} to {number(most)}" if len(figure.values) > 1 else ""
     limit, ratio = figure.limit_median(), figure.ratio()
     return [
         figure.name,
@@ -72,7 +72,7 @@ def _row(figure: Figure) -> list[str | Text]:
         spread,
         figure.unit,
         "" if limit is None else number(limit),
-        "" if ratio is None else f"{ratio:.2f}×",
+        "" if ratio is None else f"{ratio:.2f}{TIMES}",
         str(figure.goal or ""),
         _verdict(figure.reached()),
     ]

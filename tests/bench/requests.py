@@ -43,7 +43,8 @@ class Asker:
     async def _ask(self, correlation_id: str, message: Outgoing) -> Answer:
         answered = self._waiting[correlation_id] = asyncio.get_running_loop().create_future()
         await publish(self._channel, message)
-        return await answered
+        answer: Answer = await answered
+        return answer
 
     def receive(self, delivery: Delivery) -> None:
         """Hand an answer to who waits for it."""

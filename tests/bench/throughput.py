@@ -132,7 +132,11 @@ def _idle(runs: Sequence[rounds.End]) -> list[Figure]:
         Figure(
             f"idle CPU, {NAMES[part]}",
             "%",
-            [100 * run.idle.parts[part] / run.idle.moment for run in runs if part in run.idle.parts],
+            [
+                100 * run.idle.parts[part] / run.idle.moment
+                for run in runs
+                if part in run.idle.parts
+            ],
             goal=Goal(no_more_than=1.0),
         )
         for part in ("command_service", "projection_service")

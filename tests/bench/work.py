@@ -16,7 +16,7 @@ BATCHES = {
 STATEMENTS = (
     "SELECT coalesce(sum(calls), 0) AS found FROM pg_stat_statements s"
     " JOIN pg_database d ON d.oid = s.dbid WHERE d.datname = '{database}'"
-    f" AND strpos(query, '{MARK}') = 0"
+    " AND strpos(query, '{mark}') = 0"
 )
 CONNECTED = (
     "SELECT 1 FROM pg_stat_activity WHERE datname = '{database}'"
@@ -38,9 +38,7 @@ class Work:
         """What was done between two readings."""
         known = self.fsyncs is not None and before.fsyncs is not None
         fsyncs = (self.fsyncs or 0) - (before.fsyncs or 0) if known else None
-        return Work(
-            self.batches - before.batches, self.statements - before.statements, fsyncs
-        )
+        return Work(self.batches - before.batches, self.statements - before.statements, fsyncs)
 
     def statements_per_batch(self) -> float:
         """Each is one round trip."""
@@ -54,7 +52,7 @@ class Work:
 def read_work(worker: Worker, server: DatabaseServer, url: str) -> Work:
     """Read all now."""
     database = url.rsplit("/", 1)[1]
-    (row,) = server.fetch(f"{MARK} {STATEMENTS.format(database=database)}")
+    (row,) = server.fetch(f"{MARK} {STATEMENTS.format(database=database, mark=MARK)}")
     return Work(worker.metric(BATCHES[worker.service]), float(row["found"]), _fsyncs(server))
 
 

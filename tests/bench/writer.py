@@ -24,9 +24,7 @@ def received(command: ConsentCommand, partitions: int) -> Received:
 
 def grant(patient_id: str, doctor_id: str) -> GrantConsent:
     """Let a doctor see the exams."""
-    return GrantConsent(
-        patient_id=patient_id, to_entity="doctor", to_id=doctor_id, target="exams"
-    )
+    return GrantConsent(patient_id=patient_id, to_entity="doctor", to_id=doctor_id, target="exams")
 
 
 def revoke(patient_id: str, doctor_id: str) -> RevokeConsent:
@@ -57,17 +55,20 @@ class Writer:
     async def handle(
         self, commands: Sequence[ConsentCommand], known: Mapping[str, Stream]
     ) -> dict[str, Stream]:
-        """Load what is not known, decide and append; return the patients' states after it."""
+        """Load what is not known, decide and append; return their patients' states after it."""
         batch_of = [received(one, self.partitions) for one in commands]
         patients = {one.patient_id for one in commands}
         receipts = await self.store.read_receipts([one.command_id for one in batch_of])
         read = await self.store.read_streams(list(patients - known.keys()))
-        batch = Batch(receipts, {**dict.fromkeys(patients, EMPTY), **known, **read})
+        here = {one: known[one] for one in patients & known.keys()}
+        batch = Batch(receipts, {**dict.fromkeys(patients, EMPTY), **here, **read})
         await self.append(decide(batch, batch_of))
         return dict(batch.streams)
 
 
-def decide_batches(batches: int, size: int, patients: int, partitions: int, name: str) -> list[list[Decision]]:  # noqa: E501
+def decide_batches(
+    batches: int, size: int, patients: int, partitions: int, name: str
+) -> list[list[Decision]]:
     """Decide grants for new patients, one batch after another, without appending them."""
     streams: dict[str, Stream] = {}
     decided = []
