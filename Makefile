@@ -44,8 +44,8 @@ format: setup ## mend what lint and format can mend
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: servers setup ## measure, print a table, write JSON (QUICK=1: a tenth of the work)
-	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
+bench: servers setup ## measure beside limits of the same run: table, JSON, picture (QUICK=1: less work)
+	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(ARGS)
 
 lock: setup ## write the lock file anew from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

@@ -93,10 +93,14 @@ class Scene:
         counts = per_partition(self.grants, self.deployment.partitions)
         return await watch_queues(self.channel, self.projection_queues, counts)
 
-    async def check_replies(self) -> None:
-        """Check every one."""
-        replies = await read_replies(self.broker, self.replies)
-        check_replies(replies, self.grants, self.bench.sizes)
+    @asynccontextmanager
+    async def all_accepted(self) -> AsyncIterator[None]:
+        """Check every reply afterwards: where something is missing, they tell best why."""
+        try:
+            yield
+        finally:
+            replies = await read_replies(self.broker, self.replies)
+            check_replies(replies, self.grants, self.bench.sizes)
 
 
 def bare(bench: Bench, title: str) -> Bare:
@@ -131,29 +135,37 @@ async def _scene(bench: Bench, deployment: Deployment, title: str) -> AsyncItera
 
 async def _bare(bench: Bench, deployment: Deployment, title: str) -> Bare:
     async with _scene(bench, deployment, title) as scene:
-        count = len(scene.grants)
-        url = deployment.rabbitmq_url
-        gate = await Gate.close(url, scene.command_queues)
-        steps = await _start_bare(deployment, "command_service", "steps", count)
         with bench.steps.step(f"{title}: the same AMQP steps alone"):
-            start = monotonic()
-            await gate.open()
-            try:
-                (_, replied), published = await asyncio.gather(
-                    watch("replies", scene.replied, count), scene.last_event()
-                )
-            except UnmetError as unmet:
-                raise UnmetError(f"{unmet}; {steps.log[-2000:]}") from None
-            commands = count / (max(replied, published) - start)
-        gate = await Gate.close(url, scene.projection_queues)
-        acknowledging = await _start_bare(deployment, "projection_service", "acknowledge", count)
+            commands = await _bare_steps(scene)
         with bench.steps.step(f"{title}: acknowledging the events alone"):
-            start = monotonic()
-            await gate.open()
-            await asyncio.to_thread(acknowledging.process.wait, 60)
-            done = acknowledging.log.split("done ")
-            expect(len(done) == 2, f"the bare process ended early: {acknowledging.log[-2000:]}")
-        return Bare(commands, count / (float(done[1]) - start))
+            return Bare(commands, await _bare_acknowledging(scene))
+
+
+async def _bare_steps(scene: Scene) -> float:
+    count = len(scene.grants)
+    gate = await Gate.close(scene.deployment.rabbitmq_url, scene.command_queues)
+    process = await _start_bare(scene.deployment, "command_service", "steps", count)
+    start = monotonic()
+    await gate.open()
+    try:
+        (_, replied), published = await asyncio.gather(
+            watch("replies", scene.replied, count), scene.last_event()
+        )
+    except UnmetError as unmet:
+        raise UnmetError(f"{unmet}; {process.log[-2000:]}") from None
+    return count / (max(replied, published) - start)
+
+
+async def _bare_acknowledging(scene: Scene) -> float:
+    count = len(scene.grants)
+    gate = await Gate.close(scene.deployment.rabbitmq_url, scene.projection_queues)
+    process = await _start_bare(scene.deployment, "projection_service", "acknowledge", count)
+    start = monotonic()
+    await gate.open()
+    await asyncio.to_thread(process.process.wait, 60)
+    told = process.log.split("done ")
+    expect(len(told) == 2, f"the bare process ended early: {process.log[-2000:]}")
+    return count / (float(told[1]) - start)
 
 
 async def _start_bare(
@@ -171,50 +183,48 @@ async def _says_ready(worker: Worker) -> bool:
 
 
 async def _write(bench: Bench, deployment: Deployment, title: str) -> Write:
-    servers = bench.sandbox.event_store_server, bench.sandbox.read_model_server
     async with _scene(bench, deployment, title) as scene:
-        count = len(scene.grants)
-        gate = await Gate.close(deployment.rabbitmq_url, scene.command_queues)
-        command = deployment.start("command_service")
-        await asyncio.to_thread(command.wait_ready)
-        before = read_work(command, servers[0], deployment.event_store_url)
-        with bench.steps.step(f"{title}: the write path", count) as tell:
+        commands, first_reply_s, command_work = await _write_path(scene)
+        await _check_log(deployment, len(scene.grants))
+        events, projection_work = await _projection(scene)
+        await _check_rows(deployment, scene)
+    return Write(commands, first_reply_s, command_work, events, projection_work)
+
+
+async def _write_path(scene: Scene) -> tuple[float, float, Work]:
+    """Return commands per second, when the first reply was seen, and what it took."""
+    deployment, count = scene.deployment, len(scene.grants)
+    database = scene.bench.sandbox.event_store_server, deployment.event_store_url
+    gate = await Gate.close(deployment.rabbitmq_url, scene.command_queues)
+    worker = deployment.start("command_service")
+    await asyncio.to_thread(worker.wait_ready)
+    before = await asyncio.to_thread(read_work, worker, *database)
+    with scene.bench.steps.step(f"{scene.title}: the write path", count) as tell:
+        start = monotonic()
+        await gate.open()
+        async with scene.all_accepted():
+            (first, replied), published = await asyncio.gather(
+                watch("replies", scene.replied, count, tell), scene.last_event()
+            )
+            done = await asyncio.to_thread(end_and_read_work, worker, *database)
+    return count / (max(replied, published) - start), first - start, done.since(before)
+
+
+async def _projection(scene: Scene) -> tuple[float, Work]:
+    """Return events per second, and what it took; the command worker is gone."""
+    deployment, count = scene.deployment, len(scene.grants)
+    database = scene.bench.sandbox.read_model_server, deployment.read_model_url
+    gate = await Gate.close(deployment.rabbitmq_url, scene.projection_queues)
+    worker = deployment.start("projection_service")
+    await asyncio.to_thread(worker.wait_ready)
+    before = await asyncio.to_thread(read_work, worker, *database)
+    async with counting(deployment.read_model_url, VISIBLE) as visible:
+        with scene.bench.steps.step(f"{scene.title}: the projection", count) as tell:
             start = monotonic()
             await gate.open()
-            try:
-                (first, replied), published = await asyncio.gather(
-                    watch("replies", scene.replied, count, tell), scene.last_event()
-                )
-            except UnmetError:
-                await scene.check_replies()
-                raise  # no reply tells better why
-        done = await asyncio.to_thread(
-            end_and_read_work, command, servers[0], deployment.event_store_url
-        )
-        command_work = done.since(before)
-        await scene.check_replies()
-        await _check_log(deployment, count)
-
-        gate = await Gate.close(deployment.rabbitmq_url, scene.projection_queues)
-        projection = deployment.start("projection_service")
-        await asyncio.to_thread(projection.wait_ready)
-        before = read_work(projection, servers[1], deployment.read_model_url)
-        async with counting(deployment.read_model_url, VISIBLE) as visible:
-            with bench.steps.step(f"{title}: the projection", count) as tell:
-                opened = monotonic()
-                await gate.open()
-                _, projected = await watch("events visible", visible, count, tell)
-        done = await asyncio.to_thread(
-            end_and_read_work, projection, servers[1], deployment.read_model_url
-        )
-        await _check_rows(deployment, scene)
-    return Write(
-        commands=count / (max(replied, published) - start),
-        first_reply_s=first - start,
-        command_work=command_work,
-        events_projected=count / (projected - opened),
-        projection_work=done.since(before),
-    )
+            _, projected = await watch("events visible", visible, count, tell)
+    done = await asyncio.to_thread(end_and_read_work, worker, *database)
+    return count / (projected - start), done.since(before)
 
 
 async def _end_to_end(bench: Bench, deployment: Deployment, title: str, workers: int) -> End:
@@ -232,12 +242,12 @@ async def _end_to_end(bench: Bench, deployment: Deployment, title: str, workers:
             with bench.steps.step(f"{title}: {workers} of each kind", count) as tell:
                 before, start = meter.read(), monotonic()
                 await gate.open()
-                (_, replied), (_, seen) = await asyncio.gather(
-                    watch("replies", scene.replied, count, tell),
-                    watch("events visible", visible, count),
-                )
-                cpu = meter.read().since(before)
-        await scene.check_replies()
+                async with scene.all_accepted():
+                    (_, replied), (_, seen) = await asyncio.gather(
+                        watch("replies", scene.replied, count, tell),
+                        watch("events visible", visible, count),
+                    )
+                    cpu = meter.read().since(before)
         await _check_log(deployment, count)
         await _check_rows(deployment, scene)
     elapsed = max(replied, seen) - start
@@ -251,14 +261,14 @@ async def _start_workers(deployment: Deployment, each: int) -> None:
     for worker in started:
         await asyncio.to_thread(worker.wait_ready)
     share = deployment.partitions // each
-    owned = f"SELECT count(*) FROM (SELECT owner FROM partitions GROUP BY owner HAVING count(*) = {share}) AS fair"  # noqa: E501, S608
     for url in (deployment.event_store_url, deployment.read_model_url):
-        async with counting(url, owned) as fair:
-            await eventually(lambda fair=fair: _equals(fair, each), within=30)  # type: ignore[misc]
+        await eventually(lambda url=url: _all_own(url, each, share), within=30)  # type: ignore[misc]
 
 
-async def _equals(count: object, wanted: int) -> bool:
-    return bool(await count() == wanted)  # type: ignore[operator]
+async def _all_own(url: str, workers: int, share: int) -> bool:
+    """Whether so many workers own that share each."""
+    owners = f"SELECT owner FROM partitions GROUP BY owner HAVING count(*) = {share}"  # noqa: S608
+    return await value(url, f"SELECT count(*) FROM ({owners}) AS fair") == workers  # noqa: S608
 
 
 async def _check_log(deployment: Deployment, count: int) -> None:
