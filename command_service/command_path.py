@@ -14,6 +14,7 @@ from command_service.decode import Received, decode, decode_unroutable, strayed
 from command_service.event_store import Appended, EventStore
 from command_service.publisher import Publisher
 from command_service.settle import Answered, Settler
+from command_service.snapshot_writer import SnapshotWriter
 from command_service.stream_cache import StreamCache
 from command_service.suspects import Suspects
 from shared.errors import Conflict
@@ -35,6 +36,7 @@ class CommandPath:
         settler: Settler,
         publisher: Publisher,
         suspects: Suspects,
+        snapshots: SnapshotWriter,
         partitions: int,
     ) -> None:
         self._intake = intake
@@ -42,6 +44,7 @@ class CommandPath:
         self._settler = settler
         self._publisher = publisher
         self._suspects = suspects
+        self._snapshots = snapshots
         self._partitions = partitions
         self.streams = StreamCache()
 
@@ -109,9 +112,10 @@ class CommandPath:
         return Batch(receipts, {**dict.fromkeys(patients, EMPTY), **known, **read})
 
     def _remember(self, batch: Batch) -> None:
-        for decision in batch.decided.values():
-            patient_id = decision.received.command.patient_id
-            self.streams.put(decision.received.partition, patient_id, batch.streams[patient_id])
+        decided = [decision.received for decision in batch.decided.values()]
+        for patient_id, partition in {r.command.patient_id: r.partition for r in decided}.items():
+            stream = self._snapshots.offer(patient_id, batch.streams[patient_id])
+            self.streams.put(partition, patient_id, stream)
 
 
 def _answer(batch: Batch, decoded: Received | CommandRejected) -> Answer:

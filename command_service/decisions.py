@@ -8,7 +8,7 @@ from uuid import UUID
 from command_service.decode import Received
 from command_service.patient import INITIAL, Patient, Refused, decide, fold
 from shared.events import ConsentEvent
-from shared.replies import CommandRejected, Outcome, Refusal
+from shared.replies import CommandRejected, Detail, Outcome, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,16 @@ class Stream:
 
     version: int
     state: Patient
+    snapshot_version: int = 0
+    """The version of its newest snapshot; 0 where there is none."""
+    unreadable: str | None = None
+    """Why its history can't be read further: nothing can be decided then."""
 
     def then(self, events: Iterable[ConsentEvent]) -> "Stream":
         """Apply the events that follow."""
         following = list(events)
-        return Stream(self.version + len(following), fold(self.state, following))
+        state = fold(self.state, following)
+        return Stream(self.version + len(following), state, self.snapshot_version)
 
 
 EMPTY: Final = Stream(0, INITIAL)
@@ -84,18 +89,21 @@ class Batch:
         if pending is not None:
             same = pending.received.fingerprint == received.fingerprint
             return pending if same else conflict(received)
-        decision = self._decide(received, new_id)
+        stream = self.streams.get(received.command.patient_id, EMPTY)
+        if stream.unreadable:
+            return unreadable_history(
+                str(received.command_id), received.command.patient_id, stream.unreadable
+            )
+        decision = self._decide(received, stream, new_id)
         self.decided[received.command_id] = decision
         return decision
 
-    def _decide(self, received: Received, new_id: Callable[[], UUID]) -> Decision:
-        patient_id = received.command.patient_id
-        stream = self.streams.get(patient_id, EMPTY)
+    def _decide(self, received: Received, stream: Stream, new_id: Callable[[], UUID]) -> Decision:
         try:
             events = decide(stream.state, received.command)
         except Refused as refused:
             return Decision(received, stream.version, (), Refusing(refused.error, str(refused)))
-        self.streams[patient_id] = after = stream.then(events)
+        self.streams[received.command.patient_id] = after = stream.then(events)
         numbered = enumerate(events, start=stream.version + 1)
         return Decision(
             received, after.version, tuple(NewEvent(new_id(), n, event) for n, event in numbered)
@@ -109,4 +117,15 @@ def conflict(received: Received) -> CommandRejected:
         patient_id=received.command.patient_id,
         error="command_id_conflict",
         message="this command id was used before with another content; use a new one",
+    )
+
+
+def unreadable_history(command_id: str, patient_id: str, reason: str) -> CommandRejected:
+    """Refuse what this worker is too old to decide; it uses up no id, and may be sent again."""
+    return CommandRejected(
+        command_id=command_id,
+        patient_id=patient_id,
+        error="unreadable_history",
+        message="this worker can't read the patient's history: send it again after the upgrade",
+        details=[Detail(field="patient_id", message=reason)],
     )

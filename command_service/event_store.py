@@ -13,27 +13,37 @@ from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
+import structlog
+from pydantic import ValidationError
 from pydantic_core import from_json
 
-from command_service.decisions import EMPTY, Decision, Receipt, Stream
+from command_service.decisions import Decision, Receipt, Stream, unreadable_history
 from command_service.recorded_event import RecordedEvent
+from command_service.replay import replay
+from command_service.snapshot import FORMAT, Snapshot, SnapshotError
 from shared.database import Pool
 from shared.errors import Conflict, Fenced
-from shared.events import SCHEMA_VERSION, read_event
+from shared.events import UnknownEventError, read_event
 from shared.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
 from shared.statements import statement
 
 _APPEND = statement("command_service", "append")
 _READ_STREAMS = statement("command_service", "read_streams")
+_WRITE_SNAPSHOT = statement("command_service", "write_snapshot")
 _READ_RECEIPTS = statement("command_service", "read_receipts")
 _READ_LOG = statement("command_service", "read_log")
 _READ_HEAD = statement("command_service", "read_head")
 _MARK_PUBLISHED = statement("command_service", "mark_published")
 
+_NO_FORMAT: Final = 0
+"""No snapshot has it, so that histories are read from the start."""
+
 _CONFLICTS: Final = {
     "events_stream_version_key": "another writer appended to the same patient first",
     "command_receipts_command_id_key": "another writer decided the same command id first",
 }
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +97,42 @@ class EventStore:
         return _appended(decisions, rows)
 
     async def read_streams(self, stream_ids: Sequence[str]) -> dict[str, Stream]:
-        """Fold the whole history of these patients; one without a history is left out."""
+        """Read the states of these patients; one without a history is left out.
+
+        A snapshot that can't be trusted is passed over: that history is read from the start.
+        """
+        wanted = list(dict.fromkeys(stream_ids))
+        streams = await self._read_streams(wanted, FORMAT)
+        if distrusted := [one for one in wanted if one in streams and streams[one] is None]:
+            streams |= await self._read_streams(distrusted, _NO_FORMAT)
+        found = {stream_id: stream for stream_id, stream in streams.items() if stream}
+        for stream in found.values():
+            if stream.unreadable:
+                log.error("history.unreadable", reason=stream.unreadable)
+        return found
+
+    async def _read_streams(
+        self, stream_ids: Sequence[str], snapshot_format: int
+    ) -> dict[str, Stream | None]:
+        """Read histories by one statement; None for one whose snapshot can't be trusted."""
         if not stream_ids:
             return {}
-        rows = await self._pool.fetch(_READ_STREAMS, stream_ids)
+        rows = await self._pool.fetch(_READ_STREAMS, stream_ids, snapshot_format)
         return {
-            stream_id: EMPTY.then(
-                read_event(row["type"], row["schema_version"], from_json(row["data"]))
-                for row in history
-            )
+            stream_id: _replayed(list(history))
             for stream_id, history in groupby(rows, key=itemgetter("stream_id"))
         }
+
+    async def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep a state beside the log, in place of the one before."""
+        await self._pool.execute(
+            _WRITE_SNAPSHOT,
+            snapshot.stream_id,
+            snapshot.version,
+            FORMAT,
+            snapshot.state,
+            snapshot.digest,
+        )
 
     async def read_receipts(self, command_ids: Sequence[UUID]) -> dict[UUID, Receipt]:
         """Read what was decided before for these command ids."""
@@ -155,7 +190,7 @@ def _event_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
                 new.version,
                 new.id,
                 type(new.event).__name__,
-                SCHEMA_VERSION,
+                new.event.schema_version,
                 new.event.model_dump_json(),
                 received.correlation_id,
                 received.command_id,
@@ -211,7 +246,7 @@ def _recorded(
             stream_version=new.version,
             event_id=new.id,
             type=type(new.event).__name__,
-            schema_version=SCHEMA_VERSION,
+            schema_version=new.event.schema_version,
             data=new.event.model_dump_json(),
             recorded_at=recorded_at,
             correlation_id=received.correlation_id,
@@ -252,36 +287,51 @@ def _outcome(decision: Decision, recorded: Sequence[RecordedEvent]) -> Outcome:
     )
 
 
+def _replayed(history: Sequence[asyncpg.Record]) -> Stream | None:
+    try:
+        return replay(history)
+    except SnapshotError as error:
+        log.warning("snapshot.ignored", reason=str(error))
+        return None
+
+
 def _receipt(rows: Sequence[asyncpg.Record]) -> Receipt:
     """Rebuild an outcome from a receipt, joined with the events that it points at."""
     first = rows[0]
+    command_id, patient_id = str(first["command_id"]), first["patient_id"]
+    outcome: Outcome
     if first["error"]:
-        return Receipt(
-            first["fingerprint"],
-            CommandRejected(
-                command_id=str(first["command_id"]),
-                patient_id=first["patient_id"],
-                error=first["error"],
-                message=first["message"],
-            ),
+        outcome = CommandRejected(
+            command_id=command_id,
+            patient_id=patient_id,
+            error=first["error"],
+            message=first["message"],
         )
-    return Receipt(
-        first["fingerprint"],
-        CommandAccepted(
-            command_id=str(first["command_id"]),
-            patient_id=first["patient_id"],
-            partition=first["partition"],
-            version=first["version"],
-            events=[_summary(row) for row in rows],
-        ),
+    else:
+        try:
+            outcome = _accepted(command_id, patient_id, rows)
+        except (UnknownEventError, ValidationError):
+            reason = "the events of this command are of a newer version"
+            outcome = unreadable_history(command_id, patient_id, reason)
+    return Receipt(first["fingerprint"], outcome)
+
+
+def _accepted(command_id: str, patient_id: str, rows: Sequence[asyncpg.Record]) -> CommandAccepted:
+    return CommandAccepted(
+        command_id=command_id,
+        patient_id=patient_id,
+        partition=rows[0]["partition"],
+        version=rows[0]["version"],
+        events=[_summary(row) for row in rows],
     )
 
 
 def _summary(row: asyncpg.Record) -> EventSummary:
+    event = read_event(row["type"], row["schema_version"], from_json(row["data"]))
     return EventSummary(
         id=str(row["event_id"]),
         type=row["type"],
-        target=from_json(row["data"])["target"],
+        target=event.target,
         version=row["stream_version"],
         position=row["position"],
     )

@@ -1,10 +1,11 @@
 """The aggregate: what a patient has granted, and which commands that state allows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Final, assert_never
 
+from command_service.persistent_map import PersistentMap
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
 from shared.replies import Refusal
@@ -46,7 +47,7 @@ class ConsentNotGranted(Refused):
 class Patient:
     """For each grantee the record types granted; a grantee with none is not kept."""
 
-    granted: Mapping[Grantee, frozenset[RecordType]] = field(default_factory=dict)
+    granted: PersistentMap[Grantee, frozenset[RecordType]] = field(default_factory=PersistentMap)
 
     def granted_to(self, grantee: Grantee) -> frozenset[RecordType]:
         """Every record type that the grantee may see now."""
@@ -54,12 +55,15 @@ class Patient:
 
     def with_grant(self, grantee: Grantee, record_type: RecordType) -> "Patient":
         """Return the patient with one record type more granted."""
-        return Patient({**self.granted, grantee: self.granted_to(grantee) | {record_type}})
+        types = self.granted_to(grantee) | {record_type}
+        return Patient(self.granted.with_entry(grantee, types))
 
     def without_grant(self, grantee: Grantee, record_type: RecordType) -> "Patient":
         """Return the patient with one record type less granted."""
-        rest = {**self.granted, grantee: self.granted_to(grantee) - {record_type}}
-        return Patient({who: types for who, types in rest.items() if types})
+        types = self.granted_to(grantee) - {record_type}
+        if types:
+            return Patient(self.granted.with_entry(grantee, types))
+        return Patient(self.granted.without(grantee))
 
 
 INITIAL: Final = Patient()

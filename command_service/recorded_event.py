@@ -5,12 +5,14 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from shared import names
 from shared.broker import PERSISTENT, Outgoing, Properties
 from shared.cloud_event import CONTENT_TYPE, CloudEvent, timestamp
-from shared.events import read_event
+from shared.events import UnknownEventError
+from shared.upcast import Data, UpcastError, upcast
 
 _TRACE_HEADERS: Final = ("traceparent", "tracestate")
 
@@ -36,13 +38,14 @@ class RecordedEvent:
     tracestate: str | None
 
     def cloud_event(self) -> CloudEvent:
-        """Give it the form in which it travels."""
+        """Give it the form in which it travels: up to date, or as it is where it can't be read."""
+        schema_version, data = self._newest()
         return CloudEvent(
             id=str(self.event_id),
             type=self.type,
             subject=self.stream_id,
             time=timestamp(self.recorded_at),
-            schemaversion=self.schema_version,
+            schemaversion=schema_version,
             partition=self.partition,
             position=self.position,
             streamversion=self.stream_version,
@@ -51,17 +54,23 @@ class RecordedEvent:
             issuedby=self.issued_by,
             traceparent=self.traceparent,
             tracestate=self.tracestate,
-            data=from_json(self.data),
+            data=data,
         )
+
+    def _newest(self) -> tuple[int, Data]:
+        data = from_json(self.data)
+        try:
+            return upcast(self.type, self.schema_version, data)
+        except UpcastError:
+            return self.schema_version, data
 
     def message(self) -> Outgoing:
         """Make the message that subscribers receive."""
         cloud_event = self.cloud_event()
-        event = read_event(self.type, self.schema_version, cloud_event.data)
         trace = {name: value for name in _TRACE_HEADERS if (value := getattr(self, name))}
         return Outgoing(
             exchange=names.EVENTS,
-            routing_key=names.event_key(event, self.partition),
+            routing_key=_routing_key(cloud_event),
             body=cloud_event.to_json(),
             properties=Properties(
                 content_type=CONTENT_TYPE,
@@ -72,3 +81,11 @@ class RecordedEvent:
                 headers=dict(trace) or None,
             ),
         )
+
+
+def _routing_key(event: CloudEvent) -> str:
+    """Say where it goes; one that can't be read is published too, or all later ones would wait."""
+    try:
+        return names.event_key(event.event(), event.partition)
+    except (UnknownEventError, ValidationError):
+        return names.unknown_event_key(event.type, event.data, event.partition)

@@ -1,9 +1,15 @@
 """The command service's settings."""
 
+from pydantic_settings import BaseSettings
+
 from shared.settings import PostgresUrl, WorkerSettings
 
 
-class CommandSettings(WorkerSettings):
-    """What `python -m command_service` reads from the environment."""
+class EventStoreSettings(BaseSettings):
+    """What the verbs need that only work on the event store."""
 
     event_store_url: PostgresUrl
+
+
+class CommandSettings(WorkerSettings, EventStoreSettings):
+    """What the worker reads from the environment."""

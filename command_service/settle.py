@@ -16,7 +16,7 @@ from shared.reply_channel import ReplyChannel
 
 log = structlog.get_logger()
 
-SET_ASIDE: Final = frozenset({"validation_error", "misrouted_command"})
+SET_ASIDE: Final = frozenset({"validation_error", "misrouted_command", "unreadable_history"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Settler:
         when it has the acknowledgement; but for replies to direct addresses, which have another.
         """
         await publish_in_order(self._dead_letters, _set_aside(answered))
+        await self._replies.send([reply for one in answered if (reply := _reply(one))])
         for one in answered:
-            await self._reply(one)
             _count(one)
         await self._intake.settle(one.item for one in answered)
 
@@ -54,18 +54,19 @@ class Settler:
         await publish_in_order(self._dead_letters, [message])
         await self._intake.settle([item])
 
-    async def _reply(self, one: Answered) -> None:
-        asked = one.item.delivery.header.properties
-        if not asked.reply_to:
-            return
-        properties = Properties(
-            content_type="application/json",
-            correlation_id=asked.correlation_id or asked.message_id,
-            delivery_mode=PERSISTENT,
-            message_type=one.outcome.type,
-        )
-        body = one.outcome.model_dump_json().encode()
-        await self._replies.send(Outgoing("", asked.reply_to, body, properties))
+
+def _reply(one: Answered) -> Outgoing | None:
+    """Write the reply, to whoever said where to."""
+    asked = one.item.delivery.header.properties
+    if not asked.reply_to:
+        return None
+    properties = Properties(
+        content_type="application/json",
+        correlation_id=asked.correlation_id or asked.message_id,
+        delivery_mode=PERSISTENT,
+        message_type=one.outcome.type,
+    )
+    return Outgoing("", asked.reply_to, one.outcome.model_dump_json().encode(), properties)
 
 
 def _ids(item: Item) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ from command_service.publisher import Publisher
 from command_service.read_events import LogReader
 from command_service.settings import CommandSettings
 from command_service.settle import Settler
+from command_service.snapshot_writer import SnapshotWriter
 from command_service.suspects import Suspects
 from shared import names
 from shared.intake import Intake
@@ -24,12 +25,13 @@ class CommandWorker:
     """The work of one session."""
 
     def __init__(
-        self, path: CommandPath, publisher: Publisher, log_reader: LogReader, intake: Intake,
-        queries: Intake,
+        self, path: CommandPath, publisher: Publisher, log_reader: LogReader,
+        snapshots: SnapshotWriter, intake: Intake, queries: Intake,
     ) -> None:  # fmt: skip
         self._path = path
         self._publisher = publisher
         self._log_reader = log_reader
+        self._snapshots = snapshots
         self._intake = intake
         self._queries = queries
 
@@ -42,15 +44,23 @@ class CommandWorker:
         publisher = Publisher(await broker.channel(confirms=True), store, opened.may_write)
         settler = Settler(intake, opened.replies, await broker.channel(confirms=True))
         suspects = Suspects(opened.pool)
-        path = CommandPath(intake, store, settler, publisher, suspects, settings.consent_partitions)
+        snapshots = SnapshotWriter(store)
+        path = CommandPath(
+            intake, store, settler, publisher, suspects, snapshots, settings.consent_partitions
+        )
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await intake.open(names.UNROUTABLE)
         await queries.open(names.LOG)
-        return cls(path, publisher, log_reader, intake, queries)
+        return cls(path, publisher, log_reader, snapshots, intake, queries)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
-        return self._path.run(), self._publisher.run(), self._log_reader.run()
+        return (
+            self._path.run(),
+            self._publisher.run(),
+            self._log_reader.run(),
+            self._snapshots.run(),
+        )
 
     async def take(self, lease: Lease) -> None:
         """Publish what the last owner left, and read the partition's commands."""

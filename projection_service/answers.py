@@ -2,14 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from time import monotonic
 from typing import Final
 
 from projection_service import metrics
-from projection_service.read_model import ReadModel
+from projection_service.past import Past, is_never
+from projection_service.read_model import Held, ReadModel
+from shared.cloud_event import timestamp
 from shared.intake import Intake, Item
-from shared.queries import ConsentHeld, Consents, HasConsent, ListConsents, QueryFailed
-from shared.questions import answer, read_query
+from shared.queries import (
+    ConsentHeld,
+    ConsentHistory,
+    Consents,
+    HasConsent,
+    History,
+    ListConsents,
+    QueryFailed,
+)
+from shared.questions import answer, invalid, read_query
 from shared.reply_channel import ReplyChannel
 
 MAX_BATCH: Final = 200
@@ -19,9 +30,15 @@ LOOK_AGAIN_S: Final = 0.02
 MOST_WAITING: Final = 250
 """Half of the queries that may be in hand: those that wait must not keep the others away."""
 
-Query = ListConsents | HasConsent
-Answer = Consents | ConsentHeld | QueryFailed
-KINDS: Final[dict[str, type[Query]]] = {kind.type: kind for kind in (ListConsents, HasConsent)}
+HISTORIES_AT_ONCE: Final = 20
+"""How many pages one statement reads, so that what is in memory stays small."""
+
+Query = ListConsents | HasConsent | ConsentHistory
+Found = Consents | ConsentHeld | History
+Answer = Found | QueryFailed
+KINDS: Final[dict[str, type[Query]]] = {
+    kind.type: kind for kind in (ListConsents, HasConsent, ConsentHistory)
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,10 +53,13 @@ class Asked:
 class Answers:
     """Answers until cancelled."""
 
-    def __init__(self, intake: Intake, replies: ReplyChannel, read_model: ReadModel) -> None:
+    def __init__(
+        self, intake: Intake, replies: ReplyChannel, read_model: ReadModel, past: Past
+    ) -> None:
         self._intake = intake
         self._replies = replies
         self._read_model = read_model
+        self._past = past
         self._waiting: list[Asked] = []
 
     async def run(self) -> None:
@@ -67,7 +87,7 @@ class Answers:
         waiting: list[Asked] = []
         versions: dict[Asked, int] = {}
         for one, found in zip(asked, await self._look_up([a.query for a in asked]), strict=True):
-            if found.version >= one.query.min_version:
+            if isinstance(found, QueryFailed) or found.version >= one.query.min_version:
                 await self._reply(one.item, found)
             elif monotonic() < one.until:
                 waiting.append(one)
@@ -78,19 +98,39 @@ class Answers:
             await self._reply(one.item, too_late(versions[one]))
         return waiting[-MOST_WAITING:]
 
-    async def _look_up(self, queries: Sequence[Query]) -> list[Consents | ConsentHeld]:
-        lists = [query.patient_id for query in queries if isinstance(query, ListConsents)]
-        checks = [query for query in queries if isinstance(query, HasConsent)]
-        listed = await self._read_model.list_consents(lists) if lists else {}
-        held = iter(await self._read_model.has_consent(checks) if checks else [])
-        found: list[Consents | ConsentHeld] = []
-        for query in queries:
-            if isinstance(query, ListConsents):
-                found.append(listed[query.patient_id])
-            else:
-                one = next(held)
-                allowed = one.consent.allows(query.permission)
-                found.append(ConsentHeld(has_consent=allowed, version=one.version))
+    async def _look_up(self, queries: Sequence[Query]) -> list[Answer]:
+        """Read the answers to all questions of a kind together; return them as they were asked."""
+        checks = [one for one in queries if isinstance(one, HasConsent)]
+        found: dict[Query, Answer] = {
+            **await self._lists([one for one in queries if isinstance(one, ListConsents)]),
+            **await self._checks([one for one in checks if one.at is None]),
+            **await self._past_checks([one for one in checks if one.at is not None]),
+            **await self._histories([one for one in queries if isinstance(one, ConsentHistory)]),
+        }
+        return [found[query] for query in queries]
+
+    async def _lists(self, asked: Sequence[ListConsents]) -> dict[Query, Answer]:
+        if not asked:
+            return {}
+        listed = await self._read_model.list_consents([one.patient_id for one in asked])
+        return {one: listed[one.patient_id] for one in asked}
+
+    async def _checks(self, asked: Sequence[HasConsent]) -> dict[Query, Answer]:
+        held = await self._read_model.has_consent(asked) if asked else []
+        return {one: _told(one, answer) for one, answer in zip(asked, held, strict=True)}
+
+    async def _past_checks(self, asked: Sequence[HasConsent]) -> dict[Query, Answer]:
+        held = await self._past.had_consent(asked) if asked else []
+        return {
+            one: _unknown(one, answer.known_since) or _told(one, answer)
+            for one, answer in zip(asked, held, strict=True)
+        }
+
+    async def _histories(self, asked: Sequence[ConsentHistory]) -> dict[Query, Answer]:
+        found: dict[Query, Answer] = {}
+        for start in range(0, len(asked), HISTORIES_AT_ONCE):
+            some = asked[start : start + HISTORIES_AT_ONCE]
+            found.update(zip(some, await self._past.read_history(some), strict=True))
         return found
 
     async def _reply(self, item: Item, found: Answer) -> None:
@@ -107,4 +147,21 @@ def too_late(version: int) -> QueryFailed:
         error="not_yet_projected",
         message=f"the patient is projected to version {version}; ask again",
         version=version,
+    )
+
+
+def _told(asked: HasConsent, held: Held) -> ConsentHeld:
+    return ConsentHeld(has_consent=held.consent.allows(asked.permission), version=held.version)
+
+
+def _unknown(asked: HasConsent, known_since: datetime | None) -> QueryFailed | None:
+    """Say that a moment is too long ago to be answered with certainty."""
+    if known_since is None:
+        return None
+    if is_never(known_since):
+        return invalid("at", "the past is not known here before a rebuild of the read model")
+    if asked.at is not None and asked.at >= known_since:
+        return None
+    return invalid(
+        "at", f"the past is known since {timestamp(known_since)}; ask about then or later"
     )

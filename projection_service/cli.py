@@ -2,14 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from datetime import timedelta
+from typing import Annotated, Final, TypeVar
 
 import typer
+import uvloop
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from projection_service.differences import Compared
 from projection_service.parked import discard_parked, list_parked, retry_parked, show_parked
+from projection_service.purge import Purged, purge_history
+from projection_service.rebuild import Rebuilt
+from projection_service.rebuild import rebuild as rebuild_read_model
+from projection_service.rebuild_progress import show_progress
 from projection_service.settings import ProjectionSettings, ReadModelSettings
 from projection_service.worker import service
 from shared import names
@@ -24,9 +31,13 @@ from shared.command_line import (
 )
 from shared.database import Connection, connect_once
 from shared.database import migrate as migrate_database
+from shared.durations import parse_duration
 from shared.settings import read_settings
 
 Result = TypeVar("Result")
+
+ROWS_SHOWN: Final = 20
+"""Differences of one table that a person is shown."""
 
 console = Console(highlight=False)
 app = new_app("Keeps the read model of consents, and answers queries from it.")
@@ -53,6 +64,14 @@ def migrate(worker_role: WorkerRole = None) -> None:
 
 parked_app = new_app("Events that could not be applied, and their patients' later ones.")
 app.add_typer(parked_app, name="parked")
+
+
+def _age(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
 
 PatientId = Annotated[str, typer.Argument(help="The patient's id.")]
 
@@ -101,6 +120,57 @@ def discard(
     console.print(f"discarded; now: python -m projection_service parked retry {patient_id}")
 
 
+history_app = new_app("When each consent was in force, and when it was asked for.")
+app.add_typer(history_app, name="history")
+
+
+@history_app.callback()
+def history() -> None:
+    """When each consent was in force, and when it was asked for."""
+
+
+@history_app.command(
+    epilog="Example: python -m projection_service history purge --older-than 10y --dry-run"
+)
+def purge(
+    older_than: Annotated[
+        timedelta,
+        typer.Option(parser=_age, metavar="AGE", help="As 90d: units s m h d w y; 1d at least."),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count what would be removed.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Remove consents that ended, and requests that were answered, so long ago.
+
+    What is in force or pending stays, however old. Questions about moments before are
+    refused from then on. Needs the owner of the schema; workers may go on meanwhile.
+    """
+    with console.status("looking …") as status:
+        purged = _with_read_model(
+            lambda connection: purge_history(
+                connection,
+                older_than,
+                dry_run=dry_run,
+                tell=lambda so_far: status.update(_removed(so_far)),
+            )
+        )
+    if json:
+        print_json({"dry_run": dry_run, "known_since": purged.until, **_counts(purged)})
+        return
+    console.print(f"{'would remove' if dry_run else 'removed'} {_removed(purged)}")
+    console.print(f"the past is known since {purged.until.isoformat(timespec='seconds')}")
+
+
+def _counts(purged: Purged) -> dict[str, int]:
+    return {"periods": purged.periods, "requests": purged.requests}
+
+
+def _removed(purged: Purged) -> str:
+    return f"{purged.periods:,} periods and {purged.requests:,} requests"
+
+
 def _with_read_model(work: Callable[[Connection], Awaitable[Result]]) -> Result:
     async def connected(url: str) -> Result:
         connection = await connect_once(url, "projection_service", name="parked")
@@ -111,6 +181,66 @@ def _with_read_model(work: Callable[[Connection], Awaitable[Result]]) -> Result:
 
     with clear_errors():
         return asyncio.run(connected(read_settings(ReadModelSettings).read_model_url))
+
+
+@app.command(epilog="Example: python -m projection_service rebuild --dry-run")
+def rebuild(
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Compare instead of switching; exit code 1 where anything differs."
+        ),
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Build the read model anew out of the log, beside the old one, and switch when it is done.
+
+    Workers go on meanwhile. Killed at any point, it leaves the old one as it was.
+    """
+    with clear_errors():
+        settings = read_settings(ProjectionSettings)
+        with show_progress() as progress:
+            done = uvloop.run(rebuild_read_model(settings, progress, dry_run=dry_run))
+    print_json(done) if json else _show_rebuilt(done)
+    if done.differences:
+        raise typer.Exit(1)
+
+
+def _show_rebuilt(done: Rebuilt) -> None:
+    for compared in done.compared:
+        _show_compared(compared)
+    what = "switched to the new read model" if done.switched else "compared, nothing was changed"
+    console.print(
+        f"{what}: {done.events:,} events in {done.seconds:,.1f} s; "
+        f"held for {done.held_milliseconds:,.0f} ms"
+    )
+    if done.compared:
+        console.print(f"{done.differences:,} differences")
+    if done.parked:
+        console.print(
+            f"{done.parked:,} events are parked: python -m projection_service parked list"
+        )
+
+
+def _show_compared(compared: Compared) -> None:
+    if not compared.different:
+        return
+    shown = compared.examples[:ROWS_SHOWN]
+    of = f"{compared.different:,} differences, the first {len(shown)}"
+    table = Table("row", "in the read model", "by the log", title=f"{compared.table}: {of}")
+    for one in shown:
+        table.add_row(*(_cell(value) for value in (one.key, one.live, one.rebuilt)))
+    console.print(table)
+
+
+def _cell(row: dict[str, object] | None) -> str:
+    if row is None:
+        return "[dim]no such row[/]"
+    return "\n".join(escape(f"{name} {_plain(value)}") for name, value in row.items())
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @app.command()

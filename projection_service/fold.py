@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from pydantic import ValidationError
 
 from projection_service.consents import NOTHING, Consent, evolve
+from projection_service.history import change_of
 from projection_service.read_model import Changes, Key, Parked
 from shared.cloud_event import CloudEvent
 from shared.events import ConsentEvent, UnknownEventError
@@ -51,9 +52,14 @@ def fold(
         elif isinstance(fact, str):
             parked[event.subject] = event.position
             changes.parked.append(_parked(event, fact))
+        elif isinstance(change := change_of(event), str):
+            parked[event.subject] = event.position
+            changes.parked.append(_parked(event, change))
         else:
             key = Key(event.subject, fact.grantee)
-            before = changes.consents.get(key) or consents.get(key, NOTHING)
+            stored = consents.get(key, NOTHING)
+            before = changes.consents.get(key, stored)
+            changes.spans.apply(event.subject, fact, change, stored=stored, before=before)
             changes.consents[key] = evolve(before, fact)
             changes.versions[event.subject] = event.streamversion
     return changes

@@ -6,13 +6,14 @@ from datetime import datetime
 from projection_service.fold import fold, keys, read
 from projection_service.read_model import Move, ReadModel
 from shared.cloud_event import CloudEvent
-from shared.database import Connection
+from shared.database import Connection, Session
 from shared.statements import statement
 
 _LIST_PARKED = statement("projection_service", "list_parked")
 _SHOW_PARKED = statement("projection_service", "show_parked")
 _FENCE_PROJECTOR = statement("projection_service", "fence_projector")
 _UNPARK = statement("projection_service", "unpark")
+_DISCARD = statement("projection_service", "discard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,12 @@ async def list_parked(connection: Connection) -> list[ParkedPatient]:
     return [ParkedPatient(*row) for row in await connection.fetch(_LIST_PARKED)]
 
 
-async def show_parked(connection: Connection, patient_id: str) -> list[ParkedEvent]:
+async def show_parked(connection: Session, patient_id: str) -> list[ParkedEvent]:
     """Show a patient's parked events, in order."""
     return [ParkedEvent(*row) for row in await connection.fetch(_SHOW_PARKED, patient_id)]
 
 
-async def retry_parked(connection: Connection, patient_id: str) -> Retried:
+async def retry_parked(connection: Session, patient_id: str) -> Retried:
     """Apply a patient's parked events in order, up to the first that still can't be applied.
 
     One transaction; the worker that projects the partition begins anew after it.
@@ -84,14 +85,15 @@ async def retry_parked(connection: Connection, patient_id: str) -> Retried:
 async def discard_parked(connection: Connection, patient_id: str, position: int) -> bool:
     """Give up one parked event for good; whether it was there.
 
-    The patient's later events stay parked until they are retried.
+    The patient's later events stay parked until they are retried. That it was given up is kept,
+    so that a rebuild does not park it again.
     """
     async with connection.transaction():
         await _fenced(connection, patient_id)
-        return bool(await connection.fetch(_UNPARK, patient_id, [position]))
+        return bool(await connection.fetch(_DISCARD, patient_id, position))
 
 
-async def _fenced(connection: Connection, patient_id: str) -> tuple[list[CloudEvent], int]:
+async def _fenced(connection: Session, patient_id: str) -> tuple[list[CloudEvent], int]:
     """Read a patient's parked events, and the epoch under which nobody else adds to them."""
     parked = await show_parked(connection, patient_id)
     if not parked:

@@ -1,19 +1,30 @@
 """The read model, over asyncpg: one statement changes it and moves the checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import asyncpg
 
 from projection_service.consents import Consent
+from projection_service.history import Spans
 from shared.database import Queryable
 from shared.errors import Fenced
 from shared.queries import Consents, Entry, HasConsent
 from shared.statements import statement
 from shared.vocabulary import Grantee
+
+TABLES: Final = (
+    "checkpoints",
+    "patients",
+    "patient_consent",
+    "parked_events",
+    "consent_history",
+    "history_horizon",
+)
+"""Every table whose rows follow from the log: `rebuild` fills them anew."""
 
 _PROJECT = statement("projection_service", "project")
 _READ_CONSENTS = statement("projection_service", "read_consents")
@@ -21,6 +32,8 @@ _READ_PARKED = statement("projection_service", "read_parked")
 _OPEN_CHECKPOINT = statement("projection_service", "open_checkpoint")
 _LIST_CONSENTS = statement("projection_service", "list_consents")
 _HAS_CONSENT = statement("projection_service", "has_consent")
+
+_NO_CHANGE: Final = (None, None, None, None)
 
 
 class Key(NamedTuple):
@@ -59,6 +72,7 @@ class Changes:
     consents: dict[Key, Consent] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     parked: list[Parked] = field(default_factory=list)
+    spans: Spans = field(default_factory=Spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +99,7 @@ class ReadModel:
         """Read the consents that exist among these."""
         if not keys:
             return {}
-        rows = await self._database.fetch(_READ_CONSENTS, *_key_columns(keys))
+        rows = await self._database.fetch(_READ_CONSENTS, *key_columns(keys))
         return {
             Key(row["patient_id"], Grantee(row["entity_name"], row["entity_id"])): _consent(row)
             for row in rows
@@ -107,7 +121,7 @@ class ReadModel:
             [move.epoch for _, move in moves],
             [move.checkpoint for _, move in moves],
             [move.position for _, move in moves],
-            *_key_columns(list(changes.consents)),
+            *key_columns(list(changes.consents)),
             [",".join(sorted(one.permissions)) for one in consents],
             [",".join(sorted(one.requested)) for one in consents],
             list(changes.versions),
@@ -117,6 +131,7 @@ class ReadModel:
             [one.patient_id for one in parked],
             [one.event for one in parked],
             [one.reason for one in parked],
+            *_span_columns(changes.spans),
         )
         if not moved:
             raise Fenced("another worker projects one of these partitions now")
@@ -132,11 +147,22 @@ class ReadModel:
     async def has_consent(self, asked: Sequence[HasConsent]) -> list[Held]:
         """Read what each of these grantees may see, in the order of the questions."""
         keys = [Key(one.patient_id, Grantee(one.entity_name, one.entity_id)) for one in asked]
-        rows = await self._database.fetch(_HAS_CONSENT, *_key_columns(keys))
+        rows = await self._database.fetch(_HAS_CONSENT, *key_columns(keys))
         return [Held(row["version"], Consent(frozenset(row["permissions"] or ()))) for row in rows]
 
 
-def _key_columns(keys: Sequence[Key]) -> tuple[list[str], list[str], list[str]]:
+def _span_columns(spans: Spans) -> Iterable[Sequence[object]]:
+    """Turn rows into the columns that `project` takes: 13 of what begins, 9 of what ends."""
+    begun = [(*one.matter, *one.began, *(one.ended or _NO_CHANGE)) for one in spans.begun]
+    ended = [(*matter, *change) for matter, change in spans.ended.items()]
+    return chain(
+        zip(*begun, strict=True) if begun else [()] * 13,
+        zip(*ended, strict=True) if ended else [()] * 9,
+    )
+
+
+def key_columns(keys: Sequence[Key]) -> tuple[list[str], list[str], list[str]]:
+    """Turn keys into the columns that statements take."""
     return (
         [key.patient_id for key in keys],
         [key.grantee.entity for key in keys],

@@ -4,6 +4,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from projection_service.answers import Answers
+from projection_service.past import Past
 from projection_service.projector import Projector
 from projection_service.read_model import ReadModel
 from projection_service.settings import ProjectionSettings
@@ -42,7 +43,7 @@ class ProjectionWorker:
             LogClient(await Requests.open(broker)),
             await broker.channel(confirms=True),
         )
-        answers = Answers(queries, opened.replies, read_model)
+        answers = Answers(queries, opened.replies, read_model, Past(opened.pool))
         await queries.open(names.QUERIES)
         return cls(projector, answers, intake, queries)
 

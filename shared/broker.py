@@ -6,15 +6,21 @@ is not mended in place: whoever used it lets go of all that was in hand and begi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import aio_pika
 import aiormq
-from aiormq.abc import AbstractConnection, DeliveredMessage
+from aiormq.abc import (
+    AbstractConnection,
+    ChannelFrame,
+    DeliveredMessage,
+)
+from pamqp.body import ContentBody
 from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 from yarl import URL
 
 from shared.odd_properties import read_odd_properties
@@ -26,7 +32,7 @@ Properties = Basic.Properties
 
 HEARTBEAT_S: Final = 5
 CONNECT_TIMEOUT_S: Final = 10
-PUBLISH_WINDOW: Final = 100
+PUBLISH_WINDOW: Final = 250
 """Publishes in flight at once: one confirm for many makes aiormq walk all that are outstanding."""
 PERSISTENT: Final = 2
 
@@ -95,14 +101,17 @@ class Broker:
         self._fail(f"the broker cancelled the consumer {frame.consumer_tag}")
 
     def _channel_closed(self, channel: Channel, closing: "asyncio.Future[object]") -> None:
-        reason = None if closing.cancelled() else closing.exception()
         if channel not in self._expected:
-            self._fail(str(reason) or "the broker closed the connection")
+            self._fail(str(_reason(closing)) or "the broker closed the connection")
 
     def _fail(self, reason: str) -> None:
         if not self._lost.done():
             self._lost.set_exception(ConnectionLost(reason))
             self._lost.exception()  # retrieved here, since perhaps nobody waits any more
+
+
+def _reason(closing: "asyncio.Future[object]") -> BaseException | None:
+    return None if closing.cancelled() else closing.exception()
 
 
 def virtual_host(url: str) -> str:
@@ -156,5 +165,91 @@ async def publish_in_order(channel: Channel, messages: Sequence[Outgoing]) -> No
     follow it in its window, some may have arrived.
     """
     for start in range(0, len(messages), PUBLISH_WINDOW):
-        window = messages[start : start + PUBLISH_WINDOW]
-        await asyncio.gather(*(publish(channel, one, mandatory=True) for one in window))
+        await _publish_window(channel, messages[start : start + PUBLISH_WINDOW])
+
+
+async def publish_at_once(channel: Channel, messages: Sequence[Outgoing]) -> None:
+    """Publish without confirms; return when all is written, as fast as the broker reads it."""
+    if messages:
+        written = channel.create_future()
+        async with channel.lock:
+            await channel.write_queue.put(_as_one_write(channel, messages, drain_future=written))
+        await written
+
+
+class _Confirms(asyncio.Future[None]):
+    """Done when every message of a window is confirmed, or the first one failed.
+
+    aiormq keeps a future for each message; this one stands in for all of its window, which spares
+    a third of what a publish costs.
+    """
+
+    def __init__(self, messages: int) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self._left = messages
+
+    def set_result(self, _: object) -> None:
+        """Count one confirm."""
+        self._left -= 1
+        if self._left == 0:
+            super().set_result(None)
+
+    def channel_closed(self, closing: "asyncio.Future[object]") -> None:
+        """Fail, since nothing is confirmed any more."""
+        if not self.done():
+            self.set_exception(_reason(closing) or ConnectionLost("the channel closed"))
+
+
+async def _publish_window(channel: Channel, window: Sequence[Outgoing]) -> None:
+    """Write a window in one go, and wait for its confirms.
+
+    What aiormq keeps for each of its own publishes is kept for these too, by its public names:
+    who waits for a confirm, and which publish a message that comes back belongs to.
+    """
+    confirms = _Confirms(len(window))
+    closing = channel.closing
+    closing.add_done_callback(confirms.channel_closed)
+    returns = channel.message_id_delivery_tag
+    ids = [str(message.properties.message_id) for message in window]
+    write = _as_one_write(channel, window, mandatory=True)
+    try:
+        async with channel.lock:
+            await channel.write_queue.put(write)
+            for message_id in ids:  # nothing is read from the broker before the next await
+                channel.delivery_tag += 1
+                channel.confirmations[channel.delivery_tag] = confirms
+                returns[message_id] = channel.delivery_tag
+        await confirms
+    finally:
+        closing.cancel()  # this observer alone
+        for message_id in ids:
+            returns.pop(message_id, None)
+
+
+def _as_one_write(
+    channel: Channel,
+    messages: Iterable[Outgoing],
+    *,
+    mandatory: bool = False,
+    drain_future: "asyncio.Future[object] | None" = None,
+) -> ChannelFrame:
+    return ChannelFrame.marshall(
+        channel.number,
+        [
+            frame
+            for message in messages
+            for frame in _frames(message, channel.max_content_size, mandatory=mandatory)
+        ],
+        drain_future,
+    )
+
+
+def _frames(
+    message: Outgoing, largest: int, *, mandatory: bool
+) -> Iterator[Basic.Publish | ContentHeader | ContentBody]:
+    yield Basic.Publish(
+        exchange=message.exchange, routing_key=message.routing_key, mandatory=mandatory
+    )
+    yield ContentHeader(body_size=len(message.body), properties=message.properties)
+    for start in range(0, len(message.body), largest):
+        yield ContentBody(message.body[start : start + largest])

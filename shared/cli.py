@@ -4,25 +4,32 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Final, NoReturn, TypeVar
 from uuid import UUID
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from shared.broker import BROKER_ERRORS
 from shared.client import ConsentClient
+from shared.cloud_event import timestamp
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.errors import NoAnswer, NotAllowed, NotConnected, QueryRefused, SettingsError
 from shared.log_client import Page
 from shared.logs import hush_libraries
+from shared.moments import REMEDY, Moment
 from shared.partition import partition_of
 from shared.queries import ConsentHeld, Consents
 from shared.replies import CommandAccepted, Outcome
 from shared.settings import ClientSettings, PartitionSettings, read_settings
+from shared.timeline import lay_out
+from shared.timeline_svg import picture
+from shared.timeline_text import ASCII, UNICODE, draw
 from shared.validation import details_of
 from shared.vocabulary import ENTITIES, RECORD_TYPES, Entity, Target
 
@@ -55,6 +62,21 @@ CommandId = Annotated[
 ]
 MinVersion = Annotated[
     int, typer.Option(help="Wait until the patient is projected to this version.", min=0)
+]
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return TypeAdapter(Moment).validate_python(text)
+    except ValidationError:
+        raise typer.BadParameter(REMEDY) from None
+
+
+At = Annotated[
+    datetime | None,
+    typer.Option(
+        parser=_moment, metavar="TIME", help="Ask about that moment, as 2026-03-01T12:00:00Z."
+    ),
 ]
 
 Result = TypeVar("Result", bound=BaseModel)
@@ -125,20 +147,43 @@ def check(
     entity: EntityName,
     id_: EntityId,
     permission: Records = "all",
+    at: At = None,
     min_version: MinVersion = 0,
     within: Within = 10.0,
     json: AsJson = False,
 ) -> None:
-    """Ask whether somebody may see these records of a patient."""
+    """Ask whether somebody may see these records of a patient, or could at some moment."""
     held = _talk(
         within,
         lambda client: client.has_consent(
-            patient_id, entity, id_, permission, min_version=min_version
+            patient_id, entity, id_, permission, min_version=min_version, at=at
         ),
     )
-    _print_json(held) if json else _show_held(held)
+    _print_json(held) if json else _show_held(held, at)
     if not held.has_consent:
         raise typer.Exit(REFUSED)
+
+
+@app.command(epilog="Example: consent history p-1 --svg p-1.svg")
+def history(
+    patient_id: Patient,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a picture to this file as well.")
+    ] = None,
+    min_version: MinVersion = 0,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Draw what a patient had granted to whom and when, who asked, and by which commands."""
+    found = _talk(within, lambda client: client.history(patient_id, min_version=min_version))
+    timeline = lay_out(found, datetime.now(UTC))
+    if json:
+        _print_json(found)
+    else:
+        glyphs = ASCII if console.options.ascii_only else UNICODE
+        console.print(draw(timeline, console.width, glyphs))
+    if svg is not None:
+        _write(svg, picture(timeline))
 
 
 @app.command(epilog="Example: consent events 3 --after 120 --limit 20")
@@ -213,6 +258,13 @@ def _end(line: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _end(f"--svg: {file} can't be written ({error.strerror}): name another file", WRONG_USE)
+
+
 def _begin_low(text: str) -> str:
     return text[:1].lower() + text[1:]
 
@@ -250,9 +302,10 @@ def _show_consents(found: Consents) -> None:
     console.print(table)
 
 
-def _show_held(held: ConsentHeld) -> None:
+def _show_held(held: ConsentHeld, at: datetime | None) -> None:
     answer = "[green]yes[/]" if held.has_consent else "[red]no[/]"
-    console.print(f"{answer}, as of version {held.version}")
+    when = "" if at is None else f" at {timestamp(at)}"
+    console.print(f"{answer}{when}, as of version {held.version}")
 
 
 def _show_events(page: Page) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from time import monotonic
 from typing import Final
 from uuid import UUID, uuid4
@@ -14,13 +15,18 @@ from shared import names
 from shared.broker import BROKER_ERRORS, Broker, Delivery, connect
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.errors import NoAnswer, NotAllowed
+from shared.history import joined
 from shared.log_client import PAGE, Page, query_request, read_answer
 from shared.queries import (
     MOST_EVENTS,
+    MOST_SPANS,
     ConsentHeld,
+    ConsentHistory,
     Consents,
     HasConsent,
+    History,
     ListConsents,
+    Place,
     QueryFailed,
     ReadEvents,
 )
@@ -38,6 +44,7 @@ _OUTCOME: TypeAdapter[CommandAccepted | CommandRejected] = TypeAdapter(
 )
 _CONSENTS: TypeAdapter[Consents | QueryFailed] = TypeAdapter(Consents | QueryFailed)
 _HELD: TypeAdapter[ConsentHeld | QueryFailed] = TypeAdapter(ConsentHeld | QueryFailed)
+_HISTORY: TypeAdapter[History | QueryFailed] = TypeAdapter(History | QueryFailed)
 
 
 class ConsentClient:
@@ -147,16 +154,42 @@ class ConsentClient:
         permission: Target = "all",
         *,
         min_version: int = 0,
+        at: datetime | None = None,
     ) -> ConsentHeld:
-        """Ask whether somebody may see these records of this patient."""
+        """Ask whether somebody may see these records of this patient, or could at some moment.
+
+        `at` has a time zone. What was purged can't be answered: QueryRefused says how far back.
+        """
         query = HasConsent(
             patient_id=patient_id,
             entity_name=entity_name,
             entity_id=entity_id,
             permission=permission,
             min_version=min_version,
+            at=at,
         )
         return read_answer((await self._query(query, HasConsent.type)).body, _HELD)
+
+    async def history(self, patient_id: str, *, min_version: int = 0) -> History:
+        """Read a patient's whole history, as it was when its first page was read."""
+        pages = [await self.history_page(patient_id, min_version=min_version)]
+        while (after := pages[-1].next) is not None:
+            pages.append(await self.history_page(patient_id, after=after))
+        return joined(pages)
+
+    async def history_page(
+        self,
+        patient_id: str,
+        *,
+        min_version: int = 0,
+        limit: int = MOST_SPANS,
+        after: Place | None = None,
+    ) -> History:
+        """Read at most 500 periods and requests of a patient; `after` is the `next` before."""
+        query = ConsentHistory(
+            patient_id=patient_id, min_version=min_version, limit=limit, after=after
+        )
+        return read_answer((await self._query(query, ConsentHistory.type)).body, _HISTORY)
 
     async def read_events(
         self,

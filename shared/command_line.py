@@ -10,7 +10,7 @@ import typer
 from pydantic_core import to_json
 
 from shared.broker import BROKER_ERRORS
-from shared.errors import NotConnected, SchemaError, SettingsError
+from shared.errors import NotConnected, NotNow, SchemaError, SettingsError
 from shared.logs import hush_libraries, set_up_logs
 from shared.process import run_process
 from shared.readiness import Readiness
@@ -45,6 +45,8 @@ def clear_errors() -> Iterator[None]:
         yield
     except (SettingsError, SchemaError, NotConnected) as error:
         _end(str(error), MUST_BE_MENDED)
+    except NotNow as error:
+        _end(str(error), NOT_REACHED)
     except BROKER_ERRORS as error:
         _end(f"not reached: {error or type(error).__name__}", NOT_REACHED)
     except asyncpg.PostgresError as error:

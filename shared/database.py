@@ -1,13 +1,14 @@
 """Opens a service's database and brings it to the schema that this version needs."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final, TypeAlias
 
 import asyncpg
 from pogo_core.error import BadMigrationError
+from pogo_core.migration import Migration, topological_sort
 from pogo_core.util import migrate as pogo
 
 from shared.errors import NotConnected, SchemaError, SettingsError
@@ -21,7 +22,9 @@ LONGEST_NAME: Final = 63
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-Queryable: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.Pool[asyncpg.Record]"
+Session: TypeAlias = "Connection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+"""A connection of one's own, or borrowed from a pool."""
+Queryable: TypeAlias = "Session | Pool"
 
 BY_INDEX: Final = {
     "plan_cache_mode": "force_generic_plan",
@@ -46,9 +49,17 @@ _EXCESS_RIGHTS = statement("shared", "excess_rights")
 _MISSING_TABLE: Final = "the database has no consent schema yet: run `migrate` first"
 
 
-async def open_pool(url: str, *, name: str, size: int, package: str = "") -> Pool:
+async def open_pool(
+    url: str,
+    *,
+    name: str,
+    size: int,
+    package: str = "",
+    settings: Mapping[str, str] | None = None,
+) -> Pool:
     """Open a pool of at most `size` connections; pg_stat_activity shows the end of the name.
 
+    `settings` are PostgreSQL's own, such as `search_path`, for each of its sessions.
     Raises NotConnected where the URL must be mended.
     """
     with explained(DATABASES.get(package, SOME_DATABASE)):
@@ -58,7 +69,11 @@ async def open_pool(url: str, *, name: str, size: int, package: str = "") -> Poo
             max_size=size,
             command_timeout=COMMAND_TIMEOUT_S,
             reset=_nothing_to_reset,
-            server_settings={"application_name": name[-LONGEST_NAME:], **BY_INDEX},
+            server_settings={
+                "application_name": name[-LONGEST_NAME:],
+                **BY_INDEX,
+                **(settings or {}),
+            },
         )
 
 
@@ -116,7 +131,7 @@ async def check_partitions(connection: Queryable, partitions: int) -> None:
         )
 
 
-async def check_schema(connection: Pool, package: str) -> None:
+async def check_schema(connection: Queryable, package: str) -> None:
     """Raise SchemaError where a migration that this version needs is missing."""
     missing = _known("shared") | _known(package)
     try:
@@ -129,6 +144,32 @@ async def check_schema(connection: Pool, package: str) -> None:
     missing -= {row["migration_id"] for row in rows}
     if missing:
         raise SchemaError(f"the schema is older than this version: run `migrate` ({min(missing)})")
+
+
+async def check_not_newer(connection: Queryable, package: str) -> None:
+    """Raise SchemaError where the database has a migration that this version does not know."""
+    rows = await connection.fetch("SELECT migration_id FROM public._pogo_migration")
+    unknown = {row["migration_id"] for row in rows} - _known("shared") - _known(package)
+    if unknown:
+        raise SchemaError(
+            f"the schema is newer than this version ({max(unknown)}): use the version that made it"
+        )
+
+
+async def copy_schema(connection: Connection, package: str, partitions: int) -> None:
+    """Make the package's tables, empty, in the first schema of the connection's search path.
+
+    They are made as `migrate` makes them, so that names, indexes and storage are the same;
+    nothing of it is recorded.
+    """
+    with as_file(files("shared")) as shared, as_file(files(package)) as own:
+        paths = [*(shared / "migrations").glob("*.sql"), *(own / "migrations").glob("*.sql")]
+        migrations = [Migration(path.stem, path, set()) for path in paths]
+        for migration in migrations:
+            migration.load()
+        for migration in topological_sort(migrations):
+            await migration.apply(connection)
+    await connection.execute(_MAKE_PARTITIONS, partitions)
 
 
 async def _grant(connection: Connection, package: str, role: str) -> None:

@@ -12,6 +12,7 @@ class ConsentError(Exception):
     ├── TopologyMissing      a queue is not there (yet); wait for the operator
     ├── Fenced               another worker owns the partition now; let go of it
     ├── Conflict             somebody appended first; read again, decide again
+    ├── NotNow               something is in the way; nothing was changed, try again; exit code 3
     ├── NoAnswer             no reply came in time; ask again with the same command id
     └── QueryRefused         the query was answered with an error
     """
@@ -49,6 +50,10 @@ class Fenced(ConsentError):
 
 class Conflict(ConsentError):
     """A decision was made on facts that had changed; nothing was written."""
+
+
+class NotNow(ConsentError):
+    """What was asked for can't be done at this moment; nothing was changed."""
 
 
 class NoAnswer(ConsentError):

@@ -1,13 +1,11 @@
 """The facts that commands cause; each names one record type."""
 
-from collections.abc import Mapping
 from typing import ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from shared.upcast import Data, UpcastError, upcast
 from shared.vocabulary import Entity, Grantee, Id, RecordType
-
-SCHEMA_VERSION: Final = 1
 
 Fact = Literal["asked", "granted", "revoked"]
 
@@ -16,6 +14,8 @@ class _Event(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     fact: ClassVar[Fact]
+    schema_version: ClassVar[int] = 1
+    """The version that is written; the older ones are read through `shared.upcast`."""
     patient_id: Id
 
 
@@ -69,16 +69,20 @@ EVENTS: Final[dict[str, type[ConsentEvent]]] = {
 
 
 class UnknownEventError(ValueError):
-    """An event of a type or a schema version that this code does not know."""
+    """An event of a newer writer, or an old one that its upcaster fails on."""
 
 
-def read_event(type_: str, schema_version: int, data: Mapping[str, object]) -> ConsentEvent:
-    """Read the `data` of a stored or received event.
+def read_event(type_: str, schema_version: int, data: Data) -> ConsentEvent:
+    """Read the `data` of a stored or received event, of this schema version or an older one.
 
     Raises UnknownEventError for a type or schema version from a newer writer,
     and pydantic.ValidationError for data that is not what the type promises.
     """
     model = EVENTS.get(type_)
-    if model is None or schema_version != SCHEMA_VERSION:
+    try:
+        reached, data = upcast(type_, schema_version, data)
+    except UpcastError as error:
+        raise UnknownEventError(str(error)) from error
+    if model is None or reached != model.schema_version:
         raise UnknownEventError(f"{type_} of schema version {schema_version} is not known here")
     return model.model_validate(data)

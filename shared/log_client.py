@@ -1,10 +1,10 @@
 """Reads the log through ReadEvents: catching up, filling a gap, rebuilding."""
 
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 from uuid import uuid4
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from shared import names
 from shared.cloud_event import CloudEvent
@@ -22,7 +22,10 @@ class Page(BaseModel):
     head: int
 
 
-PAGE: Final[TypeAdapter[Page | QueryFailed]] = TypeAdapter(Page | QueryFailed)
+PAGE: Final[TypeAdapter[Page | QueryFailed]] = TypeAdapter(
+    Annotated[Page | QueryFailed, Field(union_mode="left_to_right")]
+)
+"""Read as the first that fits: to look for the best fit takes twice as long."""
 Answer = TypeVar("Answer")
 
 

@@ -1,5 +1,7 @@
 """Every exchange, queue and routing key on the broker."""
 
+import re
+from collections.abc import Mapping
 from typing import Final
 
 from shared.commands import ConsentCommand
@@ -16,7 +18,10 @@ LOG: Final = "consent.log"
 
 LIST_CONSENTS: Final = "ListConsents"
 HAS_CONSENT: Final = "HasConsent"
+CONSENT_HISTORY: Final = "ConsentHistory"
 READ_EVENTS: Final = "ReadEvents"
+
+_WORD = re.compile(r"[a-z0-9_-]{1,40}")
 
 
 def command_queue(partition: int) -> str:
@@ -37,3 +42,17 @@ def command_key(command: ConsentCommand, partitions: int) -> str:
 def event_key(event: ConsentEvent, partition: int) -> str:
     """Say how an event is published: `granted.doctor.exams.3`."""
     return f"{event.fact}.{event.grantee.entity}.{event.target}.{partition}"
+
+
+def unknown_event_key(type_: str, data: Mapping[str, object], partition: int) -> str:
+    """Say how an event that this code can't read is published, as far as its data tells.
+
+    As `event_key` would where the event keeps to the usual fields; else a word is `unknown`.
+    """
+    entity = next((value for name, value in data.items() if name.endswith("_entity")), None)
+    words = (type_.removeprefix("Consent").lower(), entity, data.get("target"))
+    return ".".join([*map(_word, words), str(partition)])
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else "unknown"

@@ -1,14 +1,17 @@
 """The questions that anyone entitled may ask, and their answers."""
 
 from typing import Annotated, Any, ClassVar, Final, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared import names
+from shared.moments import Moment
 from shared.replies import Detail
 from shared.vocabulary import Entity, Id, RecordType, Target
 
 MOST_EVENTS: Final = 500
+MOST_SPANS: Final = 500
 
 
 class _Query(BaseModel):
@@ -36,6 +39,30 @@ class HasConsent(_PatientQuery):
     entity_name: Entity
     entity_id: Id
     permission: Target = "all"
+    at: Moment | None = None
+    """Asks about that moment: in force is what was granted then or before and not revoked by then;
+    a moment to come is asked about as things stand."""
+
+
+class Place(BaseModel):
+    """Where a page of a history ends: the `next` of one page is the `after` of the following."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    entity_name: Entity
+    entity_id: Id
+    record_type: RecordType
+    kind: Literal["period", "request"]
+    version: Annotated[int, Field(ge=1, lt=2**63)]
+
+
+class ConsentHistory(_PatientQuery):
+    """When was which consent in force, by whose doing, and who asked for it?"""
+
+    type: ClassVar = names.CONSENT_HISTORY
+
+    limit: Annotated[int, Field(ge=1, le=MOST_SPANS)] = MOST_SPANS
+    after: Place | None = None
 
 
 class ReadEvents(_Query):
@@ -81,6 +108,52 @@ class ConsentHeld(_Answer):
     status: Literal["ok"] = "ok"
     has_consent: bool
     version: int
+
+
+class Change(_Answer):
+    """When something changed, and through what."""
+
+    at: Moment
+    version: int
+    """The patient's; it orders what has the same time."""
+    command_id: UUID
+    issued_by: str | None = None
+
+
+class Period(_Answer):
+    """A consent in force: from the grant on, up to and without the moment of the revoke."""
+
+    entity_name: Entity
+    entity_id: str
+    record_type: RecordType
+    granted: Change
+    revoked: Change | None = None
+
+
+class RequestMade(_Answer):
+    """Somebody asked, perhaps not for the first time; a grant answered it, or it is pending."""
+
+    entity_name: Entity
+    entity_id: str
+    record_type: RecordType
+    asked: Change
+    answered: Change | None = None
+
+
+class History(_Answer):
+    """Answers ConsentHistory: a page, sorted by entity, id, record type, and version."""
+
+    status: Literal["ok"] = "ok"
+    patient_id: str
+    version: int
+    periods: list[Period]
+    requests: list[RequestMade]
+    next: Place | None = None
+    """Given where there is more: ask again with this as `after`."""
+    complete: bool = True
+    """False where some of the past was purged, or is not known before a rebuild."""
+    known_since: Moment | None = None
+    """What ended before was purged."""
 
 
 class EventPage(_Answer):

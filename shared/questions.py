@@ -50,7 +50,7 @@ async def answer(replies: ReplyChannel, delivery: Delivery, body: bytes) -> None
         correlation_id=asked.correlation_id or asked.message_id,
         message_type=_type_of_answer(delivery.routing_key or ""),
     )
-    await replies.send(Outgoing("", asked.reply_to, body, properties))
+    await replies.send([Outgoing("", asked.reply_to, body, properties)])
 
 
 def _type_of_answer(query_type: str) -> str:

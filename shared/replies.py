@@ -15,6 +15,7 @@ CommandError = Literal[
     "validation_error",
     "misrouted_command",
     "command_id_conflict",
+    "unreadable_history",
 ]
 
 

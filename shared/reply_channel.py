@@ -6,12 +6,13 @@ connection of their own, which is opened again when it is lost.
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
 import structlog
 
-from shared.broker import BROKER_ERRORS, Broker, Channel, Outgoing, connect, publish
+from shared.broker import BROKER_ERRORS, Broker, Channel, Outgoing, connect, publish_at_once
 from shared.requests import REPLY_QUEUE
 
 log = structlog.get_logger()
@@ -34,13 +35,14 @@ class ReplyChannel:
         """Open a channel; the other connection opens when it is first needed."""
         return cls(await broker.channel(), url)
 
-    async def send(self, message: Outgoing) -> None:
-        """Send a reply; one to a direct address may be lost with its connection."""
-        if not message.routing_key.startswith(f"{REPLY_QUEUE}."):
-            await publish(self._channel, message)
-            return
+    async def send(self, messages: Sequence[Outgoing]) -> None:
+        """Send replies; those to direct addresses may be lost with their connection."""
+        direct = [one for one in messages if one.routing_key.startswith(f"{REPLY_QUEUE}.")]
+        others = [one for one in messages if not one.routing_key.startswith(f"{REPLY_QUEUE}.")]
+        await publish_at_once(self._channel, others)
         try:
-            await publish(await self._direct_reply_channel(), message)
+            if direct:
+                await publish_at_once(await self._direct_reply_channel(), direct)
         except BROKER_ERRORS as error:
             log.warning("reply.lost", reason=f"{type(error).__name__}: {error}")
 

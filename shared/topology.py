@@ -79,6 +79,7 @@ def queues(partitions: int) -> Iterator[Queue]:
         (
             (names.QUERIES, names.LIST_CONSENTS),
             (names.QUERIES, names.HAS_CONSENT),
+            (names.QUERIES, names.CONSENT_HISTORY),
             (names.UNKNOWN_QUERIES, ""),
         ),
     )

@@ -75,7 +75,7 @@ class Client:
         await destination.publish(message, routing_key=key or "", mandatory=False)
         return correlation_id
 
-    async def reply(self, correlation_id: str, within: float = 10) -> Json:
+    async def reply(self, correlation_id: str, within: float = 30) -> Json:
         """Wait for a reply and read it."""
         message = await asyncio.wait_for(self.waiting[correlation_id].get(), within)
         answer: Json = json.loads(message.body)

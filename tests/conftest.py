@@ -1,6 +1,6 @@
 """One sandbox for the whole run; databases and a virtual host of its own for each test."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,22 @@ from tests.sandbox import Sandbox, open_sandbox
 PARTITIONS: Final = 4
 TEMPLATE: Final = "template_migrated"
 _NUMBERS = count(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the workers of its deployments say, before they are ended."""
+    report = yield
+    if report.failed:
+        fixtures = getattr(item, "funcargs", {}).values()
+        deployments = {id(one): one for one in (getattr(f, "deployment", f) for f in fixtures)}
+        for deployment in deployments.values():
+            if isinstance(deployment, Deployment):
+                accounts = [worker.account() for worker in deployment.workers]
+                report.sections.append(("Workers", "\n\n".join(accounts)))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +61,7 @@ def deployment(sandbox: Sandbox, migrated: str) -> Iterator[Deployment]:
     """Give a test databases, a virtual host and the topology, but no workers yet."""
     name = f"test_{next(_NUMBERS)}"
     with open_deployment(sandbox, name, partitions=PARTITIONS, prepared_from=migrated) as made:
-        done = made.run("command_service", "topology")
-        assert done.returncode == 0, done.stderr
+        made.declare()
         yield made
 
 

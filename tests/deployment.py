@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +16,17 @@ from typing import Final, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from shared.broker import connect
+from shared.topology import declare
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
+from tests.sandbox.servers import in_a_loop_of_its_own
 
 ServiceName = Literal["command_service", "projection_service"]
 SERVICES: Final[tuple[ServiceName, ...]] = ("command_service", "projection_service")
-READY_WITHIN_S: Final = 20.0
+READY_WITHIN_S: Final = 60.0
+ENDS_WITHIN_S: Final = 60.0
+LOG_TAIL: Final = 20
 
 
 class WorkerDidNotStart(Exception):
@@ -49,7 +55,7 @@ class Worker:
         except URLError as error:
             body = error.read().decode() if hasattr(error, "read") else ""
             return getattr(error, "code", 0), body
-        except OSError:
+        except (OSError, HTTPException):
             return 0, ""
 
     def metric(self, name: str) -> float:
@@ -58,19 +64,25 @@ class Worker:
         lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
+    def account(self) -> str:
+        """Tell how it is, and how its log ends."""
+        code = self.process.poll()
+        state = self.get("/health/ready")[1] if code is None else f"ended with {code}"
+        return "\n".join([f"{self.log_file.stem}: {state}", *self.log.splitlines()[-LOG_TAIL:]])
+
     def wait_ready(self, within: float = READY_WITHIN_S) -> None:
         """Return when it is ready; raises WorkerDidNotStart."""
         deadline = time.monotonic() + within
         while self.get("/health/ready")[0] != 200:
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise WorkerDidNotStart(f"{self.service}:\n{self.log[-3000:]}")
+                raise WorkerDidNotStart(self.account())
             time.sleep(0.05)
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    def stop(self, within: float = 15) -> int:
+    def stop(self, within: float = 30) -> int:
         """Ask it to drain, and return its exit code."""
         self.send(signal.SIGTERM)
         return self.process.wait(within)
@@ -78,7 +90,7 @@ class Worker:
     def kill(self) -> None:
         """End it as a crash would."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(ENDS_WITHIN_S)
 
 
 @dataclass
@@ -106,8 +118,8 @@ class Deployment:
 
     def run(self, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run `python -m <arguments>` to its end."""
-        process = self._begin(*arguments, **more)
-        out, err = process.communicate(timeout=60)
+        process = self.begin(*arguments, **more)
+        out, err = process.communicate(timeout=ENDS_WITHIN_S)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def prepare(self) -> None:
@@ -117,12 +129,20 @@ class Deployment:
             ("projection_service", "migrate"),
             ("command_service", "topology"),
         )
-        for step, process in [(step, self._begin(*step)) for step in steps]:
-            _, complaint = process.communicate(timeout=60)
+        for step, process in [(step, self.begin(*step)) for step in steps]:
+            _, complaint = process.communicate(timeout=ENDS_WITHIN_S)
             if process.returncode:
                 raise WorkerDidNotStart(f"{' '.join(step)}: {complaint}")
 
-    def _begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    def declare(self) -> None:
+        """Declare the topology as `topology` does, sparing a test the start of a process."""
+        in_a_loop_of_its_own(self._declare())
+
+    async def _declare(self) -> None:
+        async with connect(self.rabbitmq_url, name="test topology") as broker:
+            await declare(broker, self.partitions)
+
+    def begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             env=self.environment(**more),
@@ -156,13 +176,14 @@ class Deployment:
         return command, projection
 
     def close(self) -> None:
-        """End all workers that still run."""
+        """End all workers that still run, and forget them."""
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.send(signal.SIGCONT)
                 worker.process.kill()
                 with suppress(subprocess.TimeoutExpired):
-                    worker.process.wait(10)
+                    worker.process.wait(ENDS_WITHIN_S)
+        self.workers.clear()
 
 
 @contextmanager

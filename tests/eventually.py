@@ -1,4 +1,4 @@
-"""Waits for a fact, never for a time."""
+"""Waits for a fact, never for a time: a deadline only bounds a hang, however slow the machine."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,7 @@ Fact = TypeVar("Fact")
 
 
 async def eventually(
-    look: Callable[[], Awaitable[Fact]], *, within: float = 10.0, every: float = 0.02
+    look: Callable[[], Awaitable[Fact]], *, within: float = 30.0, every: float = 0.02
 ) -> Fact:
     """Look again and again until what is found is true; return it.
 

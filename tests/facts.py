@@ -68,4 +68,4 @@ async def flood(client: Client, patients: int, doctors: int = 2) -> list[str]:
 
 
 async def replies(client: Client, ids: list[str]) -> list[dict[str, Any]]:
-    return [await client.reply(one, within=30) for one in ids]
+    return [await client.reply(one, within=60) for one in ids]

@@ -13,8 +13,7 @@ from tests.sandbox import Sandbox
 def standing_deployment(sandbox: Sandbox, name: str, migrated: str) -> Iterator[Deployment]:
     """Start a deployment with one worker of each kind."""
     with open_deployment(sandbox, name, partitions=PARTITIONS, prepared_from=migrated) as made:
-        done = made.run("command_service", "topology")
-        assert done.returncode == 0, done.stderr
+        made.declare()
         made.start_both()
         yield made
 

@@ -18,7 +18,7 @@ CONSENT = Path(sys.executable).with_name("consent")
 @pytest.fixture(scope="module")
 def running(sandbox: Sandbox, migrated: str) -> Iterator[Deployment]:
     with open_deployment(sandbox, "cli", partitions=PARTITIONS, prepared_from=migrated) as made:
-        assert made.run("command_service", "topology").returncode == 0
+        made.declare()
         made.start_both()
         yield made
 
@@ -31,7 +31,7 @@ def consent(
         env=deployment.environment(**more),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 

@@ -3,15 +3,23 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
 import asyncpg
 import pytest
 
+from command_service.decisions import Stream
+from command_service.event_store import EventStore
+from command_service.patient import INITIAL
+from command_service.snapshot import take
 from projection_service.parked import discard_parked, list_parked, retry_parked
+from projection_service.past import Past
+from projection_service.purge import purge_history
 from shared.database import check_schema, migrate, open_pool
 from shared.errors import NotConnected, SettingsError
+from shared.queries import ConsentHistory
 from tests.sandbox import Sandbox
 from tests.test_least_privilege import with_login
 
@@ -95,6 +103,9 @@ IN_BOTH: Final = (
                 "DROP TABLE {}",
             )
         ),
+        "DELETE FROM snapshots",
+        "TRUNCATE snapshots",
+        "DROP INDEX command_receipts_recorded_at_idx",
         "ALTER TABLE events DISABLE TRIGGER events_are_facts",
         "DROP TRIGGER events_are_facts ON events",
         "DROP FUNCTION refuse_to_rewrite_the_log() CASCADE",
@@ -119,15 +130,33 @@ async def test_the_command_worker_may_not(event_store: str, statement: str) -> N
         "DELETE FROM checkpoints",
         "UPDATE checkpoints SET partition = 9",
         "UPDATE parked_events SET event = '{}'",
+        "DELETE FROM consent_history",
+        "UPDATE consent_history SET began_at = now()",
+        "UPDATE history_horizon SET known_since = now()",
+        "DELETE FROM history_horizon",
+        "DELETE FROM discarded_events",
         *(
             f"{verb} {table}"
-            for table in ("patients", "patient_consent", "checkpoints", "parked_events")
+            for table in (
+                *("patients", "patient_consent", "checkpoints", "parked_events"),
+                *("consent_history", "history_horizon"),
+            )
             for verb in ("TRUNCATE", "DROP TABLE")
         ),
     ],
 )
 async def test_the_projection_worker_may_not(read_model: str, statement: str) -> None:
     await refused(read_model, statement)
+
+
+async def test_the_command_worker_may_keep_and_read_snapshots(event_store: str) -> None:
+    pool = await open_pool(as_worker(event_store), name="test", size=1)
+    store = EventStore(pool)
+    for version in (1, 2):
+        await store.write_snapshot(take("p-1", Stream(version, INITIAL)))
+    assert await store.read_streams(["p-1"]) == {}, "the log has no such event"
+    assert await pool.fetchval("SELECT stream_version FROM snapshots") == 2
+    pool.terminate()
 
 
 async def test_what_the_role_had_more_is_taken_and_doing_it_again_changes_nothing(
@@ -208,10 +237,26 @@ async def test_parked_events_are_mended_under_the_projection_workers_role(read_m
     try:
         park = "INSERT INTO parked_events VALUES (0, $1, 'p-1', $2, 'a bug')"
         await connection.execute(park, 1, json.dumps(event))
-        await connection.execute(park, 2, json.dumps(event | {"data": {}, "position": 2}))
+        revoked = {f"from_{name}": value for name, value in (("entity", "doctor"), ("id", "d-1"))}
+        revoked |= {"patient_id": "p-1", "target": "exams"}
+        later = {"position": 2, "streamversion": 2, "type": "ConsentRevoked", "data": revoked}
+        await connection.execute(park, 2, json.dumps(event | later))
+        await connection.execute(park, 3, json.dumps(event | {"data": {}, "position": 3}))
         done = await retry_parked(connection, "p-1")
-        assert (done.applied, done.left) == (1, 1)
-        assert await discard_parked(connection, "p-1", 2)
+        assert (done.applied, done.left) == (2, 1)
+        assert await discard_parked(connection, "p-1", 3)
+        query = ConsentHistory(patient_id="p-1")
+        (found,) = await Past(connection).read_history([query])
+        assert [one.revoked and one.revoked.version for one in found.periods] == [2]
         assert await list_parked(connection) == []
+    finally:
+        await connection.close()
+
+
+async def test_the_projection_worker_may_not_purge_the_history(read_model: str) -> None:
+    connection = await asyncpg.connect(as_worker(read_model))
+    try:
+        with pytest.raises(SettingsError, match=r"permission denied.*: purge as the owner"):
+            await purge_history(connection, timedelta(days=1))
     finally:
         await connection.close()

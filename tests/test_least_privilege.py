@@ -424,7 +424,7 @@ async def test_a_reply_sent_to_our_own_queues_does_nothing_there(guarded: Guarde
                     type_, query, exchange="consent.queries", key=type_,
                     reply_to=f"consent.{queue}",
                 )  # fmt: skip
-    await eventually(lambda: all_settled_but_dead_letters(guarded), within=20)
+    await eventually(lambda: all_settled_but_dead_letters(guarded))
     for n in range(len(ours)):
         assert await log(guarded, f"p-reply-{n}") == ["ConsentAsked"]
     assert_unharmed(guarded.deployment)

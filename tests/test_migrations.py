@@ -10,13 +10,21 @@ import asyncpg
 import pytest
 from pogo_core.util.migrate import apply
 
-from shared.database import check_schema, migrate, open_pool
+from projection_service.read_model import TABLES
+from shared.database import check_not_newer, check_schema, migrate, open_pool
 from shared.errors import SchemaError, SettingsError
 from tests.sandbox import Sandbox
 
 _NUMBERS = count(1)
 FOLDERS = [files(package) / "migrations" for package in ("shared", "command_service")]
-ALL = ["0001-partitions", "0002-events", "0003-log-cannot-be-rewritten", "0004-suspects"]
+ALL = [
+    "0001-partitions",
+    "0002-events",
+    "0003-log-cannot-be-rewritten",
+    "0004-suspects",
+    "0005-snapshots",
+    "0006-receipts-by-time",
+]
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ async def tables(url: str) -> set[str]:
 async def test_an_empty_database_gets_the_whole_schema_once(empty: str) -> None:
     assert await migrate(empty, "command_service", 8) == ALL
     assert await migrate(empty, "command_service", 8) == []
-    own = {"events", "command_receipts", "suspects"}
+    own = {"events", "command_receipts", "suspects", "snapshots"}
     assert await tables(empty) == {"partitions", "workers"} | own
 
 
@@ -51,7 +59,16 @@ async def test_the_read_model_gets_its_own_tables(empty: str) -> None:
         "patients",
         "patient_consent",
         "parked_events",
+        "consent_history",
+        "history_horizon",
+        "discarded_events",
     }
+
+
+async def test_a_rebuild_knows_every_table_that_follows_from_the_log(empty: str) -> None:
+    await migrate(empty, "projection_service", 8)
+    decided_by_workers_and_operators = {"partitions", "workers", "discarded_events"}
+    assert await tables(empty) == {*TABLES} | decided_by_workers_and_operators
 
 
 async def test_migrations_started_at_the_same_time_wait_for_each_other(empty: str) -> None:
@@ -88,6 +105,16 @@ async def test_a_worker_of_this_version_refuses_an_older_schema(empty: str) -> N
     await pool.execute("DELETE FROM _pogo_migration WHERE migration_id = $1", ALL[-1])
     with pytest.raises(SchemaError, match="older than this version"):
         await check_schema(pool, "command_service")
+    pool.terminate()
+
+
+async def test_a_schema_that_a_newer_version_made_is_recognised(empty: str) -> None:
+    await migrate(empty, "projection_service", 8)
+    pool = await open_pool(empty, name="test", size=1)
+    await check_not_newer(pool, "projection_service")
+    await pool.execute("INSERT INTO _pogo_migration VALUES ('x', '9999-later', now(), 'public')")
+    with pytest.raises(SchemaError, match=r"newer than this version \(9999-later\)"):
+        await check_not_newer(pool, "projection_service")
     pool.terminate()
 
 

@@ -186,7 +186,7 @@ async def test_a_retry_beside_a_busy_projector_loses_and_doubles_nothing(
         await publish(client, event_of(0, version, version))
         if version % 10 == 0:
             await retry_parked(connection, "p-odd")
-    await eventually(lambda: projected(connection, 59), within=15)
+    await eventually(lambda: projected(connection, 59))
     await retry_parked(connection, "p-odd")
     assert await list_parked(connection) == []
     found = await client.query("ListConsents", patient_id="p-odd", min_version=59)

@@ -44,7 +44,7 @@ async def test_the_publisher_gets_the_replies_that_the_text_promises(
             env=running.environment(),
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=True,
         )
         reply: dict[str, object] = json.loads(done.stdout)

@@ -108,7 +108,7 @@ async def test_the_main_job_is_done_over_tls_on_all_three_connections(secured: S
             shown = [(one.get("ssl"), one.get("peer_cert_subject")) for one in found]
             return shown if len(shown) >= 3 else []
 
-        assert set(await eventually(connections, within=15)) == {(True, "CN=localhost")}
+        assert set(await eventually(connections)) == {(True, "CN=localhost")}
     assert (accepted["status"], held["has_consent"]) == ("accepted", True)
     sessions = f"""SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
                     WHERE usename = '{USER}'"""  # noqa: S608
@@ -293,7 +293,7 @@ async def test_a_worker_waits_and_says_so(
         told = json.loads(body) if status == 503 else {}
         return told.get("missing") == missing and wrong.says in told["reason"]
 
-    await eventually(said, within=15)
+    await eventually(said)
     assert worker.process.poll() is None
     assert "Traceback" not in worker.log
     assert '"exception"' not in worker.log

@@ -18,7 +18,12 @@ BEGIN
         'GRANT SELECT, INSERT, UPDATE (position) ON checkpoints TO %I',
         'GRANT SELECT, INSERT, UPDATE (version) ON patients TO %I',
         'GRANT SELECT, INSERT, UPDATE (permissions, requested), DELETE ON patient_consent TO %I',
-        'GRANT SELECT, INSERT, DELETE ON parked_events TO %I'
+        'GRANT SELECT, INSERT, DELETE ON parked_events TO %I',
+        'GRANT SELECT, INSERT ON consent_history TO %I',
+        'GRANT UPDATE (ended_version, ended_at, ended_command, ended_issuer)
+            ON consent_history TO %I',
+        'GRANT SELECT ON history_horizon TO %I',
+        'GRANT INSERT ON discarded_events TO %I'
     ] LOOP
         EXECUTE format(command, role);
     END LOOP;

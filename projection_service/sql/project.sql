@@ -22,6 +22,30 @@
 --   $14 patient_ids  text[]
 --   $15 events       text[]   JSON
 --   $16 reasons      text[]
+--   per period of consent, or request, that begins
+--   $17 patient_ids     text[]
+--   $18 entity_names    text[]
+--   $19 entity_ids      text[]
+--   $20 record_types    text[]
+--   $21 kinds           text[]         'period' or 'request'
+--   $22 began_versions  bigint[]
+--   $23 began_ats       timestamptz[]
+--   $24 began_commands  uuid[]
+--   $25 began_issuers   text[]
+--   $26 ended_versions  bigint[]       null where it does not end in the same batch; so the next 3
+--   $27 ended_ats       timestamptz[]
+--   $28 ended_commands  uuid[]
+--   $29 ended_issuers   text[]
+--   per period or request that was open before, and ends
+--   $30 patient_ids     text[]
+--   $31 entity_names    text[]
+--   $32 entity_ids      text[]
+--   $33 record_types    text[]
+--   $34 kinds           text[]
+--   $35 ended_versions  bigint[]
+--   $36 ended_ats       timestamptz[]
+--   $37 ended_commands  uuid[]
+--   $38 ended_issuers   text[]
 --
 -- Returns   (partition) of each checkpoint that was moved.
 -- Fenced    no rows: another worker has taken a partition; nothing was changed.
@@ -71,5 +95,31 @@ WITH given AS (
       FROM unnest($12::integer[], $13::bigint[], $14::text[], $15::text[], $16::text[])
            AS parked (partition, position, patient_id, event, reason)
      WHERE EXISTS (SELECT FROM moved)
+), begun AS (
+    -- A version twice is no event of ours: it must not stop the others.
+    INSERT INTO consent_history (
+        patient_id, entity_name, entity_id, record_type, kind,
+        began_version, began_at, began_command, began_issuer,
+        ended_version, ended_at, ended_command, ended_issuer)
+    SELECT * FROM unnest($17::text[], $18::text[], $19::text[], $20::text[], $21::text[],
+                         $22::bigint[], $23::timestamptz[], $24::uuid[], $25::text[],
+                         $26::bigint[], $27::timestamptz[], $28::uuid[], $29::text[])
+     WHERE EXISTS (SELECT FROM moved)
+    ON CONFLICT (patient_id, entity_name, entity_id, record_type, kind, began_version) DO NOTHING
+), ended AS (
+    UPDATE consent_history h
+       SET ended_version = ended.version, ended_at = ended.at,
+           ended_command = ended.command, ended_issuer = ended.issuer
+      FROM unnest($30::text[], $31::text[], $32::text[], $33::text[], $34::text[],
+                  $35::bigint[], $36::timestamptz[], $37::uuid[], $38::text[])
+           AS ended (patient_id, entity_name, entity_id, record_type, kind,
+                     version, at, command, issuer)
+     WHERE EXISTS (SELECT FROM moved)
+       AND h.patient_id = ended.patient_id
+       AND h.entity_name = ended.entity_name
+       AND h.entity_id = ended.entity_id
+       AND h.record_type = ended.record_type
+       AND h.kind = ended.kind
+       AND h.ended_version IS NULL
 )
 SELECT partition FROM moved

@@ -1,5 +1,5 @@
 -- unpark
--- Remove events that were applied after all, or given up.
+-- Remove events that were applied after all.
 --
 --   $1  patient_id  text
 --   $2  positions   bigint[]

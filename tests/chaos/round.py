@@ -27,8 +27,6 @@ from tests.deployment import Deployment, ServiceName
 from tests.eventually import eventually
 from tests.sandbox import Sandbox
 
-BROKER_SETTLES_S = 3.0
-"""A queue declared a moment before the broker is killed may be gone."""
 HEALED_WITHIN_S = 90.0
 ANSWERED_WITHIN_S = 60.0
 WINDOW = 50
@@ -123,11 +121,11 @@ class Round:
         await asyncio.to_thread(self._deployment.prepare)
         await set_up_witnesses(self._deployment.event_store_url, self._deployment.read_model_url)
         await declare_queues(self._deployment.rabbitmq_url)
+        await asyncio.to_thread(self._sandbox.broker.put_on_disk)
         for slot in self._faults.slots:
             slot.start()
         for slot in self._faults.slots:
             await asyncio.to_thread(slot.worker.wait_ready)
-        await asyncio.sleep(BROKER_SETTLES_S)
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:

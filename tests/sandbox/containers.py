@@ -25,7 +25,7 @@ POSTGRES_IMAGE = "postgres:17"
 RABBITMQ_IMAGE = "rabbitmq:4-management"
 
 SECONDS_TO_START = 90.0
-SECONDS_TO_STOP = 30
+SECONDS_TO_STOP = 90
 
 
 def open_containers(*, durable: bool) -> Sandbox:

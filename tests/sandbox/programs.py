@@ -22,7 +22,7 @@ from tests.sandbox.servers import (
 )
 
 SECONDS_TO_START = 90.0
-SECONDS_TO_STOP = 30.0
+SECONDS_TO_STOP = 90.0
 
 # As said by PostgreSQL and by the name server, by the broker of its clients' ports, and of its own.
 PORT_TAKEN = re.compile("already in use|eaddrinuse|port_already_used")
@@ -233,7 +233,7 @@ class RabbitmqProgram(Broker):
             self._program.end(signal.SIGTERM, SECONDS_TO_STOP)
 
     def kill(self) -> None:
-        """A queue declared a moment before may be gone: RabbitMQ 3.10 did so once in thirty."""
+        """Use `put_on_disk` first for what was declared a moment before."""
         if self._program:
             self._program.end(signal.SIGKILL, SECONDS_TO_STOP)
 
