@@ -59,7 +59,8 @@ class End:
     commands: float
     replied: float
     cpu: CpuReading
-    idle: CpuReading
+    idle: CpuReading | None
+    """Measured where there is one worker of each kind, that owns all."""
 
 
 @dataclass(frozen=True)
@@ -234,10 +235,7 @@ async def _end_to_end(bench: Bench, deployment: Deployment, title: str, workers:
         await _start_workers(deployment, workers)
         meter = await CpuMeter.of(bench, deployment)
         expect(await scene.replied() == 0, "a worker took commands behind the closed gate")
-        with bench.steps.step(f"{title}: idle"):
-            resting = meter.read()
-            await asyncio.sleep(bench.sizes.idle_s)
-            idle = meter.read().since(resting)
+        idle = await _idle(scene, meter) if workers == 1 else None
         async with counting(deployment.read_model_url, VISIBLE) as visible:
             with bench.steps.step(f"{title}: {workers} of each kind", count) as tell:
                 before, start = meter.read(), monotonic()
@@ -252,6 +250,14 @@ async def _end_to_end(bench: Bench, deployment: Deployment, title: str, workers:
         await _check_rows(deployment, scene)
     elapsed = max(replied, seen) - start
     return End(count / elapsed, count / (replied - start), cpu, idle)
+
+
+async def _idle(scene: Scene, meter: CpuMeter) -> CpuReading:
+    """Read what is used while nothing is to be done."""
+    with scene.bench.steps.step(f"{scene.title}: idle"):
+        before = meter.read()
+        await asyncio.sleep(scene.bench.sizes.idle_s)
+        return meter.read().since(before)
 
 
 async def _start_workers(deployment: Deployment, each: int) -> None:

@@ -128,15 +128,12 @@ def _work(write: Sequence[rounds.Write]) -> list[Figure]:
 
 
 def _idle(runs: Sequence[rounds.End]) -> list[Figure]:
+    readings = [run.idle for run in runs if run.idle]
     return [
         Figure(
             f"idle CPU, {NAMES[part]}",
             "%",
-            [
-                100 * run.idle.parts[part] / run.idle.moment
-                for run in runs
-                if part in run.idle.parts
-            ],
+            [100 * one.parts[part] / one.moment for one in readings if part in one.parts],
             goal=Goal(no_more_than=1.0),
         )
         for part in ("command_service", "projection_service")
