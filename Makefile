@@ -49,8 +49,8 @@ contract: setup ## write the contract and README's list of commands anew (ARGS=-
 	@$(BIN)/python -m shared.contract $(ARGS)
 	@$(BIN)/python -m tests.command_lines
 
-bench: servers setup ## measure, print a table, write JSON (QUICK=1: a tenth of the work)
-	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
+bench: servers setup ## measure beside limits of the same run: table, JSON, picture (QUICK=1: less work)
+	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(ARGS)
 
 lock: setup ## write the lock files anew from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

@@ -1,6 +1,7 @@
 """CPU seconds of each part of a deployment, from before a run to after it."""
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -13,8 +14,8 @@ from tests.deployment import Deployment
 from tests.eventually import eventually
 
 NAMES = {
-    "command_service": "command worker",
-    "projection_service": "projection worker",
+    "command_service": "command workers",
+    "projection_service": "projection workers",
     "broker": "RabbitMQ",
     "event_store": "PostgreSQL, event store",
     "read_model": "PostgreSQL, read model",
@@ -57,30 +58,32 @@ class CpuReading:
 class CpuMeter:
     """Reads the CPU time of the parts of a deployment."""
 
-    def __init__(self, roots: Mapping[str, psutil.Process]) -> None:
+    def __init__(self, roots: Mapping[str, Sequence[psutil.Process]]) -> None:
         self._roots = roots
 
     @classmethod
     async def of(cls, bench: Bench, deployment: Deployment) -> "CpuMeter":
         """Find the processes; servers in containers may be out of sight."""
         sandbox = bench.sandbox
-        pids: dict[str, int] = {one.service: one.process.pid for one in deployment.workers}
-        pids["broker"] = await eventually(lambda: _broker_pid(sandbox.broker))
-        pids["event_store"] = _postmaster_pid(sandbox.event_store_server)
-        pids["read_model"] = _postmaster_pid(sandbox.read_model_server)
+        pids: list[tuple[str, int]] = [
+            *((one.service, one.process.pid) for one in deployment.workers),
+            ("broker", await eventually(lambda: _broker_pid(sandbox.broker))),
+            ("event_store", _postmaster_pid(sandbox.event_store_server)),
+            ("read_model", _postmaster_pid(sandbox.read_model_server)),
+        ]
         expected = {"broker": "beam", "event_store": "postgres", "read_model": "postgres"}
-        found = {}
-        for part, pid in pids.items():
+        found = defaultdict(list)
+        for part, pid in pids:
             # In a container the servers count their processes from 1: that is somebody else here.
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
                 if expected.get(part, "") in process.name():
-                    found[part] = process
+                    found[part].append(process)
         return cls(found)
 
     def read(self) -> CpuReading:
         """Read all now."""
-        parts = {part: _tree_seconds(root) for part, root in self._roots.items()}
+        parts = {part: sum(map(_tree_seconds, roots)) for part, roots in self._roots.items()}
         own = psutil.Process().cpu_times()
         machine = psutil.cpu_times()
         # PostgreSQL's sessions and RabbitMQ's helpers are children of what is counted above.
@@ -93,11 +96,12 @@ class CpuMeter:
 def _tree_seconds(root: psutil.Process) -> float:
     """Sum a process and its children, those included that have ended meanwhile."""
     total = 0.0
-    for process in (root, *root.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
-            total += getattr(times, "children_user", 0) + getattr(times, "children_system", 0)
+    with suppress(psutil.NoSuchProcess):
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+                total += getattr(times, "children_user", 0) + getattr(times, "children_system", 0)
     return total
 
 
@@ -112,7 +116,7 @@ def _postmaster_pid(server: Any) -> int:  # noqa: ANN401
     return int(row["text"].splitlines()[0])
 
 
-def others_figure(readings: Iterable[CpuReading]) -> Figure:
+def others_figure(name: str, readings: Iterable[CpuReading]) -> Figure:
     """Tell how much of the machine was not ours: if it is much, the other figures are too low."""
     used = (one.used_by_others() for one in readings)
-    return Figure("machine used by others meanwhile", "%", [one for one in used if one is not None])
+    return Figure(f"{name}: machine used by others", "%", [one for one in used if one is not None])

@@ -1,12 +1,13 @@
-"""Keeps commands in their queues while the workers start, and lets them go all at once.
+"""Keeps messages in their queues while the workers start, and lets them go all at once.
 
-The queues of the commands have a single active consumer: the first that came. The gate is that
-one, with a single delivery in hand per queue; the workers come second, and are ready and idle.
-When the gate's connection closes, its deliveries go back to the front of their queues and the
-worker becomes the active consumer of all of them.
+The queues of commands and events have a single active consumer: the first that came. The gate is
+that one, with a single delivery in hand per queue; the workers come second, and are ready and
+idle. When the gate's connection closes, its deliveries go back to the front of their queues and
+the worker becomes the active consumer of all of them.
 """
 
 import asyncio
+from collections.abc import Iterable
 
 import aio_pika
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
@@ -19,13 +20,13 @@ class Gate:
         self._connection = connection
 
     @classmethod
-    async def close(cls, url: str, partitions: int) -> "Gate":
-        """Become the active consumer of all commands' queues."""
+    async def close(cls, url: str, queues: Iterable[str]) -> "Gate":
+        """Become the active consumer of these queues."""
         connection = await aio_pika.connect(url)
-        for number in range(partitions):
+        for name in queues:
             channel = await connection.channel()
             await channel.set_qos(prefetch_count=1)
-            queue = await channel.get_queue(f"consent.commands.{number}", ensure=False)
+            queue = await channel.get_queue(name, ensure=False)
             await queue.consume(_keep)
         return cls(connection)
 

@@ -1,20 +1,24 @@
-"""The load: grants of which every one must be accepted, over plain aio-pika."""
+"""The load: grants of which every one must be accepted."""
 
-import asyncio
 import json
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
-from zlib import crc32
 
-import aio_pika
-from aio_pika.abc import AbstractExchange
-
+from shared import names
+from shared.broker import PERSISTENT, Broker, Outgoing, Properties, publish_in_order
+from shared.partition import partition_of
 from tests.amqp import body_of
+from tests.bench.bench import Sizes, expect
+from tests.bench.looking import length
 from tests.bench.progress import Tell
 
-WINDOW = 100
-"""Publishes in flight at once."""
+PIECE = 1_000
+"""Commands published before the progress is told."""
+
+Reply = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,21 +29,18 @@ class Grant:
     patient_id: str
     doctor_id: str
 
-    def message(self, reply_to: str) -> aio_pika.Message:
+    def outgoing(self, reply_to: str, partitions: int) -> Outgoing:
         """Write the message, as the contract says."""
         body = body_of("GrantConsent", self.patient_id, id_=self.doctor_id)
-        return aio_pika.Message(
-            json.dumps(body).encode(),
-            type="GrantConsent",
+        properties = Properties(
+            message_type="GrantConsent",
             message_id=self.command_id,
             content_type="application/json",
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            delivery_mode=PERSISTENT,
             reply_to=reply_to,
         )
-
-    def key(self, partitions: int) -> str:
-        """Say where it goes."""
-        return f"grant.{crc32(self.patient_id.encode()) % partitions}"
+        key = f"grant.{partition_of(self.patient_id, partitions)}"
+        return Outgoing(names.COMMANDS, key, json.dumps(body).encode(), properties)
 
 
 def make_grants(patients: int, each: int) -> list[Grant]:
@@ -51,16 +52,51 @@ def make_grants(patients: int, each: int) -> list[Grant]:
     ]
 
 
+def per_partition(grants: Iterable[Grant], partitions: int) -> list[int]:
+    """Count the grants of each partition; each of them becomes one event."""
+    counts = Counter(partition_of(one.patient_id, partitions) for one in grants)
+    return [counts[number] for number in range(partitions)]
+
+
 async def publish_all(
-    exchange: AbstractExchange, grants: Sequence[Grant], partitions: int, reply_to: str, tell: Tell
+    broker: Broker, grants: Sequence[Grant], partitions: int, reply_to: str, tell: Tell
 ) -> None:
     """Publish with confirms; return when the broker has all of them."""
-    for start in range(0, len(grants), WINDOW):
-        window = grants[start : start + WINDOW]
-        await asyncio.gather(
-            *(
-                exchange.publish(one.message(reply_to), one.key(partitions), mandatory=True)
-                for one in window
-            )
-        )
-        tell(start + len(window))
+    channel = await broker.channel(confirms=True)
+    for start in range(0, len(grants), PIECE):
+        piece = grants[start : start + PIECE]
+        await publish_in_order(channel, [one.outgoing(reply_to, partitions) for one in piece])
+        tell(start + len(piece))
+    await broker.close_channel(channel)
+
+
+async def read_replies(broker: Broker, queue: str) -> list[Reply]:
+    """Take off the queue what is there."""
+    channel = await broker.channel()
+    present, bodies = await length(channel, queue), list[bytes]()
+    taken = channel.create_future()
+
+    async def receive(delivery: Any) -> None:  # noqa: ANN401
+        bodies.append(delivery.body)
+        if len(bodies) == present:
+            taken.set_result(None)
+
+    if present:
+        await channel.basic_consume(queue, receive, no_ack=True)
+        await taken
+    return [json.loads(body) for body in bodies]
+
+
+def check_replies(replies: Iterable[Reply], grants: Sequence[Grant], sizes: Sizes) -> None:
+    """Check that every command was accepted, once, with the next version of its patient."""
+    waiting = {one.command_id: one.patient_id for one in grants}
+    versions: dict[str, set[int]] = defaultdict(set)
+    for reply in replies:
+        expect(reply["status"] == "accepted", f"a command was rejected: {reply}")
+        patient_id = waiting.pop(reply["command_id"], None)
+        expect(patient_id, f"a reply twice, or to nobody's command: {reply}")
+        versions[str(patient_id)].add(reply["version"])
+    expect(not waiting, f"{len(waiting):,} commands have no reply")
+    all_versions = set(range(1, sizes.grants_per_patient + 1))
+    wrong = [patient_id for patient_id, seen in versions.items() if seen != all_versions]
+    expect(not wrong, f"versions are missing or double for {len(wrong)} patients: {wrong[:3]}")

@@ -1,4 +1,4 @@
-"""How long a command takes to its reply, and until a query sees it, at a steady rate.
+"""How long a command takes to its reply, and until a query sees it, at steady rates.
 
 Open loop: commands are sent by the clock, whatever became of those before, and times count from
 the moment a command was due, not from when the client got round to it. So a stall shows in every
@@ -6,32 +6,46 @@ command that it delays.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from time import monotonic
 
-from tests.amqp import Client, open_client
-from tests.bench.bench import Bench, Figure, Section, UnmetError, expect, percentile
-from tests.bench.cpu import CpuMeter, CpuReading, others_figure
+from tests.bench.bench import Bench, Figure, Goal, Section, UnmetError, expect, percentile
 from tests.bench.grants import Grant, make_grants
-from tests.bench.progress import Tell
-from tests.deployment import Deployment, open_deployment
+from tests.bench.one_step import OneStep, one_step
+from tests.bench.requests import Asker, open_asker
+from tests.bench.stage import open_stage
+from tests.deployment import Deployment
 
-WITHIN_S = 10.0
-WARM_UP_S = 1
-PATIENTS_PER_S = 20
-"""Each of them gets a grant in five different seconds."""
+RATES_PER_S = (10, 100, 500)
+ASKED_PER_S = 50
+"""How many commands in a second are followed by a query: more would be a load of their own."""
+WARM_UP_S = 0.5
+WITHIN_S = 15.0
+PATIENTS = 1_000
+SAMPLES_PER_S = 50
+GOALS = {50: Goal(at_most=3.0), 95: None, 99: Goal(at_most=6.0)}
 
 HOW = (
     (
-        "{commands:,} grants at {rate} commands/s, sent by the clock (open loop), after {warm_up}"
-        " more that are not counted; times count from when a command was due, at one client on the"
-        " same machine."
+        "Grants at a steady rate for {latency_s:g} s, sent by the clock (open loop), after half a"
+        " second that is not counted; times count from when a command was due, at one client on"
+        " the same machine. {runs} runs of each rate, in turns with the limit; a percentile is"
+        " taken of each run, and the median of these is shown."
     ),
     (
-        "Reply: until the broker has confirmed the command and its reply is there. Visible: until"
-        " HasConsent, asked as soon as the reply is there with its version as min_version, is"
-        " answered."
+        "Reply: until the reply is there. Visible: until HasConsent, asked as soon as the reply is"
+        " there with its version as min_version, is answered; at most 50 commands in a second are"
+        " asked about, since a query for each would be a load of its own. At 10/s a run has few"
+        " commands: its p99 is its slowest."
+    ),
+    (
+        "Limit: one row committed durably by asyncpg, and then one persistent message published"
+        " with confirm to a quorum queue and consumed from it, on idle servers; the median of the"
+        " sum, for all percentiles. A command takes two more steps through the broker than that"
+        " (the reply; and, to be visible, its event and a second commit)."
     ),
 )
 
@@ -42,80 +56,95 @@ class Times:
 
     sent: float
     reply: float
-    visible: float
+    visible: float | None
 
 
 def measure(bench: Bench) -> Section:
-    """Run once, in a deployment of its own."""
+    """Run all rates in turns, in one deployment."""
     sizes = bench.sizes
-    with open_deployment(bench.sandbox, "latency", partitions=sizes.partitions) as deployment:
-        with bench.steps.step("latency: new databases and queues"):
-            deployment.prepare()
+    runs: dict[int, list[list[Times]]] = defaultdict(list)
+    limits: list[OneStep] = []
+    with open_stage(bench, "latency") as deployment:
         with bench.steps.step("latency: starting the workers"):
             deployment.start_both()
-        times, cpu = asyncio.run(_run(bench, deployment))
-    commands, warm_up = len(times), WARM_UP_S * sizes.rate_per_s
-    how = [line.format(commands=commands, rate=sizes.rate_per_s, warm_up=warm_up) for line in HOW]
-    return Section(
-        f"Latency at {sizes.rate_per_s} commands/s",
-        how,
-        [
-            *_percentiles("command → reply", [one.reply for one in times]),
-            *_percentiles("command → visible", [one.visible for one in times]),
-            Figure("client behind its schedule p99", "ms", [_p99_ms([o.sent for o in times])]),
-            others_figure([cpu]),
-        ],
+        loads = _loads(sizes.runs, sizes.latency_s)
+        for number in range(1, sizes.runs + 1):
+            samples = round(SAMPLES_PER_S * sizes.latency_s)
+            with bench.steps.step(f"latency: the limit, run {number} of {sizes.runs}"):
+                limits.append(asyncio.run(one_step(deployment, samples)))
+            for rate in RATES_PER_S:
+                with bench.steps.step(f"latency: {rate}/s, run {number} of {sizes.runs}"):
+                    times = asyncio.run(_run(deployment, next(loads), rate))
+                runs[rate].append(times[round(WARM_UP_S * rate) :])
+    how = [line.format(**vars(sizes)) for line in HOW]
+    return Section("Latency", how, [*_figures(runs, limits), *_limits(limits)])
+
+
+def _loads(runs: int, seconds: float) -> Iterator[list[Grant]]:
+    """Give each run grants of its own."""
+    counts = [round(rate * (seconds + WARM_UP_S)) for _ in range(runs) for rate in RATES_PER_S]
+    every = iter(make_grants(PATIENTS, -(-sum(counts) // PATIENTS)))
+    for count in counts:
+        yield [next(every) for _ in range(count)]
+
+
+def _figures(runs: dict[int, list[list[Times]]], limits: Sequence[OneStep]) -> Iterator[Figure]:
+    limit = [1000 * median(one.both()) for one in limits]
+    kinds: dict[str, Callable[[Times], float | None]] = {
+        "reply": lambda times: times.reply,
+        "visible": lambda times: times.visible,
+    }
+    for rate, every in runs.items():
+        for kind, of in kinds.items():
+            for percent, goal in GOALS.items():
+                values = [_percentile_ms(run, of, percent) for run in every]
+                name = f"command → {kind}, {rate}/s, p{percent}"
+                yield Figure(name, "ms", values, limit, goal)
+        behind = [_percentile_ms(run, lambda times: times.sent, 99) for run in every]
+        yield Figure(f"client behind its schedule, {rate}/s, p99", "ms", behind)
+
+
+def _percentile_ms(
+    run: Sequence[Times], of: Callable[[Times], float | None], percent: float
+) -> float:
+    return 1000 * percentile([value for one in run if (value := of(one)) is not None], percent)
+
+
+def _limits(limits: Sequence[OneStep]) -> list[Figure]:
+    steps = (
+        ("one durable commit", [one.commits for one in limits]),
+        ("one AMQP round trip", [one.round_trips for one in limits]),
     )
-
-
-def _percentiles(name: str, seconds: Sequence[float]) -> list[Figure]:
-    wanted = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
     return [
-        Figure(f"{name} {label}", "ms", [1000 * percentile(seconds, percent)])
-        for label, percent in wanted.items()
+        Figure(f"{name}, p{percent}", "ms", [1000 * percentile(run, percent) for run in every])
+        for name, every in steps
+        for percent in (50, 99)
     ]
 
 
-def _p99_ms(seconds: Sequence[float]) -> float:
-    return 1000 * percentile(seconds, 99)
+async def _run(deployment: Deployment, grants: Sequence[Grant], rate_per_s: int) -> list[Times]:
+    async with open_asker(deployment.rabbitmq_url, deployment.partitions) as asker:
+        start = monotonic() + 0.1
+        every = max(1, rate_per_s // ASKED_PER_S)
+        under_way = []
+        for number, grant in enumerate(grants):
+            due = start + number / rate_per_s
+            await asyncio.sleep(max(0.0, due - monotonic()))
+            one = _one(asker, grant, due, ask=number % every == 0)
+            under_way.append(asyncio.create_task(one))
+        return await asyncio.gather(*under_way)
 
 
-async def _run(bench: Bench, deployment: Deployment) -> tuple[list[Times], CpuReading]:
-    sizes = bench.sizes
-    patients = PATIENTS_PER_S * (WARM_UP_S + sizes.latency_s)
-    grants = make_grants(patients, sizes.rate_per_s // PATIENTS_PER_S)
-    meter = await CpuMeter.of(bench, deployment)
-    async with open_client(deployment.rabbitmq_url, deployment.partitions) as client:
-        with bench.steps.step("latency: running", len(grants)) as tell:
-            before = meter.read()
-            times = await _send_by_the_clock(client, grants, sizes.rate_per_s, tell)
-            cpu = meter.read().since(before)
-    return times[WARM_UP_S * sizes.rate_per_s :], cpu
-
-
-async def _send_by_the_clock(
-    client: Client, grants: Sequence[Grant], rate_per_s: int, tell: Tell
-) -> list[Times]:
-    start = monotonic() + 0.1
-    under_way = []
-    for number, grant in enumerate(grants):
-        due = start + number / rate_per_s
-        await asyncio.sleep(max(0.0, due - monotonic()))
-        under_way.append(asyncio.create_task(_one(client, grant, due)))
-        tell(number)
-    return await asyncio.gather(*under_way)
-
-
-async def _one(client: Client, grant: Grant, due: float) -> Times:
+async def _one(asker: Asker, grant: Grant, due: float, *, ask: bool) -> Times:
     sent = monotonic() - due
     try:
         async with asyncio.timeout(WITHIN_S):
-            reply = await client.command(
-                "GrantConsent", grant.patient_id, id_=grant.doctor_id, message_id=grant.command_id
-            )
+            reply = await asker.command(grant)
             replied = monotonic() - due
             expect(reply["status"] == "accepted", f"a command was rejected: {reply}")
-            held = await client.query(
+            if not ask:
+                return Times(sent, replied, None)
+            held = await asker.query(
                 "HasConsent",
                 patient_id=grant.patient_id,
                 entity_name="doctor",
