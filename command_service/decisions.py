@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from command_service.decode import Received
@@ -32,13 +32,14 @@ class Stream:
 EMPTY: Final = Stream(0, INITIAL)
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """A decided event, before the log gives it its position and time."""
 
     id: UUID
     version: int
     event: ConsentEvent
+    data: str
+    """The event as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,11 @@ class Batch:
         except Refused as refused:
             return Decision(received, stream.version, (), Refusing(refused.error, str(refused)))
         self.streams[received.command.patient_id] = after = stream.then(events)
-        numbered = enumerate(events, start=stream.version + 1)
-        return Decision(
-            received, after.version, tuple(NewEvent(new_id(), n, event) for n, event in numbered)
+        decided = tuple(
+            NewEvent(new_id(), version, event, event.model_dump_json())
+            for version, event in enumerate(events, start=stream.version + 1)
         )
+        return Decision(received, after.version, decided)
 
 
 def conflict(received: Received) -> CommandRejected:

@@ -1,8 +1,7 @@
 """An event as the log keeps it, and as it is published."""
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -17,8 +16,7 @@ from shared.upcast import Data, UpcastError, upcast
 _TRACE_HEADERS: Final = ("traceparent", "tracestate")
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedEvent:
+class RecordedEvent(NamedTuple):
     """One row of the log."""
 
     partition: int

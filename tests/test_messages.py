@@ -87,7 +87,7 @@ def test_the_official_sdk_of_cloud_events_reads_our_messages() -> None:
 def test_a_moment_without_a_fraction_still_shows_six_digits() -> None:
     moment = datetime(2026, 11, 23, 8, 0, 0, tzinfo=UTC)
     at_full_second = RecordedEvent(
-        **{name: getattr(RECORDED, name) for name in RECORDED.__slots__} | {"recorded_at": moment}
+        **{name: getattr(RECORDED, name) for name in RECORDED._fields} | {"recorded_at": moment}
     )
     assert at_full_second.cloud_event().time == "2026-11-23T08:00:00.000000Z"
 
