@@ -126,7 +126,7 @@ def _answer(batch: Batch, decoded: Received | CommandRejected) -> Answer:
 def _outcome(answer: Answer, appended: Appended) -> Outcome:
     match answer:
         case Decision():
-            return appended.outcomes[answer.received.command_id]
+            return appended.outcome(answer.received.command_id)
         case Receipt():
             return answer.outcome
         case _:
@@ -141,7 +141,7 @@ def _report(items: Sequence[Item], appended: Appended, seconds: float) -> None:
     log.info(
         "batch.appended",
         deliveries=len(items),
-        decided=len(appended.outcomes),
+        decided=len(appended.decided),
         events=len(appended.events),
         milliseconds=round(seconds * 1000, 1),
     )

@@ -54,7 +54,12 @@ class Appended:
     """What a batch became in the log."""
 
     events: Sequence[RecordedEvent]
-    outcomes: Mapping[UUID, Outcome]
+    decided: Mapping[UUID, tuple[Decision, Sequence[RecordedEvent]]]
+    """By command id: what was decided, and the events that it became."""
+
+    def outcome(self, command_id: UUID) -> Outcome:
+        """Write what the sender of a command is told."""
+        return _outcome(*self.decided[command_id])
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,14 +231,14 @@ def _appended(decisions: Sequence[Decision], rows: Sequence[asyncpg.Record]) -> 
     next_position = {row["partition"]: row["first_position"] for row in rows}
     recorded_at = {row["partition"]: row["recorded_at"] for row in rows}
     events: list[RecordedEvent] = []
-    outcomes: dict[UUID, Outcome] = {}
+    decided: dict[UUID, tuple[Decision, Sequence[RecordedEvent]]] = {}
     for decision in decisions:
         partition = decision.received.partition
         recorded = _recorded(decision, next_position[partition], recorded_at[partition])
         next_position[partition] += len(recorded)
         events += recorded
-        outcomes[decision.received.command_id] = _outcome(decision, recorded)
-    return Appended(events, outcomes)
+        decided[decision.received.command_id] = decision, recorded
+    return Appended(events, decided)
 
 
 def _recorded(

@@ -81,7 +81,7 @@ async def test_positions_and_versions_have_no_holes_over_all_partitions(
 async def test_an_outcome_says_where_its_events_stand_in_the_log(store: EventStore) -> None:
     await append(store, grant("p-1", "d-1"))
     appended = await append(store, grant("p-1", "d-2", "all"))
-    (outcome,) = appended.outcomes.values()
+    (outcome,) = map(appended.outcome, appended.decided)
     assert isinstance(outcome, CommandAccepted)
     in_log = await store.read_log(outcome.partition, 1, 10)
     assert in_log == appended.events
@@ -106,7 +106,7 @@ async def test_of_two_writers_that_race_one_wins_and_the_other_decides_again(
     assert len(lost) == len(won) == 1
 
     again = await store.append(await decide(store, [both[lost[0]]]), EPOCHS)
-    (outcome,) = again.outcomes.values()
+    (outcome,) = map(again.outcome, again.decided)
     assert isinstance(outcome, CommandRejected)
     assert outcome.error == "consent_not_granted"
     assert (await store.read_streams(["p-1"]))["p-1"].version == 2
@@ -243,7 +243,7 @@ async def test_a_receipt_gives_the_outcome_again_accepted_or_rejected(store: Eve
     appended = await store.append(await decide(store, commands), EPOCHS)
     receipts = await store.read_receipts([one.command_id for one in commands])
     for one in commands:
-        assert receipts[one.command_id].outcome == appended.outcomes[one.command_id]
+        assert receipts[one.command_id].outcome == appended.outcome(one.command_id)
         assert receipts[one.command_id].fingerprint == one.fingerprint
 
 

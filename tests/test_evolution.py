@@ -127,7 +127,7 @@ async def test_the_aggregate_the_log_and_the_receipts_read_older_events_as_newer
         before.delitem(UPCASTERS, ("ConsentGranted", 1))
         before.setitem(EVENTS, "ConsentGranted", events.ConsentGranted)
         before.setattr("command_service.patient.ConsentGranted", events.ConsentGranted)
-        outcome = (await store.append(await decide(store, [first]), EPOCHS)).outcomes
+        appended = await store.append(await decide(store, [first]), EPOCHS)
     second = await append(store, grant("p-1", "d-2"))
 
     rows = await event_store_pool.fetch("SELECT schema_version FROM events ORDER BY position")
@@ -143,7 +143,7 @@ async def test_the_aggregate_the_log_and_the_receipts_read_older_events_as_newer
     assert log[1] == second.events[0]
     assert [event.message().body for event in log] == [one.to_json() for one in found]
     receipts = await store.read_receipts([first.command_id])
-    assert receipts[first.command_id].outcome == outcome[first.command_id]
+    assert receipts[first.command_id].outcome == appended.outcome(first.command_id)
 
 
 def test_the_projection_reads_older_events_as_newer_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from shared.garbage import collect_seldom
 from tests.bench import append, catch_up, growth, latency, throughput
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
 from tests.bench.machine import check_durable, facts
@@ -35,6 +36,7 @@ def main(*, quick: Quick = False, only: Only = None) -> None:
 
     Exit code 1 where anything was lost or refused: such figures would prove nothing.
     """
+    collect_seldom()  # as the workers do
     unknown = set(only or ()) - SECTIONS.keys()
     if unknown:
         raise typer.BadParameter(f"no section {', '.join(unknown)}: use {', '.join(SECTIONS)}")
