@@ -21,6 +21,8 @@ HEAD_CHECK_S: Final = 5.0
 """After so long a silence the log is asked whether something has been missed."""
 FIRST_CHECK_S: Final = 0.5
 RETRY_S: Final = 0.5
+READ_AT_ONCE: Final = 4
+"""Partitions whose log is read side by side: a page is on its way while another is applied."""
 
 log = structlog.get_logger()
 
@@ -79,6 +81,7 @@ class Follower:
         self._most = most
         self._followed: dict[int, Followed] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._reading = asyncio.Semaphore(READ_AT_ONCE)
         self._gap = asyncio.Event()
 
     def open(self, partition: int, track: Track[Item]) -> None:
@@ -111,9 +114,10 @@ class Follower:
     async def keep_up(self) -> None:
         """Fill gaps, and look now and then whether a quiet partition has missed something."""
         while True:
-            for followed in list(self._followed.values()):
-                if followed.is_due(monotonic()):
-                    await self._catch_up(followed)
+            async with asyncio.TaskGroup() as group:
+                for followed in self._followed.values():
+                    if followed.is_due(monotonic()):
+                        group.create_task(self._catch_up(followed))
             if not any(followed.track.held for followed in self._followed.values()):
                 self._gap.clear()
             await _wait(self._gap, FIRST_CHECK_S)
@@ -192,12 +196,13 @@ class Follower:
 
     async def _catch_up(self, followed: Followed) -> None:
         """Read on from the position in the log, until what is held follows or nothing is left."""
-        try:
-            while await self._read_on(followed):
-                pass
-        except NoAnswer as error:
-            log.warning("log.unanswered", partition=followed.partition, reason=str(error))
-            await asyncio.sleep(RETRY_S)
+        async with self._reading:
+            try:
+                while await self._read_on(followed):
+                    pass
+            except NoAnswer as error:
+                log.warning("log.unanswered", partition=followed.partition, reason=str(error))
+                await asyncio.sleep(RETRY_S)
 
     async def _read_on(self, followed: Followed) -> bool:
         """Apply one page of the log; whether there may be more to read."""
