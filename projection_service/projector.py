@@ -1,7 +1,7 @@
 """Projects events that follow the checkpoints: read → fold → project, one transaction a batch."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -29,10 +29,17 @@ class Projector:
     """Projects the partitions that this worker owns; a follower brings the events in order."""
 
     def __init__(
-        self, intake: Intake, read_model: ReadModel, log_client: LogClient, dead_letters: Channel
+        self,
+        intake: Intake,
+        read_model: ReadModel,
+        log_client: LogClient,
+        dead_letters: Channel,
+        on_progress: Callable[[], None],
     ) -> None:
+        """`on_progress` is called whenever patients' versions have moved on."""
         self._read_model = read_model
         self._dead_letters = dead_letters
+        self._on_progress = on_progress
         self._leases: dict[int, Lease] = {}
         self._follower = Follower(intake, log_client, self, most=MAX_BATCH)
         self.run = self._follower.run
@@ -60,6 +67,7 @@ class Projector:
         changes = fold(facts, consents, parked)
         changes.moves = self._moves(events)
         await self._read_model.project(changes)
+        self._on_progress()
         _tell_parked(changes)
 
     def _moves(self, events: Iterable[CloudEvent]) -> dict[int, Move]:

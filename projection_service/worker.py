@@ -39,15 +39,16 @@ class ProjectionWorker:
         broker, read_model = opened.broker, ReadModel(opened.pool)
         intake = Intake(broker, prefetch=PREFETCH)
         queries = Intake(broker, prefetch=QUERY_PREFETCH)
+        answers = Answers(queries, opened.replies, read_model, Past(opened.pool))
         projector = Projector(
             intake,
             read_model,
             LogClient(await Requests.open(broker)),
             await broker.channel(confirms=True),
+            on_progress=queries.wake,  # some of them wait for a version
         )
         OLDEST_IN_HAND.labels("events").set_function(intake.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
-        answers = Answers(queries, opened.replies, read_model, Past(opened.pool))
         await queries.open(names.QUERIES)
         return cls(projector, answers, intake, queries)
 

@@ -9,10 +9,12 @@ from typing import Final
 
 import aiormq
 
-from shared.broker import Broker, Channel, Delivery, consume
+from shared.broker import Broker, Channel, ConnectionLost, Delivery, consume
 from shared.errors import TopologyMissing
 from shared.leases import Lease
 
+CONSUMED_WITHIN_S: Final = 30.0
+"""RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""
 SUSPICIOUS: Final = 4
 """A message that came back so often may be what kills workers; less can be anybody's bad luck."""
 
@@ -77,6 +79,7 @@ class Intake:
         self._prefetch = prefetch
         self._inbox: deque[Item] = deque()
         self._arrived = asyncio.Event()
+        self._woken = False
         self._sources: dict[str, Source] = {}
 
     async def open(self, queue: str, lease: Lease | None = None) -> Source:
@@ -85,12 +88,15 @@ class Intake:
         source.idle.set()
         self._sources[queue] = source
         try:
-            await consume(
-                source.channel,
-                queue,
-                self._prefetch,
-                lambda delivery: self._arrive(Item(source, delivery)),
-            )
+            async with asyncio.timeout(CONSUMED_WITHIN_S):
+                await consume(
+                    source.channel,
+                    queue,
+                    self._prefetch,
+                    lambda delivery: self._arrive(Item(source, delivery)),
+                )
+        except TimeoutError:
+            raise ConnectionLost(f"the queue {queue} does not answer: has it a leader?") from None
         except aiormq.exceptions.ChannelNotFoundEntity:
             raise TopologyMissing(queue) from None
         return source
@@ -98,20 +104,26 @@ class Intake:
     async def take(self, most: int, within: float | None = None) -> list[Item]:
         """Return whatever has arrived, at most `most`, oldest first; a suspicious message alone.
 
-        Waits for the first one; with `within`, no longer than these seconds, and perhaps in vain.
+        Waits for the first one; in vain when it is woken, or after `within` seconds.
         """
-        while not self._inbox:  # what had arrived may be let go before it is taken
+        while not self._inbox and not self._woken:  # what had arrived may be let go meanwhile
             self._arrived.clear()
             try:
                 await asyncio.wait_for(self._arrived.wait(), within)
             except TimeoutError:
                 return []
+        self._woken = False
         if self._inbox and self._inbox[0].returns >= SUSPICIOUS:
             return [self._inbox.popleft()]
         taken: list[Item] = []
         while self._inbox and len(taken) < most and self._inbox[0].returns < SUSPICIOUS:
             taken.append(self._inbox.popleft())
         return taken
+
+    def wake(self) -> None:
+        """Have whoever takes go on, now or when it next waits."""
+        self._woken = True
+        self._arrived.set()
 
     async def settle(self, items: Iterable[Item]) -> None:
         """Acknowledge these items, and with them all that came before them on their queues."""
