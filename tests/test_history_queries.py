@@ -59,8 +59,12 @@ async def play(client: Client, patient: str, *steps: tuple[str, str]) -> list[Js
     return events
 
 
+def to_doctor(patient: str) -> Json:
+    return {"patient_id": patient, "entity_name": "doctor", "entity_id": "d-1"}
+
+
 async def held(client: Client, patient: str, at: datetime | None, **more: Any) -> Json:  # noqa: ANN401
-    body = {"patient_id": patient, "entity_name": "doctor", "entity_id": "d-1", **more}
+    body = {**to_doctor(patient), **more}
     if at is not None:
         body["at"] = at.isoformat()
     return await client.query("HasConsent", **body)
@@ -234,8 +238,8 @@ async def test_a_version_that_does_not_come_is_told_for_the_history_too(client: 
     patient = new_patient()
     await play(client, patient, ("GrantConsent", "exams"))
     for answer in await asyncio.gather(
-        client.query("ConsentHistory", patient_id=patient, min_version=9),
-        held(client, patient, datetime.now(UTC), min_version=9),
+        client.query_once("ConsentHistory", patient_id=patient, min_version=9),
+        client.query_once("HasConsent", **to_doctor(patient), min_version=9),
     ):
         assert (answer["error"], answer["version"]) == ("not_yet_projected", 1)
 

@@ -28,8 +28,11 @@ class OneStep:
         return [sum(pair) for pair in zip(self.commits, self.round_trips, strict=True)]
 
 
-async def one_step(deployment: Deployment, samples: int) -> OneStep:
-    """Measure both in turns, while nothing else happens."""
+async def one_step(deployment: Deployment, samples: int, rate_per_s: float) -> OneStep:
+    """Measure both in turns, by the clock, while nothing else happens.
+
+    What rests between two samples wakes up slower: so the limit is measured at each rate too.
+    """
     commits, trips = [], []
     database = await asyncpg.connect(deployment.event_store_url, ssl=False)
     try:
@@ -37,23 +40,22 @@ async def one_step(deployment: Deployment, samples: int) -> OneStep:
         async with connect(deployment.rabbitmq_url, name="benchmark round trip") as broker:
             channel = await broker.channel(confirms=True)
             await channel.queue_declare(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
-            arrived = asyncio.Event()
-
-            def arrive(_: Delivery) -> None:
-                arrived.set()
-
+            arrived = asyncio.Queue[Delivery]()
             reading = await broker.channel()
-            await consume(reading, QUEUE, 1_000, arrive)
-            for _ in range(samples):
+            await consume(reading, QUEUE, 1, arrived.put_nowait)
+            began = monotonic()
+            for number in range(samples):
+                await asyncio.sleep(max(0.0, began + number / rate_per_s - monotonic()))
                 start = monotonic()
                 await database.execute(INSERT, uuid4(), BODY)
                 committed = monotonic()
-                arrived.clear()
                 message = Outgoing("", QUEUE, BODY.encode(), Properties(delivery_mode=PERSISTENT))
                 await publish(channel, message, mandatory=True)
-                await arrived.wait()
+                delivery = await arrived.get()
+                done = monotonic()
+                await reading.basic_ack(delivery.delivery_tag or 0, wait=False)
                 commits.append(committed - start)
-                trips.append(monotonic() - committed)
+                trips.append(done - committed)
     finally:
         await database.close()
     return OneStep(commits, trips)
