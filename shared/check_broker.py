@@ -10,7 +10,7 @@ from shared.broker import virtual_host as virtual_host_of
 from shared.errors import ConsentError
 from shared.findings import Finding, Needs, is_too_old
 from shared.management import Managed, NotManaged, read_topology
-from shared.topology import EXCHANGES, Exchange, Queue, queues
+from shared.topology import EXCHANGES, Exchange, Queue, beyond, is_declared_beyond, queues
 
 OLDEST_RABBITMQ: Final = (3, 10)
 """The first whose quorum queues dead-letter at least once."""
@@ -28,6 +28,9 @@ async def broker_findings(needs: Needs, management: str | None) -> AsyncIterator
                 topology = await _seen_topology(broker, needs.settings.consent_partitions)
             else:
                 topology = await _managed_topology(needs, management)
+            partitions = needs.settings.consent_partitions
+            if topology.ok and await is_declared_beyond(broker, partitions):
+                topology = Finding("topology", False, beyond(partitions))
             yield topology
             if topology.ok:
                 yield await _rights(broker, needs)

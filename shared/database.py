@@ -103,6 +103,7 @@ async def migrate(
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
         before = await _applied(connection)
+        _refuse_another_service(before, package)
         for source in ("shared", package):
             await _apply(connection, source)
         await connection.execute(_MAKE_PARTITIONS, partitions)
@@ -152,9 +153,21 @@ async def compare_schema(connection: Queryable, package: str) -> None:
 
 
 def _refuse_older(recorded: Set[str], package: str) -> None:
+    _refuse_another_service(recorded, package)
     missing = _needed(package) - recorded
     if missing:
         raise SchemaError(f"the schema is older than this version: run `migrate` ({min(missing)})")
+
+
+def _refuse_another_service(recorded: Set[str], package: str) -> None:
+    """Raise SettingsError where only another service has migrated: the URLs may be swapped."""
+    own, others = _known(package), recorded - _needed(package)
+    if others and not recorded & own:
+        server = DATABASES[package]
+        raise SettingsError(
+            f"{server.setting} leads to the database of another service (it has {min(others)}): "
+            f"give it the URL of {server.name}"
+        )
 
 
 async def _recorded(connection: Queryable) -> set[str]:

@@ -39,7 +39,8 @@ def read_answer(body: bytes, answers: TypeAdapter[Answer | QueryFailed]) -> Answ
     """Read an answer; raises QueryRefused where it is an error."""
     answer = answers.validate_json(body)
     if isinstance(answer, QueryFailed):
-        raise QueryRefused(answer.error, answer.message)
+        details = "".join(f"; {one.field} {one.message}" for one in answer.details)
+        raise QueryRefused(answer.error, answer.message + details)
     return answer
 
 

@@ -64,6 +64,7 @@ class Observer:
         self._broker = AsyncExitStack()
         self._channel: Channel | None = None
         self._log: LogClient | None = None
+        self._stopping = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -76,19 +77,21 @@ class Observer:
         try:
             yield
         finally:
+            self._stopping.set()  # a library may swallow the cancellation that follows
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait(tasks, timeout=PATIENCE_S + CLOSE_WITHIN_S)
 
     async def _repeat(
         self, at: str, look: Callable[[], Awaitable[None]], leave: Callable[[], Awaitable[None]]
     ) -> None:
         try:
-            while True:
+            while not self._stopping.is_set():
                 began = monotonic()
                 await self._try(at, look, leave)
                 pause = min(FRESH_S / 2, EFFORT * (monotonic() - began))
-                await asyncio.sleep(max(LOOK_EVERY_S, pause))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), max(LOOK_EVERY_S, pause))
         finally:
             await leave()
 

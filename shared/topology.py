@@ -8,7 +8,7 @@ import aiormq
 
 from shared import names
 from shared.broker import Broker, Channel
-from shared.errors import SchemaError
+from shared.errors import SchemaError, SettingsError
 
 DELIVERY_LIMIT: Final = 20
 """How often a message may come back before it is set aside in the dead letters."""
@@ -92,12 +92,33 @@ def queues(partitions: int) -> Iterator[Queue]:
         )
 
 
+async def is_declared_beyond(broker: Broker, partitions: int) -> bool:
+    """Whether the topology was declared for more partitions: nobody would read their queues."""
+    channel = await broker.channel()
+    try:
+        await channel.queue_declare(names.command_queue(partitions), passive=True)
+    except aiormq.exceptions.ChannelNotFoundEntity:
+        return False
+    return True
+
+
+def beyond(partitions: int) -> str:
+    """Say what to do about it."""
+    queues = f"{names.command_queue(partitions)} and {names.projection_queue(partitions)}"
+    return (
+        f"there are queues for more than {partitions} partitions: set CONSENT_PARTITIONS to the "
+        f"number of this deployment, or delete {queues} (and above) if they were a mistake"
+    )
+
+
 async def declare(broker: Broker, partitions: int) -> int:
     """Declare everything, in an order that loses nothing; return how many things there are.
 
     Doing it again changes nothing. Raises SchemaError where something of that name
-    exists with other arguments.
+    exists with other arguments, SettingsError where there are more partitions already.
     """
+    if await is_declared_beyond(broker, partitions):
+        raise SettingsError(beyond(partitions))
     channel = await broker.channel()
     try:
         for exchange in EXCHANGES:

@@ -101,6 +101,16 @@ def test_with_everything_there_it_is_content_and_tells_who_owns_what(
         assert "session.lost" not in worker.log
 
 
+def test_queues_beyond_the_partitions_are_named_and_never_made(deployment: Deployment) -> None:
+    fewer = {"CONSENT_PARTITIONS": str(PARTITIONS - 1)}
+    remedy = f"there are queues for more than {PARTITIONS - 1} partitions: set CONSENT_PARTITIONS"
+    declared = deployment.run("command_service", "topology", **fewer)
+    assert declared.returncode == 2
+    assert declared.stderr.startswith(f"error: {remedy}")
+    said = complaints(deployment, consent_partitions=str(PARTITIONS - 1))
+    assert any(one.startswith(f"topology: {remedy}") for one in said)
+
+
 def test_what_is_missing_is_named_with_the_remedy(checked: Deployment, sandbox: Sandbox) -> None:
     bare = {
         "RABBITMQ_URL": sandbox.broker.create_vhost("check_bare"),

@@ -1,8 +1,15 @@
 """A lag told from looks: 0 only where somebody has looked and found nothing waiting."""
 
+import asyncio
+from contextlib import suppress
+
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from shared.lag import FRESH_S, Lag
+from shared.observer import Observer, Outlook
+from shared.readiness import Readiness
+from shared.settings import WorkerSettings
 
 
 class Clock:
@@ -24,6 +31,26 @@ def open_lag() -> tuple[Lag, Clock]:
     lag = Lag("lag", "Events that wait", clock)
     lag.expect(range(2))
     return lag, clock
+
+
+async def test_an_observer_ends_though_a_library_swallows_its_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began = asyncio.Event()
+
+    async def deaf() -> None:
+        began.set()
+        with suppress(asyncio.CancelledError):  # as connecting does in a rare moment
+            await asyncio.Event().wait()
+
+    settings = WorkerSettings(rabbitmq_url="amqp://127.0.0.1:1")
+    outlook = Outlook(look=lambda _: asyncio.sleep(0))
+    nowhere = "postgresql://127.0.0.1:1"
+    observer = Observer("command_service", nowhere, settings, Readiness(), outlook)
+    monkeypatch.setattr(observer, "_look_at_broker", deaf)
+    async with asyncio.timeout(60), observer.running():
+        await began.wait()
+    assert {one.get_name() for one in asyncio.all_tasks()} == {asyncio.current_task().get_name()}  # type: ignore[union-attr]
 
 
 def test_before_the_first_look_it_grows() -> None:

@@ -118,6 +118,27 @@ async def test_a_schema_that_a_newer_version_made_is_recognised(empty: str) -> N
     pool.terminate()
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "setting"),
+    [
+        ("command_service", "projection_service", "EVENT_STORE_URL"),
+        ("projection_service", "command_service", "READ_MODEL_URL"),
+    ],
+)
+async def test_the_database_of_the_other_service_is_recognised_and_left_alone(
+    empty: str, own: str, other: str, setting: str
+) -> None:
+    await migrate(empty, other, 8)
+    wrong = rf"{setting} leads to the database of another service \(it has 0002-"
+    with pytest.raises(SettingsError, match=wrong):
+        await migrate(empty, own, 8)
+    pool = await open_pool(empty, name="test", size=1)
+    with pytest.raises(SettingsError, match=wrong):
+        await check_schema(pool, own)
+    await compare_schema(pool, other)
+    pool.terminate()
+
+
 async def test_the_number_of_partitions_is_fixed_by_the_first_migration(empty: str) -> None:
     await migrate(empty, "command_service", 8)
     with pytest.raises(SettingsError, match="set CONSENT_PARTITIONS=8"):
