@@ -10,6 +10,7 @@ from typing import Final
 from command_service import metrics
 from command_service.event_store import EventStore
 from command_service.recorded_event import RecordedEvent
+from shared import tracing
 from shared.broker import PUBLISH_WINDOW, Channel, publish_in_order
 from shared.errors import Fenced
 from shared.leases import Lease
@@ -116,7 +117,8 @@ class Publisher:
     async def _publish(self, window: list[RecordedEvent]) -> None:
         if not self._may_publish():
             raise Fenced("the leases ran out before the events were published")
-        await publish_in_order(self._channel, [event.message() for event in window])
+        with tracing.span(tracing.PUBLISH, window):
+            await publish_in_order(self._channel, [event.message() for event in window])
         metrics.EVENTS_PUBLISHED.inc(len(window))
         LAST_PROGRESS.labels("publish").set_to_current_time()
         for event in window:

@@ -9,6 +9,7 @@ import structlog
 from projection_service import metrics
 from projection_service.fold import fold, keys, read
 from projection_service.read_model import Changes, Move, ReadModel
+from shared import tracing
 from shared.broker import Channel, publish_in_order
 from shared.cloud_event import CloudEvent
 from shared.dead_letter import dead_letter
@@ -52,6 +53,10 @@ class Projector:
 
     async def apply(self, events: Sequence[CloudEvent]) -> None:
         """Apply events that follow their checkpoints, in one transaction."""
+        with tracing.span(tracing.PROJECT, events):
+            await self._apply(events)
+
+    async def _apply(self, events: Sequence[CloudEvent]) -> None:
         facts = [(event, read(event)) for event in events]
         patients = list({event.subject for event in events})
         consents, parked = await asyncio.gather(

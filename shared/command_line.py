@@ -18,6 +18,7 @@ from shared.process import run_process
 from shared.readiness import Readiness
 from shared.session import Service, run_session
 from shared.settings import WorkerSettings
+from shared.tracing import tracing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
 
@@ -71,9 +72,13 @@ def run_worker(service: Service, settings: WorkerSettings) -> None:
     tell_build(service.package)
     readiness = Readiness()
     observer = Observer(service.package, service.database_url, settings, readiness, service.outlook)
-    run_process(
-        lambda stop: run_session(service, settings, readiness, stop), settings, readiness, observer
-    )
+    with tracing(service.package, settings.worker_id):
+        run_process(
+            lambda stop: run_session(service, settings, readiness, stop),
+            settings,
+            readiness,
+            observer,
+        )
 
 
 def _end(line: str, code: int) -> NoReturn:
