@@ -144,6 +144,7 @@ def _report(items: Sequence[Item], appended: Appended, seconds: float) -> None:
     metrics.EVENTS_APPENDED.inc(len(appended.events))
     log.info(
         "batch.appended",
+        partitions=sorted({item.partition for item in items if item.partition is not None}),
         deliveries=len(items),
         decided=len(appended.outcomes),
         events=len(appended.events),

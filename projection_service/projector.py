@@ -17,6 +17,7 @@ from shared.follower import Follower
 from shared.intake import Intake, Item
 from shared.leases import Lease
 from shared.log_client import LogClient
+from shared.logs import ids_of
 from shared.metrics import LAST_PROGRESS
 from shared.replies import Detail
 from shared.track import Track
@@ -76,11 +77,16 @@ class Projector:
 
     async def set_aside(self, item: Item, details: Sequence[Detail]) -> None:
         """Copy what is no event of the log into the dead letters."""
-        log.error("delivery.set_aside", queue=item.source.queue, reason=details[0].field)
+        log.error(
+            "delivery.set_aside",
+            queue=item.source.queue,
+            reason=f"not_an_event: {details[0].field}",
+            **ids_of(item.delivery),
+        )
         message = dead_letter(item.delivery, "not_an_event", details)
         await publish_in_order(self._dead_letters, [message])
 
-    def took(self, deliveries: int, events: int, seconds: float) -> None:
+    def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
         """Measure a batch, and log it."""
         metrics.EVENTS.labels("applied").inc(events)
         metrics.BATCH.observe(deliveries)
@@ -88,6 +94,7 @@ class Projector:
         LAST_PROGRESS.labels("project").set_to_current_time()
         log.info(
             "batch.projected",
+            partitions=partitions,
             deliveries=deliveries,
             events=events,
             milliseconds=round(seconds * 1000, 1),
@@ -101,8 +108,11 @@ class Projector:
 def _tell_parked(changes: Changes) -> None:
     metrics.EVENTS.labels("parked").inc(len(changes.parked))
     for parked in changes.parked:
+        event = CloudEvent.model_validate_json(parked.event)
         log.error(
             "event.parked",
+            message_id=event.id,
+            correlation_id=event.correlationid,
             partition=parked.partition,
             position=parked.position,
             reason=parked.reason,

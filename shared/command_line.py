@@ -16,6 +16,7 @@ from shared.metrics import tell_build
 from shared.observer import Observer
 from shared.process import run_process
 from shared.readiness import Readiness
+from shared.reasons import words_of
 from shared.session import Service, run_session
 from shared.settings import WorkerSettings
 from shared.tracing import tracing
@@ -53,7 +54,7 @@ def clear_errors() -> Iterator[None]:
     except BROKER_ERRORS as error:
         _end(f"not reached: {error or type(error).__name__}", NOT_REACHED)
     except asyncpg.PostgresError as error:
-        _end(f"the database refused: {error}", NOT_REACHED)
+        _end(f"the database refused: {words_of(error)}", NOT_REACHED)
 
 
 def print_json(value: object) -> None:
