@@ -53,10 +53,10 @@ bench: servers setup ## measure beside limits of the same run: table, JSON, pict
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(ARGS)
 
 lock: setup ## write the lock files anew from pyproject.toml
-	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --extra tracing --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --quiet \
 		-o requirements.lock
-	@$(BIN)/uv pip compile pyproject.toml --extra image --constraint requirements.lock --universal \
+	@$(BIN)/uv pip compile pyproject.toml --extra image --extra tracing --constraint requirements.lock --universal \
 		--python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 		--quiet -o requirements-image.lock
 

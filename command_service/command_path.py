@@ -17,6 +17,7 @@ from command_service.settle import Answered, Settler
 from command_service.snapshot_writer import SnapshotWriter
 from command_service.stream_cache import StreamCache
 from command_service.suspects import Suspects
+from shared import tracing
 from shared.errors import Conflict
 from shared.intake import SUSPICIOUS, Intake, Item
 from shared.metrics import LAST_PROGRESS
@@ -67,11 +68,13 @@ class CommandPath:
 
     async def _handle_and_settle(self, items: Sequence[Item]) -> None:
         began = monotonic()
-        outcomes, appended = await self.handle(items)
-        self._publisher.add(appended.events)
-        await self._settler.settle(
-            [Answered(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
-        )
+        with tracing.span(tracing.PROCESS, items):
+            outcomes, appended = await self.handle(items)
+            self._publisher.add(appended.events)
+            with tracing.span(tracing.SETTLE, items):
+                await self._settler.settle(
+                    [Answered(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
+                )
         _report(items, appended, monotonic() - began)
 
     async def handle(self, items: Sequence[Item]) -> tuple[list[Outcome], Appended]:
@@ -87,7 +90,8 @@ class CommandPath:
             batch = await self._load(received)
             answers = [_answer(batch, one) for one in decoded]
             try:
-                appended = await self._store.append(list(batch.decided.values()), epochs)
+                with tracing.span(tracing.APPEND):
+                    appended = await self._store.append(list(batch.decided.values()), epochs)
             except Conflict:
                 self.streams.clear()
                 continue
@@ -140,6 +144,7 @@ def _report(items: Sequence[Item], appended: Appended, seconds: float) -> None:
     metrics.EVENTS_APPENDED.inc(len(appended.events))
     log.info(
         "batch.appended",
+        partitions=sorted({item.partition for item in items if item.partition is not None}),
         deliveries=len(items),
         decided=len(appended.decided),
         events=len(appended.events),

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final
 
+import structlog
+
 from command_service import metrics
 from command_service.event_store import EventStore
 from command_service.recorded_event import RecordedEvent
+from shared import tracing
 from shared.broker import PUBLISH_WINDOW, Channel, publish_in_order
 from shared.errors import Fenced
 from shared.leases import Lease
@@ -19,6 +22,9 @@ PAGE: Final = 500
 MOST_IN_MEMORY: Final = 5_000
 """Events kept for a partition whose publishing lags; past that they are read from the log."""
 MARK_EVERY_S: Final = 0.5
+
+
+log = structlog.get_logger()
 
 
 @dataclass(eq=False, slots=True)
@@ -116,11 +122,19 @@ class Publisher:
     async def _publish(self, window: list[RecordedEvent]) -> None:
         if not self._may_publish():
             raise Fenced("the leases ran out before the events were published")
-        await publish_in_order(self._channel, [event.message() for event in window])
+        began = monotonic()
+        with tracing.span(tracing.PUBLISH, window):
+            await publish_in_order(self._channel, [event.message() for event in window])
         metrics.EVENTS_PUBLISHED.inc(len(window))
         LAST_PROGRESS.labels("publish").set_to_current_time()
         for event in window:
             self._outboxes[event.partition].confirm(event.position)
+        log.info(
+            "batch.published",
+            partitions=sorted({event.partition for event in window}),
+            events=len(window),
+            milliseconds=round((monotonic() - began) * 1000, 1),
+        )
 
     async def _mark_now_and_then(self) -> None:
         if monotonic() - self._marked_at > MARK_EVERY_S:

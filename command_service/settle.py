@@ -13,6 +13,7 @@ from shared.broker import PERSISTENT, Channel, Outgoing, Properties, publish_in_
 from shared.commands import COMMANDS
 from shared.dead_letter import dead_letter
 from shared.intake import Intake, Item
+from shared.logs import ids_of
 from shared.replies import CommandRejected, Outcome
 from shared.reply_channel import ReplyChannel
 
@@ -46,11 +47,12 @@ class Settler:
         await publish_in_order(self._dead_letters, _set_aside(answered))
         await self._replies.send([reply for one in answered if (reply := _reply(one))])
         _count(answered)
+        _tell_set_aside(answered)
         await self._intake.settle(one.item for one in answered)
 
     async def give_up(self, item: Item) -> None:
         """Set aside a message that has ended a worker each time it was handled."""
-        log.error("delivery.set_aside", reason="delivery_limit", **_ids(item))
+        log.error("delivery.set_aside", reason="delivery_limit", **_where(item))
         message = dead_letter(item.delivery, "delivery_limit")
         await publish_in_order(self._dead_letters, [message])
         await self._intake.settle([item])
@@ -70,9 +72,14 @@ def _reply(one: Answered) -> Outgoing | None:
     return Outgoing("", asked.reply_to, one.outcome.model_dump_json().encode(), properties)
 
 
-def _ids(item: Item) -> dict[str, str | None]:
-    properties = item.delivery.header.properties
-    return {"message_id": properties.message_id, "correlation_id": properties.correlation_id}
+def _where(item: Item) -> dict[str, str | None]:
+    return {"queue": item.source.queue, **ids_of(item.delivery)}
+
+
+def _tell_set_aside(answered: Sequence[Answered]) -> None:
+    for one in answered:
+        if isinstance(one.outcome, CommandRejected) and one.outcome.error in SET_ASIDE:
+            log.warning("delivery.set_aside", reason=one.outcome.error, **_where(one.item))
 
 
 def _set_aside(answered: Sequence[Answered]) -> list[Outgoing]:

@@ -6,6 +6,8 @@ from datetime import datetime
 from time import monotonic
 from typing import Final
 
+import structlog
+
 from projection_service.past import Past, is_never
 from projection_service.read_model import Held, ReadModel
 from shared.cloud_event import timestamp
@@ -32,6 +34,8 @@ MOST_WAITING: Final = 250
 
 HISTORIES_AT_ONCE: Final = 20
 """How many pages one statement reads, so that what is in memory stays small."""
+
+log = structlog.get_logger()
 
 Query = ListConsents | HasConsent | ConsentHistory
 Found = Consents | ConsentHeld | History
@@ -68,8 +72,16 @@ class Answers:
             items = await self._intake.take(
                 MAX_BATCH, within=LOOK_AGAIN_S if self._waiting else None
             )
+            began = monotonic()
             asked = [*self._waiting, *await self._read(items)]
             self._waiting = await self._answer(asked)
+            if items:
+                log.info(
+                    "batch.answered",
+                    queries=len(items),
+                    waiting=len(self._waiting),
+                    milliseconds=round((monotonic() - began) * 1000, 1),
+                )
 
     async def _read(self, items: Sequence[Item]) -> list[Asked]:
         asked = []

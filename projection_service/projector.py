@@ -9,6 +9,7 @@ import structlog
 from projection_service import metrics
 from projection_service.fold import fold, keys, read
 from projection_service.read_model import Changes, Move, ReadModel
+from shared import tracing
 from shared.broker import Channel, publish_in_order
 from shared.cloud_event import CloudEvent
 from shared.dead_letter import dead_letter
@@ -16,6 +17,7 @@ from shared.follower import Follower
 from shared.intake import Intake, Item
 from shared.leases import Lease
 from shared.log_client import LogClient
+from shared.logs import ids_of
 from shared.metrics import LAST_PROGRESS
 from shared.replies import Detail
 from shared.track import Track
@@ -59,6 +61,10 @@ class Projector:
 
     async def apply(self, events: Sequence[CloudEvent]) -> None:
         """Apply events that follow their checkpoints, in one transaction."""
+        with tracing.span(tracing.PROJECT, events):
+            await self._apply(events)
+
+    async def _apply(self, events: Sequence[CloudEvent]) -> None:
         facts = [(event, read(event)) for event in events]
         patients = list({event.subject for event in events})
         consents, parked = await asyncio.gather(
@@ -79,11 +85,16 @@ class Projector:
 
     async def set_aside(self, item: Item, details: Sequence[Detail]) -> None:
         """Copy what is no event of the log into the dead letters."""
-        log.error("delivery.set_aside", queue=item.source.queue, reason=details[0].field)
+        log.error(
+            "delivery.set_aside",
+            queue=item.source.queue,
+            reason=f"not_an_event: {details[0].field}",
+            **ids_of(item.delivery),
+        )
         message = dead_letter(item.delivery, "not_an_event", details)
         await publish_in_order(self._dead_letters, [message])
 
-    def took(self, deliveries: int, events: int, seconds: float) -> None:
+    def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
         """Measure a batch, and log it."""
         metrics.EVENTS.labels("applied").inc(events)
         metrics.BATCH.observe(deliveries)
@@ -91,6 +102,7 @@ class Projector:
         LAST_PROGRESS.labels("project").set_to_current_time()
         log.info(
             "batch.projected",
+            partitions=partitions,
             deliveries=deliveries,
             events=events,
             milliseconds=round(seconds * 1000, 1),
@@ -104,8 +116,11 @@ class Projector:
 def _tell_parked(changes: Changes) -> None:
     metrics.EVENTS.labels("parked").inc(len(changes.parked))
     for parked in changes.parked:
+        event = CloudEvent.model_validate_json(parked.event)
         log.error(
             "event.parked",
+            message_id=event.id,
+            correlation_id=event.correlationid,
             partition=parked.partition,
             position=parked.position,
             reason=parked.reason,

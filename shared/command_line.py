@@ -17,8 +17,10 @@ from shared.metrics import tell_build
 from shared.observer import Observer
 from shared.process import run_process
 from shared.readiness import Readiness
+from shared.reasons import words_of
 from shared.session import Service, run_session
 from shared.settings import WorkerSettings
+from shared.tracing import tracing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
 
@@ -73,7 +75,7 @@ def clear_errors() -> Iterator[None]:
     except asyncpg.UndefinedTableError as error:
         _end(f"the schema is missing or older than this ({error}): run `migrate`", MUST_BE_MENDED)
     except asyncpg.PostgresError as error:
-        _end(f"the database refused: {error}", NOT_REACHED)
+        _end(f"the database refused: {words_of(error)}", NOT_REACHED)
 
 
 def print_json(value: object) -> None:
@@ -92,9 +94,13 @@ def run_worker(service: Service, settings: WorkerSettings) -> None:
     tell_build(service.package)
     readiness = Readiness()
     observer = Observer(service.package, service.database_url, settings, readiness, service.outlook)
-    run_process(
-        lambda stop: run_session(service, settings, readiness, stop), settings, readiness, observer
-    )
+    with tracing(service.package, settings.worker_id):
+        run_process(
+            lambda stop: run_session(service, settings, readiness, stop),
+            settings,
+            readiness,
+            observer,
+        )
 
 
 def _names(settings: type[BaseSettings]) -> str:

@@ -13,6 +13,7 @@ from shared.cloud_event import CloudEvent
 from shared.errors import NoAnswer
 from shared.intake import Intake, Item
 from shared.log_client import LogClient
+from shared.reasons import reason_of
 from shared.replies import Detail
 from shared.track import Place, Track
 from shared.validation import details_of
@@ -39,8 +40,8 @@ class Consumer(Protocol):
     async def set_aside(self, item: Item, details: Sequence[Detail]) -> None:
         """Keep a delivery that is no event of the log; it is settled afterwards."""
 
-    def took(self, deliveries: int, events: int, seconds: float) -> None:
-        """Note that so many deliveries were handled, of which these were new events."""
+    def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
+        """Note that so many deliveries were handled, and the new events among them."""
 
     def read_on(self, events: int) -> None:
         """Note that so many events came from the log."""
@@ -130,7 +131,8 @@ class Follower:
         await self._intake.settle(done)
         for followed in touched:
             await self._release(followed)
-        self._consumer.took(len(items), len(events), monotonic() - began)
+        partitions = sorted(followed.partition for followed in touched)
+        self._consumer.took(len(items), len(events), partitions, monotonic() - began)
 
     async def _place(self, items: Sequence[Item]) -> tuple[list[Item], list[CloudEvent]]:
         """Tell *seen*, *next* and *gap* apart; return what is done with, and what to apply."""
@@ -201,7 +203,7 @@ class Follower:
                 while await self._read_on(followed):
                     pass
             except NoAnswer as error:
-                log.warning("log.unanswered", partition=followed.partition, reason=str(error))
+                log.warning("log.unanswered", partition=followed.partition, reason=reason_of(error))
                 await asyncio.sleep(RETRY_S)
 
     async def _read_on(self, followed: Followed) -> bool:
@@ -216,6 +218,10 @@ class Follower:
             following = [one for one in page.events if track.place(one.position) is Place.NEXT]
             await self._apply(following, [followed])
             self._consumer.read_on(len(following))
+            if following:
+                log.info(
+                    "log.read", partition=partition, events=len(following), position=track.position
+                )
             track.reach(page.head)
             await self._set_aside_beyond(track, held, page.head)
             await self._release(followed)

@@ -56,6 +56,25 @@ class Item:
         return self.source.arrived[self.tag]
 
     @property
+    def partition(self) -> int | None:
+        """The partition whose queue it came from; None for a queue that every worker reads."""
+        return self.source.lease.partition if self.source.lease else None
+
+    @property
+    def traceparent(self) -> str | None:
+        """Its sender's trace context, as the sender wrote it."""
+        return self._text("traceparent")
+
+    @property
+    def tracestate(self) -> str | None:
+        """What else its sender's tracing system says."""
+        return self._text("tracestate")
+
+    def _text(self, header: str) -> str | None:
+        value = (self.delivery.header.properties.headers or {}).get(header)
+        return value if isinstance(value, str) else None
+
+    @property
     def returns(self) -> int:
         """How often it was delivered before and came back unsettled."""
         headers = self.delivery.header.properties.headers or {}

@@ -1,15 +1,23 @@
-"""Sets up structlog: JSON lines for machines, coloured lines for people, never a local variable."""
+"""Sets up structlog: JSON lines for machines, coloured lines for people, and no content in either.
+
+A traceback tells types and places. It has neither local variables nor the exceptions' own words:
+these may quote the record that they stumbled over.
+"""
 
 import logging
 import sys
+from typing import Any, Final, TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import ExcInfo, Processor
 
+from shared.broker import Delivery
 from shared.settings import LogFormat, LogLevel
 
 _TELL_US_THEMSELVES = ("aiormq", "aio_pika")
 """Libraries whose errors reach us as exceptions; their own lines would say it twice."""
+_TRACEBACKS: Final = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+_KEPT: Final = ("exc_type", "is_cause", "is_group", "frames")
 
 
 def set_up_logs(level: LogLevel, format_: LogFormat, **bound: str) -> None:
@@ -31,14 +39,51 @@ def set_up_logs(level: LogLevel, format_: LogFormat, **bound: str) -> None:
 
 def _renderer(format_: LogFormat) -> list[Processor]:
     if format_ == "console":
-        plain = structlog.dev.plain_traceback
-        colors = sys.stderr.isatty()
-        return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
-    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                repr_native_str=True,  # what others sent may hold line breaks and escape codes
+                exception_formatter=_write_traceback,
+            )
+        ]
     return [
-        structlog.processors.ExceptionRenderer(tracebacks),
+        structlog.processors.ExceptionRenderer(_traceback),
         structlog.processors.JSONRenderer(),
     ]
+
+
+def _traceback(exc_info: ExcInfo) -> list[dict[str, Any]]:
+    return [_without_words(stack) for stack in _TRACEBACKS(exc_info)]
+
+
+def _without_words(stack: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in stack.items() if name in _KEPT}
+    groups = stack.get("exceptions", ())
+    return {**kept, "exceptions": [[_without_words(one) for one in group] for group in groups]}
+
+
+def _write_traceback(out: TextIO, exc_info: ExcInfo) -> None:
+    for stack in _flat(_traceback(exc_info)):
+        out.writelines(
+            f"\n  {frame['filename']}:{frame['lineno']} in {frame['name']}"
+            for frame in stack["frames"]
+        )
+        out.write(f"\n{stack['exc_type']}")
+
+
+def _flat(stacks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """List the causes before what they caused."""
+    return [
+        one
+        for stack in reversed(stacks)
+        for one in (*(each for group in stack["exceptions"] for each in _flat(group)), stack)
+    ]
+
+
+def ids_of(delivery: Delivery) -> dict[str, str | None]:
+    """Return what a line about one message names it by."""
+    properties = delivery.header.properties
+    return {"message_id": properties.message_id, "correlation_id": properties.correlation_id}
 
 
 def _adopt_standard_logging(shared: list[Processor], format_: LogFormat) -> None:

@@ -20,6 +20,7 @@ from shared.lag import FRESH_S
 from shared.log_client import LogClient
 from shared.metrics import LAST_LOOK, QUEUE_CONSUMERS, QUEUE_MESSAGES
 from shared.readiness import Readiness
+from shared.reasons import words_of
 from shared.refusals import DATABASES, explained
 from shared.requests import Requests
 from shared.settings import WorkerSettings
@@ -177,4 +178,4 @@ def _trouble(at: str, error: Exception) -> tuple[str, str]:
         case TimeoutError():
             return at, f"the {at} does not answer within {PATIENCE_S:g} s"
         case _:
-            return at, " ".join(str(error).split()) or type(error).__name__
+            return at, words_of(error)

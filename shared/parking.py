@@ -78,7 +78,7 @@ class ParkingQueue:
             except Exception as error:  # noqa: BLE001 - whatever it is, the event stays
                 _tell("event.still_parked", event, error)
             else:
-                log.info("event.unparked", partition=event.partition, position=event.position)
+                log.info("event.unparked", **_place(event))
                 return True
         self._newest[event.subject] = event.position
         return False
@@ -96,4 +96,13 @@ class ParkingQueue:
 
 
 def _tell(what: str, event: CloudEvent, error: Exception) -> None:
-    log.error(what, partition=event.partition, position=event.position, reason=type(error).__name__)
+    log.error(what, reason=type(error).__name__, **_place(event))
+
+
+def _place(event: CloudEvent) -> dict[str, str | int]:
+    return {
+        "message_id": event.id,
+        "correlation_id": event.correlationid,
+        "partition": event.partition,
+        "position": event.position,
+    }

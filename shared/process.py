@@ -6,7 +6,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 import structlog
@@ -14,13 +14,14 @@ import uvloop
 from tenacity import AsyncRetrying, RetryCallState, retry_if_not_exception_type
 from tenacity.wait import wait_random_exponential
 
-from shared.broker import BROKER_ERRORS
+from shared.broker import BROKER_ERRORS, ConnectionLost
 from shared.errors import ConsentError, SchemaError, SettingsError, TopologyMissing
 from shared.garbage import collect_seldom
 from shared.metrics import SESSIONS_LOST
 from shared.observer import Observer
 from shared.operations import serve_operations
 from shared.readiness import Readiness
+from shared.reasons import reason_of, words_of
 from shared.settings import WorkerSettings
 
 DRAIN_S: Final = 8
@@ -60,6 +61,7 @@ async def _run(
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_tell)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stop, loop)
     observing = observer.running() if settings.http_port else nullcontext()
@@ -67,6 +69,13 @@ async def _run(
         log.info("worker.started", worker_id=settings.worker_id)
         await supervise(session, readiness, stop)
         log.info("worker.stopped")
+
+
+def _tell(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody caught; asyncio's own line would quote what the callback was called with."""
+    error = context.get("exception")
+    reason = reason_of(error) if error else context["message"]
+    log.error("error.uncaught", reason=reason, exc_info=error)
 
 
 def _stop(stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
@@ -90,7 +99,8 @@ async def supervise(session: Session, readiness: Readiness, stop: asyncio.Event)
     def stopped(state: RetryCallState) -> None:
         """Whoever is stopped while it waits has nothing in hand; while it drains, it has."""
         if readiness.missing == "drain" and state.outcome is not None:
-            _leave_at_once(f"the session was lost in the drain: {state.outcome.exception()}")
+            lost = reason_of(state.outcome.exception() or ConnectionLost())
+            _leave_at_once(f"the session was lost in the drain: {lost}")
 
     while not stop.is_set():
         async for attempt in AsyncRetrying(
@@ -118,7 +128,7 @@ async def _one_session(
         was_ready = readiness.missing is None
         if isinstance(reason, TopologyMissing):
             readiness.waits_for("topology")
-        readiness.failed(str(reason) or type(reason).__name__)
+        readiness.failed(words_of(reason))
         if not was_ready:
             raise reason from None
         SESSIONS_LOST.inc()
@@ -153,7 +163,7 @@ class _Failures:
             self.say(error, "session.waiting")
 
     def say(self, error: BaseException, event: str) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         said_before = event != "session.lost" and reason == self._said
         if said_before and monotonic() - self._said_at < SAY_AGAIN_S:
             return

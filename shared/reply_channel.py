@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from shared.broker import BROKER_ERRORS, Broker, Channel, Outgoing, connect, publish_at_once
+from shared.reasons import reason_of
 from shared.requests import REPLY_QUEUE
 
 log = structlog.get_logger()
@@ -44,7 +45,8 @@ class ReplyChannel:
             if direct:
                 await publish_at_once(await self._direct_reply_channel(), direct)
         except BROKER_ERRORS as error:
-            log.warning("reply.lost", reason=f"{type(error).__name__}: {error}")
+            lost = [one.properties.correlation_id for one in direct]
+            log.warning("reply.lost", correlation_ids=lost, reason=reason_of(error))
 
     async def close(self) -> None:
         """Close the connection for direct replies, after what was sent on it."""

@@ -17,6 +17,7 @@ from shared.broker import (
     publish,
 )
 from shared.errors import NoAnswer
+from shared.tracing import context_headers
 
 REPLY_QUEUE: Final = "amq.rabbitmq.reply-to"
 """A pseudo-queue that needs no declaring: replies come straight to this channel."""
@@ -92,6 +93,7 @@ def _message(request: Request) -> Outgoing:
         content_type="application/json",
         correlation_id=request.message_id,
         delivery_mode=2 if request.persistent else 1,
+        headers=dict(context_headers()) or None,
         message_id=request.message_id,
         message_type=request.type,
         reply_to=REPLY_QUEUE,

@@ -24,7 +24,9 @@ from shared.errors import (
 from shared.follower import Follower
 from shared.intake import Intake, Item
 from shared.log_client import LogClient
+from shared.logs import ids_of
 from shared.parking import Handle, Parking, ParkingQueue
+from shared.reasons import reason_of
 from shared.replies import Detail
 from shared.requests import Requests
 from shared.subscription_queue import become_reader, check_name, declare_durable, declare_passing
@@ -169,7 +171,7 @@ class Subscription:
         except BROKER_ERRORS as error:
             if not self._began:
                 raise
-            log.warning("subscription.lost", queue=self._wanted.queue, reason=str(error))
+            log.warning("subscription.lost", queue=self._wanted.queue, reason=reason_of(error))
             await asyncio.sleep(PAUSE_S)
 
     async def _over(self, broker: Broker) -> None:
@@ -243,7 +245,7 @@ class Subscription:
     def _tell(self, state: RetryCallState) -> None:
         """Say why there is no subscription, when the reason changes."""
         error = state.outcome.exception() if state.outcome else None
-        reason = f"{type(error).__name__}: {error}"
+        reason = reason_of(error) if error else ""
         if reason != self._said:
             log.warning("subscription.waiting", queue=self._wanted.queue, reason=reason)
         self._said = reason
@@ -308,9 +310,14 @@ class Handing:
 
     async def set_aside(self, item: Item, details: Sequence[Detail]) -> None:
         """Drop what is no event of the log; the log has all that are."""
-        log.error("delivery.dropped", queue=item.source.queue, reason=details[0].field)
+        log.error(
+            "delivery.dropped",
+            queue=item.source.queue,
+            reason=details[0].field,
+            **ids_of(item.delivery),
+        )
 
-    def took(self, deliveries: int, events: int, seconds: float) -> None:
+    def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
         """Nothing is measured here."""
 
     def read_on(self, events: int) -> None:
@@ -334,6 +341,8 @@ async def _heads(log_client: LogClient, partitions: int) -> list[int]:
 def _tell_parked(event: CloudEvent, error: Exception) -> None:
     log.error(
         "event.parked",
+        message_id=event.id,
+        correlation_id=event.correlationid,
         partition=event.partition,
         position=event.position,
         reason=type(error).__name__,
