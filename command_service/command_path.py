@@ -63,7 +63,8 @@ class CommandPath:
         if await self._suspects.is_guilty(item):
             await self._settler.give_up(item)
         else:
-            await self._handle_and_settle([item])
+            async with self._suspects.excused_from_what_others_do(item):
+                await self._handle_and_settle([item])
         await self._suspects.acquit(item)
 
     async def _handle_and_settle(self, items: Sequence[Item]) -> None:

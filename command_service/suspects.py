@@ -6,14 +6,23 @@ a time, and each is written down before: the one that was begun again and again 
 is the culprit.
 """
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
 from typing import Final
 
+import asyncpg
+
 from shared.database import Pool
 from shared.intake import Item
+from shared.process import EXPECTED
 from shared.statements import statement
 
 MOST_ATTEMPTS: Final = 5
+EXCUSED_WITHIN_S: Final = 2.0
+AT_FAULT: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+"""What the database says of a message's content, not of itself."""
 
 _NOTE_ATTEMPT = statement("command_service", "note_attempt")
 _ACQUIT = statement("command_service", "acquit")
@@ -30,9 +39,26 @@ class Suspects:
         attempts = await self._pool.fetchval(_NOTE_ATTEMPT, _digest(item))
         return int(attempts or 0) > MOST_ATTEMPTS
 
+    @asynccontextmanager
+    async def excused_from_what_others_do(self, item: Item) -> AsyncIterator[None]:
+        """Acquit the message where a server, or another worker, kept it from being handled."""
+        try:
+            yield
+        except BaseException as error:
+            if not _blames_the_message(error):
+                with suppress(Exception):
+                    await asyncio.wait_for(self.acquit(item), EXCUSED_WITHIN_S)
+            raise
+
     async def acquit(self, item: Item) -> None:
         """Forget a message that was handled or set aside."""
         await self._pool.execute(_ACQUIT, _digest(item))
+
+
+def _blames_the_message(error: BaseException) -> bool:
+    if isinstance(error, AT_FAULT):
+        return True
+    return not isinstance(error, (asyncio.CancelledError, *EXPECTED))
 
 
 def _digest(item: Item) -> bytes:

@@ -26,7 +26,10 @@ from shared.settings import WorkerSettings
 
 DRAIN_S: Final = 8
 """Below the ten seconds after which a container engine kills."""
+FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 2.0
+STEADY_S: Final = 15.0
+"""A session that was lost so long after the one before had held."""
 SAY_AGAIN_S: Final = 30
 HURRIED: Final = 3
 """Exit code of a worker that left before it was drained."""
@@ -133,7 +136,7 @@ async def _one_session(
             raise reason from None
         SESSIONS_LOST.inc()
         failures.say(reason, "session.lost")
-        await _pause(0.2, stop)
+        await _pause(failures.next_pause(), stop)
 
 
 async def _pause(seconds: float, stop: asyncio.Event) -> None:
@@ -157,6 +160,16 @@ class _Failures:
         self._readiness = readiness
         self._said = ""
         self._said_at = 0.0
+        self._lost_at = 0.0
+        self._pause_s = FIRST_PAUSE_S
+
+    def next_pause(self) -> float:
+        """Tell how long to pause: longer each time while no session holds."""
+        now = monotonic()
+        soon = now - self._lost_at < STEADY_S
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if soon else FIRST_PAUSE_S
+        self._lost_at = now
+        return self._pause_s
 
     def note(self, state: RetryCallState) -> None:
         if state.outcome is not None and (error := state.outcome.exception()) is not None:

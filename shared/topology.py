@@ -10,8 +10,13 @@ from shared import names
 from shared.broker import Broker, Channel
 from shared.errors import SchemaError, SettingsError
 
-DELIVERY_LIMIT: Final = 20
-"""How often a message may come back before it is set aside in the dead letters."""
+DELIVERY_LIMIT: Final = 100_000
+"""How often a message may come back before the broker sets it aside in the dead letters.
+
+A queue without a limit puts what comes back at its end. The limit counts whatever made a worker
+let go, a database's bad hour as well, so no such hour may reach it; a message that ends workers is
+found out by them, long before.
+"""
 NO_LIMIT: Final = 1_000_000
 """For the dead letters, where people look at a message and put it back."""
 QUERY_TTL_MS: Final = 30_000

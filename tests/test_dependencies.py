@@ -4,9 +4,12 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+import asyncpg
 import pytest
 
-from tests.amqp import open_client
+from command_service.suspects import MOST_ATTEMPTS
+from shared.intake import SUSPICIOUS
+from tests.amqp import body_of, open_client
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment, Worker, open_deployment
 from tests.eventually import eventually
@@ -74,6 +77,40 @@ SERVERS: list[tuple[str, Callable[[Sandbox], tuple[Server, ...]]]] = [
 ]
 
 
+FULL = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER full_disk BEFORE INSERT ON command_receipts FOR EACH STATEMENT
+    EXECUTE FUNCTION refuse();
+"""
+MANY_SESSIONS = SUSPICIOUS + MOST_ATTEMPTS + 2
+
+
+async def test_a_database_that_answers_and_refuses_to_write_costs_no_command(
+    durable: Sandbox, away: Deployment
+) -> None:
+    connection = await asyncpg.connect(away.event_store_url)
+    await connection.execute(FULL)
+    worker = away.start("command_service")
+    async with open_client(away.rabbitmq_url, PARTITIONS) as client:
+        sent = [
+            await client.send("GrantConsent", body_of("GrantConsent", f"p-full-{patient}"))
+            for patient in range(40)
+        ]
+        # So often that a message which ends workers would have been found out.
+        await eventually(lambda: lost(worker, MANY_SESSIONS), within=120)
+        await connection.execute("DROP TRIGGER full_disk ON command_receipts")
+        await connection.close()
+        outcomes = [await client.reply(one, within=60) for one in sent]
+        assert {one["status"] for one in outcomes} == {"accepted"}
+        letters = await client.channel.get_queue("consent.dead-letters", ensure=False)
+        assert await letters.get(fail=False) is None
+
+
+async def lost(worker: Worker, sessions: int) -> bool:
+    return worker.log.count("session.lost") >= sessions
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("what", "servers"), SERVERS, ids=["broker", "databases"])
 async def test_what_goes_away_is_missed_and_used_again_by_both_workers_when_it_is_back(
@@ -120,7 +157,7 @@ async def test_commands_in_flight_survive_every_server_going_down_in_turn(
     durable: Sandbox, away: Deployment
 ) -> None:
     away.start_both()
-    accepted = 0
+    accepted = await log_size(away)
     for number, server in enumerate(
         (durable.event_store_server, durable.read_model_server, durable.broker)
     ):

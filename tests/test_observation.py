@@ -209,7 +209,7 @@ async def test_an_exchange_that_was_deleted_is_named(running: Running, sandbox: 
     assert done.returncode == 0, done.stderr
 
 
-OLDER: Final = "UPDATE _pogo_migration SET migration_id = migration_id || '-of-another-version'"
+OLDER: Final = "DELETE FROM _pogo_migration WHERE migration_id LIKE '0003-%'"
 NEWER: Final = """INSERT INTO _pogo_migration
     SELECT (jsonb_populate_record(one, '{"migration_id": "9999-later", "migration_hash": "x"}')).*
       FROM _pogo_migration one LIMIT 1"""

@@ -176,7 +176,8 @@ class Faults:
             await asyncio.sleep(fault.amount if fault.variant == "twice" else 0)
             code = await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S)
         self.counts["hurried"] += code == HURRIED
-        slot.note_exit(code)
+        if not (fault.variant == "twice" and code == -signal.SIGTERM):  # it came after the end
+            slot.note_exit(code)
         slot.replace()
 
     async def _cut(self, fault: Fault) -> None:
