@@ -115,10 +115,13 @@ class Follower:
     async def keep_up(self) -> None:
         """Fill gaps, and look now and then whether a quiet partition has missed something."""
         while True:
-            async with asyncio.TaskGroup() as group:
-                for followed in self._followed.values():
-                    if followed.is_due(monotonic()):
-                        group.create_task(self._catch_up(followed))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for followed in self._followed.values():
+                        if followed.is_due(monotonic()):
+                            group.create_task(self._catch_up(followed))
+            except ExceptionGroup as failures:
+                raise failures.exceptions[0]  # noqa: B904 - it keeps its own cause
             if not any(followed.track.held for followed in self._followed.values()):
                 self._gap.clear()
             await _wait(self._gap, FIRST_CHECK_S)
