@@ -18,12 +18,15 @@ from command_service.snapshot_writer import SnapshotWriter
 from command_service.stream_cache import StreamCache
 from command_service.suspects import Suspects
 from shared import tracing
-from shared.errors import Conflict
+from shared.errors import Conflict, DecidedBefore
 from shared.intake import SUSPICIOUS, Intake, Item
 from shared.metrics import LAST_PROGRESS
 from shared.replies import CommandRejected, Outcome
 
 MAX_BATCH: Final = 500
+FEW: Final = 20
+"""Commands for which no receipts are read at first: the append itself finds out a repeated one.
+Where more are at stake, a look costs less than a batch that has to be decided again."""
 
 log = structlog.get_logger()
 
@@ -87,12 +90,19 @@ class CommandPath:
             for item in items
             if item.source.lease
         }
+        look = len(received) > FEW or any(item.delivery.redelivered for item in items)
         while True:
-            batch = await self._load(received)
+            batch = await self._load(received, receipts=look)
+            if not look and batch.has_unreadable:
+                look = True  # such a patient's commands get no receipt that could be in the way
+                continue
             answers = [_answer(batch, one) for one in decoded]
             try:
                 with tracing.span(tracing.APPEND):
                     appended = await self._store.append(list(batch.decided.values()), epochs)
+            except DecidedBefore:
+                look = True
+                continue
             except Conflict:
                 self.streams.clear()
                 continue
@@ -107,15 +117,16 @@ class CommandPath:
             return strayed(received, self._partitions)
         return received
 
-    async def _load(self, received: Sequence[Received]) -> Batch:
-        """Read receipts, and the patients that are not in memory, side by side."""
+    async def _load(self, received: Sequence[Received], *, receipts: bool) -> Batch:
+        """Read the patients that are not in memory, and receipts beside them if wanted."""
         patients = {one.command.patient_id for one in received}
         known = {one: stream for one in patients if (stream := self.streams.get(one))}
-        receipts, read = await asyncio.gather(
-            self._store.read_receipts(list({one.command_id for one in received})),
-            self._store.read_streams(list(patients - known.keys())),
-        )
-        return Batch(receipts, {**dict.fromkeys(patients, EMPTY), **known, **read})
+        reading = self._store.read_streams(list(patients - known.keys()))
+        if not receipts:
+            return Batch({}, {**dict.fromkeys(patients, EMPTY), **known, **await reading})
+        ids = list({one.command_id for one in received})
+        decided, read = await asyncio.gather(self._store.read_receipts(ids), reading)
+        return Batch(decided, {**dict.fromkeys(patients, EMPTY), **known, **read})
 
     def _remember(self, batch: Batch) -> None:
         decided = [decision.received for decision in batch.decided.values()]

@@ -81,6 +81,11 @@ class Batch:
     """Every patient of the batch who has a history; it moves on with each decision."""
     decided: dict[UUID, Decision] = field(default_factory=dict)
 
+    @property
+    def has_unreadable(self) -> bool:
+        """Whether the history of one of the patients can't be read."""
+        return any(stream.unreadable for stream in self.streams.values())
+
     def answer(self, received: Received, new_id: Callable[[], UUID]) -> Answer:
         """Decide one command; what was decided before for its id stands."""
         earlier = self.receipts.get(received.command_id)

@@ -23,7 +23,7 @@ from command_service.recorded_event import RecordedEvent
 from command_service.replay import replay
 from command_service.snapshot import FORMAT, Snapshot, SnapshotError
 from shared.database import Pool
-from shared.errors import Conflict, Fenced
+from shared.errors import Conflict, DecidedBefore, Fenced
 from shared.events import UnknownEventError, read_event
 from shared.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
 from shared.statements import statement
@@ -42,8 +42,8 @@ _NO_FORMAT: Final = 0
 """No snapshot has it, so that histories are read from the start."""
 
 _CONFLICTS: Final = {
-    "events_stream_version_key": "another writer appended to the same patient first",
-    "command_receipts_command_id_key": "another writer decided the same command id first",
+    "events_stream_version_key": Conflict,
+    "command_receipts_command_id_key": DecidedBefore,
 }
 
 log = structlog.get_logger()
@@ -80,8 +80,8 @@ class EventStore:
         """Record decisions and their events in one transaction.
 
         `epochs` holds the epoch of each partition owned. Raises Fenced where another worker
-        took one of the partitions, Conflict where another writer was first: nothing is
-        recorded then.
+        took one of the partitions, DecidedBefore where a command id has a receipt already,
+        Conflict where another writer was first: nothing is recorded then.
         """
         if not decisions:
             return Appended((), {})
@@ -175,8 +175,8 @@ class EventStore:
 
 
 def _conflict(error: asyncpg.UniqueViolationError) -> Exception:
-    reason = _CONFLICTS.get(error.constraint_name or "")
-    return Conflict(reason) if reason else error
+    kind = _CONFLICTS.get(error.constraint_name or "")
+    return kind("another writer was first") if kind else error
 
 
 def _columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:

@@ -22,7 +22,8 @@ PAGE: Final = 500
 MOST_IN_MEMORY: Final = 5_000
 """Events kept for a partition whose publishing lags; past that they are read from the log."""
 MARK_EVERY_S: Final = 0.5
-
+"""How often the database is told what the broker has confirmed; what it was not told goes out
+again after a death."""
 
 log = structlog.get_logger()
 
@@ -67,7 +68,6 @@ class Publisher:
         self._outboxes: dict[int, Outbox] = {}
         self._wake = asyncio.Event()
         self._marked: dict[int, int] = {}
-        self._marked_at = 0.0
 
     async def open(self, lease: Lease) -> None:
         """Begin with whatever the last owner had not confirmed."""
@@ -96,10 +96,14 @@ class Publisher:
             window = await self._next_window()
             if window:
                 await self._publish(window)
-                await self._mark_now_and_then()
             else:
-                await self._mark()
                 await self._wait()
+
+    async def keep_marking(self) -> None:
+        """Remember now and then what the broker has confirmed, until cancelled."""
+        while True:
+            await asyncio.sleep(MARK_EVERY_S)
+            await self._mark()
 
     async def _wait(self) -> None:
         self._wake.clear()
@@ -136,10 +140,6 @@ class Publisher:
             milliseconds=round((monotonic() - began) * 1000, 1),
         )
 
-    async def _mark_now_and_then(self) -> None:
-        if monotonic() - self._marked_at > MARK_EVERY_S:
-            await self._mark()
-
     async def _mark(self) -> None:
         moved = {
             number: box.published
@@ -150,4 +150,3 @@ class Publisher:
             epochs = {number: self._outboxes[number].lease.epoch for number in moved}
             await self._store.mark_published(moved, epochs)
             self._marked |= moved
-        self._marked_at = monotonic()

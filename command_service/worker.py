@@ -60,8 +60,10 @@ class CommandWorker:
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
         return (
+            self._intake.keep_acknowledging(),
             self._path.run(),
             self._publisher.run(),
+            self._publisher.keep_marking(),
             self._log_reader.run(),
             self._snapshots.run(),
         )

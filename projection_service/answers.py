@@ -1,6 +1,6 @@
 """Answers queries from the read model, in batches; some wait for the projection to catch up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
@@ -65,6 +65,13 @@ class Answers:
         self._read_model = read_model
         self._past = past
         self._waiting: list[Asked] = []
+        self._looked_for: frozenset[str] = frozenset()
+        """The patients of whom some query in hand wants a version."""
+
+    def progressed(self, versions: Mapping[str, int]) -> None:
+        """Look again at once where a query waits for one of these patients."""
+        if not self._looked_for.isdisjoint(versions):
+            self._intake.wake()
 
     async def run(self) -> None:
         """Take whatever has been asked, and look again for those that wait."""
@@ -74,6 +81,7 @@ class Answers:
             )
             began = monotonic()
             asked = [*self._waiting, *await self._read(items)]
+            self._looked_for = frozenset(one.query.patient_id for one in asked)
             self._waiting = await self._answer(asked)
             if items:
                 log.info(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
-from projection_service.fold import fold, keys, read
+from projection_service.fold import fold, read
+from projection_service.known import KnownPatients
 from projection_service.read_model import Move
 from projection_service.shadow import Shadow
 from shared.cloud_event import CloudEvent
@@ -50,9 +51,10 @@ class Filling:
 
     async def _fill(self, partition: int, target: int) -> None:
         position = await self.shadow.model.open_checkpoint(partition)
+        known = KnownPatients(self.shadow.model)
         while position < target:
             events = await self._read(partition, position, min(position + BATCH, target))
-            await self._project(partition, position, events)
+            await self._project(known, position, events)
             position = events[-1].position
             self.done(len(events))
 
@@ -74,16 +76,15 @@ class Filling:
             after = events[-1].position
         return events
 
-    async def _project(self, partition: int, position: int, events: Sequence[CloudEvent]) -> None:
-        model = self.shadow.model
+    async def _project(
+        self, known: KnownPatients, position: int, events: Sequence[CloudEvent]
+    ) -> None:
         facts = [(event, read(event)) for event in events]
-        consents, parked = await asyncio.gather(
-            model.read_consents(keys(facts)),
-            model.read_parked(list({event.subject for event in events})),
-        )
-        changes = fold(facts, consents, parked)
-        changes.moves = {partition: Move(self.shadow.epoch, position, events[-1].position)}
-        await model.project(changes)
+        changes = fold(facts, *await known.load(facts))
+        last = events[-1]
+        changes.moves = {last.partition: Move(self.shadow.epoch, position, last.position)}
+        await self.shadow.model.project(changes)
+        known.note(changes)
 
 
 def _check_whole(partition: int, after: int, events: Sequence[CloudEvent], head: int) -> None:

@@ -1,13 +1,13 @@
 """Projects events that follow the checkpoints: read → fold → project, one transaction a batch."""
 
-import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
 
 from projection_service import metrics
-from projection_service.fold import fold, keys, read
+from projection_service.fold import fold, read
+from projection_service.known import KnownPatients
 from projection_service.read_model import Changes, Move, ReadModel
 from shared import tracing
 from shared.broker import Channel, publish_in_order
@@ -36,10 +36,11 @@ class Projector:
         read_model: ReadModel,
         log_client: LogClient,
         dead_letters: Channel,
-        on_progress: Callable[[], None],
+        on_progress: Callable[[Mapping[str, int]], None],
     ) -> None:
-        """`on_progress` is called whenever patients' versions have moved on."""
+        """`on_progress` is told the versions that patients have reached."""
         self._read_model = read_model
+        self._known = KnownPatients(read_model)
         self._dead_letters = dead_letters
         self._on_progress = on_progress
         self._leases: dict[int, Lease] = {}
@@ -51,6 +52,7 @@ class Projector:
     async def open(self, lease: Lease) -> None:
         """Begin with a partition where its last owner stopped."""
         checkpoint = await self._read_model.open_checkpoint(lease.partition)
+        self._known.forget(lease.partition)
         self._leases[lease.partition] = lease
         self._follower.open(lease.partition, Track(checkpoint))
 
@@ -66,14 +68,11 @@ class Projector:
 
     async def _apply(self, events: Sequence[CloudEvent]) -> None:
         facts = [(event, read(event)) for event in events]
-        patients = list({event.subject for event in events})
-        consents, parked = await asyncio.gather(
-            self._read_model.read_consents(keys(facts)), self._read_model.read_parked(patients)
-        )
-        changes = fold(facts, consents, parked)
+        changes = fold(facts, *await self._known.load(facts))
         changes.moves = self._moves(events)
         await self._read_model.project(changes)
-        self._on_progress()
+        self._known.note(changes)
+        self._on_progress(changes.versions)
         _tell_parked(changes)
 
     def _moves(self, events: Iterable[CloudEvent]) -> dict[int, Move]:

@@ -45,7 +45,7 @@ class ProjectionWorker:
             read_model,
             LogClient(await Requests.open(broker)),
             await broker.channel(confirms=True),
-            on_progress=queries.wake,  # some of them wait for a version
+            on_progress=answers.progressed,
         )
         OLDEST_IN_HAND.labels("events").set_function(intake.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
@@ -54,7 +54,12 @@ class ProjectionWorker:
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
-        return self._projector.run(), self._projector.keep_up(), self._answers.run()
+        return (
+            self._intake.keep_acknowledging(),
+            self._projector.run(),
+            self._projector.keep_up(),
+            self._answers.run(),
+        )
 
     async def take(self, lease: Lease) -> None:
         """Go on where the last owner stopped."""

@@ -12,6 +12,7 @@ class ConsentError(Exception):
     ├── TopologyMissing      a queue or exchange is not there (yet); wait for the operator
     ├── Fenced               another worker owns the partition now; let go of it
     ├── Conflict             somebody appended first; read again, decide again
+    │   └── DecidedBefore    a command id has a receipt already: read it
     ├── NotNow               something is in the way; nothing was changed, try again; exit code 3
     ├── NoAnswer             no reply came in time; ask again with the same command id
     ├── NotHandled           a subscriber's handler failed, and the event can't be parked
@@ -51,6 +52,10 @@ class Fenced(ConsentError):
 
 class Conflict(ConsentError):
     """A decision was made on facts that had changed; nothing was written."""
+
+
+class DecidedBefore(Conflict):
+    """A command id of the batch was decided before; nothing was written."""
 
 
 class NotNow(ConsentError):

@@ -15,6 +15,8 @@ from shared.leases import Lease
 
 CONSUMED_WITHIN_S: Final = 30.0
 """RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""
+ACKNOWLEDGE_EVERY_S: Final = 0.05
+"""An acknowledgement costs the broker as much as a message: one for several settles them all."""
 SUSPICIOUS: Final = 4
 """A message that came back so often may be what kills workers; less can be anybody's bad luck."""
 
@@ -31,8 +33,10 @@ class Source:
     """Whether what is delivered now is left unsettled, to go back when the channel closes."""
     in_hand: int = 0
     """Delivered and not yet settled."""
+    settled: int = 0
+    """The newest delivery tag that is done with, together with all before it."""
     acknowledged: int = 0
-    """The newest delivery tag that was acknowledged, together with all before it."""
+    """The newest delivery tag that the broker was told so of."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: dict[int, float] = field(default_factory=dict)
     """When each delivery in hand came, by its tag and the monotonic clock, the oldest first."""
@@ -96,6 +100,7 @@ class Intake:
     def __init__(self, broker: Broker, *, prefetch: int) -> None:
         self._broker = broker
         self._prefetch = prefetch
+        self._many = prefetch // 4
         self._inbox: deque[Item] = deque()
         self._arrived = asyncio.Event()
         self._woken = False
@@ -145,18 +150,31 @@ class Intake:
         self._arrived.set()
 
     async def settle(self, items: Iterable[Item]) -> None:
-        """Acknowledge these items, and with them all that came before them on their queues."""
-        newest: dict[Source, Item] = {}
+        """Be done with these items, and with all that came before them on their queues.
+
+        They are acknowledged soon, many at once; one that is suspicious at once, and for certain.
+        """
+        suspicious: set[Source] = set()
+        touched: set[Source] = set()
         for item in items:
-            before = newest.get(item.source)
-            newest[item.source] = item if before is None or item.tag > before.tag else before
-            self._done(item)
-        for source, item in newest.items():
-            if item.tag > source.acknowledged:
-                source.acknowledged = item.tag
-                await source.channel.basic_ack(item.tag, multiple=True, wait=False)
+            source = item.source
+            source.settled = max(source.settled, item.tag)
+            touched.add(source)
             if item.returns >= SUSPICIOUS:
-                await self._barrier(source)
+                suspicious.add(source)
+            self._done(item)
+        for source in touched:
+            if source in suspicious or source.settled - source.acknowledged >= self._many:
+                await _acknowledge(source)
+        for source in suspicious:
+            await self._barrier(source)
+
+    async def keep_acknowledging(self) -> None:
+        """Acknowledge now and then what is settled, until cancelled."""
+        while True:
+            await asyncio.sleep(ACKNOWLEDGE_EVERY_S)
+            for source in list(self._sources.values()):
+                await _acknowledge(source)
 
     def oldest_s(self) -> float:
         """Say for how many seconds the oldest delivery has been in hand; 0 where none is.
@@ -191,8 +209,10 @@ class Intake:
         self.let_go(self._withdraw(source))
 
     async def drained(self, queue: str) -> None:
-        """Return when all that is in hand of a queue is settled."""
-        await self._sources[queue].idle.wait()
+        """Return when all that is in hand of a queue is settled, and the broker told so."""
+        source = self._sources[queue]
+        await source.idle.wait()
+        await _acknowledge(source)
 
     async def close(self, queue: str) -> None:
         """Stop reading a queue; what is not settled goes back to it in order."""
@@ -224,3 +244,10 @@ class Intake:
         item.source.idle.clear()
         self._inbox.append(item)
         self._arrived.set()
+
+
+async def _acknowledge(source: Source) -> None:
+    """Tell the broker what is settled of a queue."""
+    if source.settled > source.acknowledged:
+        source.acknowledged = source.settled
+        await source.channel.basic_ack(source.settled, multiple=True, wait=False)

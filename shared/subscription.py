@@ -188,7 +188,12 @@ class Subscription:
         self._began, self._said = True, ""
         try:
             async with asyncio.TaskGroup() as group:
-                for loop in (follower.run(), follower.keep_up(), broker.wait_lost()):
+                for loop in (
+                    intake.keep_acknowledging(),
+                    follower.run(),
+                    follower.keep_up(),
+                    broker.wait_lost(),
+                ):
                     group.create_task(loop)
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0]  # noqa: B904 - it keeps its own cause
