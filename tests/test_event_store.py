@@ -125,7 +125,7 @@ async def test_one_command_id_raced_by_two_writers_is_decided_once(store: EventS
     results = await asyncio.gather(
         *(store.append(decisions, EPOCHS) for decisions in racing), return_exceptions=True
     )
-    assert sorted(type(result).__name__ for result in results) == ["Appended", "Conflict"]
+    assert sorted(type(result).__name__ for result in results) == ["Appended", "DecidedBefore"]
     streams = await store.read_streams([here, there])
     assert len(streams) == 1, "the loser's events are not in the log"
 

@@ -305,6 +305,11 @@ async def test_a_worker_of_the_version_before_refuses_one_patient_and_publishes_
 ) -> None:
     new = start_next(deployment, "command_service")
     newer = (await client.command("GrantConsent", "p-1"))["events"][0]["id"]
+    decided_body, decided_id = body_of("RevokeConsent", "p-1", id_="d-9"), str(uuid4())
+    decided = await client.reply(
+        await client.send("RevokeConsent", decided_body, message_id=decided_id)
+    )
+    assert decided["error"] == "consent_not_granted"
     assert new.stop() == 0
     await all_seen(seen, newer)
     seen.clear()
@@ -314,6 +319,8 @@ async def test_a_worker_of_the_version_before_refuses_one_patient_and_publishes_
     body, message_id = body_of("RevokeConsent", "p-1"), str(uuid4())
     refused = await client.reply(await client.send("RevokeConsent", body, message_id=message_id))
     assert (refused["status"], refused["error"]) == ("rejected", "unreadable_history")
+    repeated = await client.send("RevokeConsent", decided_body, message_id=decided_id)
+    assert await client.reply(repeated) == decided, "what was decided stands"
     other = await client.command("GrantConsent", "p-2")
     (dead,) = await client.dead_letters()
     assert dead.headers["x-consent-error"] == "unreadable_history"
