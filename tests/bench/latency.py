@@ -75,9 +75,11 @@ def measure(bench: Bench) -> Section:
                 with bench.steps.step(f"latency: the limit at {rate}/s, run {number}"):
                     samples = max(FEWEST_SAMPLES, round(LIMIT_S * rate))
                     limits[rate].append(asyncio.run(one_step(deployment, samples, rate)))
-                with bench.steps.step(f"latency: {rate}/s, run {number} of {sizes.runs}"):
-                    with asyncio.Runner(loop_factory=_punctual_loop) as runner:
-                        times = runner.run(_run(deployment, next(loads), rate))
+                with (
+                    bench.steps.step(f"latency: {rate}/s, run {number} of {sizes.runs}"),
+                    asyncio.Runner(loop_factory=_punctual_loop) as runner,
+                ):
+                    times = runner.run(_run(deployment, next(loads), rate))
                 runs[rate].append(times[round(WARM_UP_S * rate) :])
     how = [line.format(**vars(sizes)) for line in HOW]
     return Section("Latency", how, [*_figures(runs, limits), *_limits(limits)])
