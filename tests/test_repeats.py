@@ -43,9 +43,7 @@ async def test_an_id_that_was_used_for_another_patient_is_a_conflict_for_one_alo
     deployment.start("command_service").wait_ready()
     command_id = str(uuid4())
     patients = [f"p-{number}" for number in range(20)]
-    outcomes = [
-        await client.reply(await send(client, patient, command_id)) for patient in patients
-    ]
+    outcomes = [await client.reply(await send(client, patient, command_id)) for patient in patients]
     first, *later = outcomes
     assert first["status"] == "accepted"
     assert {one["error"] for one in later} == {"command_id_conflict"}
