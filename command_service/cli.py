@@ -19,6 +19,7 @@ from shared.broker import connect, virtual_host
 from shared.check import Management, tell
 from shared.command_line import (
     AsJson,
+    OlderThan,
     WorkerRole,
     clear_errors,
     new_app,
@@ -28,10 +29,9 @@ from shared.command_line import (
 from shared.database import connect_once
 from shared.database import migrate as migrate_database
 from shared.definitions import definitions, read_user
-from shared.durations import parse_duration
-from shared.errors import SettingsError
 from shared.findings import Needs
 from shared.permissions import Role, rabbitmqctl_lines
+from shared.purging import read_age
 from shared.settings import ClientSettings, read_settings
 from shared.topology import declare
 
@@ -129,9 +129,7 @@ def receipts() -> None:
     epilog="Example: python -m command_service receipts purge --older-than 90d --dry-run"
 )
 def purge(
-    older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="As 90d: units s m h d w y; 1d at least.")
-    ],
+    older_than: OlderThan,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count what would be deleted.")
     ] = False,
@@ -143,20 +141,13 @@ def purge(
     """
     with clear_errors():
         url = read_settings(EventStoreSettings).event_store_url
-        purged = asyncio.run(_purge(url, _age(older_than), dry_run=dry_run))
+        purged = asyncio.run(_purge(url, read_age(older_than), dry_run=dry_run))
     if json:
         print_json({"dry_run": dry_run, **asdict(purged)})
         return
     before = f"from before {purged.before.isoformat(timespec='seconds')}"
     count = f"would delete {purged.found:,}" if dry_run else f"deleted {purged.deleted:,}"
     typer.echo(f"{count} receipts {before}")
-
-
-def _age(text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise SettingsError(f"--older-than: {error}") from None
 
 
 async def _purge(url: str, older_than: timedelta, *, dry_run: bool) -> Purged:

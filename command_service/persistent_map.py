@@ -113,5 +113,5 @@ def _spread(entries: dict[Key, Value], shift: int) -> Node[Key, Value]:
         return entries
     leaves: list[dict[Key, Value]] = [{} for _ in range(WAYS)]
     for key, value in entries.items():
-        leaves[(hash(key) >> shift) & (WAYS - 1)][key] = value
+        leaves[_way(key, shift)][key] = value
     return Branch([_spread(leaf, shift + BITS) for leaf in leaves])

@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import asyncpg
-
 from shared.database import Connection
-from shared.errors import SettingsError
+from shared.purging import purging
 from shared.statements import statement
 
-SHORTEST_AGE: Final = timedelta(days=1)
-"""Whoever had no reply may be sending a younger command again."""
 ROWS_AT_ONCE: Final = 1_000
 """How many receipts are deleted in one transaction."""
 
@@ -41,17 +37,11 @@ async def purge_receipts(
     Each part is a transaction of its own: ended anywhere, it may be run again.
     Raises SettingsError for an age below a day, or a role that may not delete.
     """
-    if older_than < SHORTEST_AGE:
-        raise SettingsError("receipts younger than a day are not purged: --older-than 1d or more")
-    try:
+    with purging("receipts", older_than):
         (counted,) = await connection.fetch(_COUNT_RECEIPTS, older_than)
         purged = Purged(*counted)
         if not dry_run:
             await _delete(connection, purged, tell)
-    except asyncpg.DatetimeFieldOverflowError:
-        raise SettingsError("nothing is that old: give a shorter --older-than") from None
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise SettingsError(f"{error}: purge as the owner of the schema") from None
     return purged
 
 

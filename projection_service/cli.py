@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import Annotated, Final, TypeVar
 
 import typer
@@ -23,6 +22,7 @@ from shared import names
 from shared.check import Management, tell
 from shared.command_line import (
     AsJson,
+    OlderThan,
     WorkerRole,
     clear_errors,
     new_app,
@@ -31,9 +31,9 @@ from shared.command_line import (
 )
 from shared.database import Connection, connect_once
 from shared.database import migrate as migrate_database
-from shared.durations import parse_duration
 from shared.findings import Needs
 from shared.garbage import collect_seldom
+from shared.purging import read_age
 from shared.settings import read_settings
 
 Result = TypeVar("Result")
@@ -66,13 +66,6 @@ def migrate(worker_role: WorkerRole = None) -> None:
 
 parked_app = new_app("Events that could not be applied, and their patients' later ones.")
 app.add_typer(parked_app, name="parked")
-
-
-def _age(text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 PatientId = Annotated[str, typer.Argument(help="The patient's id.")]
@@ -130,10 +123,7 @@ app.add_typer(history_app, name="history")
     epilog="Example: python -m projection_service history purge --older-than 10y --dry-run"
 )
 def purge(
-    older_than: Annotated[
-        timedelta,
-        typer.Option(parser=_age, metavar="AGE", help="As 90d: units s m h d w y; 1d at least."),
-    ],
+    older_than: OlderThan,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count what would be removed.")
     ] = False,
@@ -148,7 +138,7 @@ def purge(
         purged = _with_read_model(
             lambda connection: purge_history(
                 connection,
-                older_than,
+                read_age(older_than),
                 dry_run=dry_run,
                 tell=lambda so_far: status.update(_removed(so_far)),
             )

@@ -11,7 +11,7 @@ from projection_service.known import KnownPatients
 from projection_service.read_model import Move
 from projection_service.shadow import Shadow
 from shared.cloud_event import CloudEvent
-from shared.errors import NotNow
+from shared.errors import NotNow, first_cause
 from shared.log_client import LogClient
 from shared.queries import MOST_EVENTS
 
@@ -42,7 +42,7 @@ class Filling:
                 for _ in range(LANES):
                     group.create_task(self._lane(todo, targets))
         except BaseExceptionGroup as several:
-            raise several.exceptions[0] from None
+            raise first_cause(several) from None
 
     async def _lane(self, todo: Iterator[int], targets: Mapping[int, int]) -> None:
         """Fill one partition after the other, of those that no other lane has taken."""

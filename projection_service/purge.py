@@ -8,11 +8,9 @@ from typing import Final
 import asyncpg
 
 from shared.database import Connection
-from shared.errors import SettingsError
+from shared.purging import purging
 from shared.statements import statement
 
-SHORTEST_AGE: Final = timedelta(days=1)
-"""What is younger may still be asked about by everybody: a slip must not remove it."""
 ROWS_AT_ONCE: Final = 2_000
 """How many rows one transaction looks at."""
 
@@ -48,9 +46,7 @@ async def purge_history(
     from what is half removed. Stopped anywhere, it may be run again. `tell` hears how far it is.
     Raises SettingsError for an age below a day, or a role that may not remove.
     """
-    if older_than < SHORTEST_AGE:
-        raise SettingsError("history younger than a day is not purged: --older-than 1d or more")
-    try:
+    with purging("history", older_than):
         purged = Purged(await connection.fetchval("SELECT now() - $1::interval", older_than))
         if dry_run:
             (counted,) = await connection.fetch(_COUNT_ENDED, purged.until)
@@ -58,10 +54,6 @@ async def purge_history(
         else:
             await connection.execute(_RAISE_HORIZON, purged.until)
             await _remove(connection, purged, tell)
-    except asyncpg.DatetimeFieldOverflowError:
-        raise SettingsError("nothing is that old: give a shorter --older-than") from None
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise SettingsError(f"{error}: purge as the owner of the schema") from None
     return purged
 
 

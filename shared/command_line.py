@@ -24,6 +24,10 @@ from shared.tracing import tracing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
 
+OlderThan = Annotated[
+    str, typer.Option(metavar="AGE", help="As 90d: units s m h d w y; 1d at least.")
+]
+
 WorkerRole = Annotated[
     str | None,
     typer.Option(

@@ -76,3 +76,10 @@ class QueryRefused(ConsentError):
     def __init__(self, error: str, message: str) -> None:
         super().__init__(message)
         self.error = error
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the first of a group of errors that fell over each other; another one as it is."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -10,7 +10,7 @@ import structlog
 from pydantic import ValidationError
 
 from shared.cloud_event import CloudEvent
-from shared.errors import NoAnswer
+from shared.errors import NoAnswer, first_cause
 from shared.intake import Intake, Item
 from shared.log_client import LogClient
 from shared.reasons import reason_of
@@ -121,7 +121,7 @@ class Follower:
                         if followed.is_due(monotonic()):
                             group.create_task(self._catch_up(followed))
             except ExceptionGroup as failures:
-                raise failures.exceptions[0]  # noqa: B904 - it keeps its own cause
+                raise first_cause(failures)  # noqa: B904 - it keeps its own cause
             if not any(followed.track.held for followed in self._followed.values()):
                 self._gap.clear()
             await _wait(self._gap, FIRST_CHECK_S)

@@ -15,8 +15,8 @@ from shared.leases import Lease
 
 CONSUMED_WITHIN_S: Final = 30.0
 """RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""
-ACKNOWLEDGE_EVERY_S: Final = 0.05
-"""An acknowledgement costs the broker as much as a message: one for several settles them all."""
+ACKNOWLEDGE_WITHIN_S: Final = 0.05
+"""An acknowledgement costs the broker as much as a message: one settles all until then."""
 SUSPICIOUS: Final = 4
 """A message that came back so often may be what kills workers; less can be anybody's bad luck."""
 
@@ -103,6 +103,7 @@ class Intake:
         self._many = prefetch // 4
         self._inbox: deque[Item] = deque()
         self._arrived = asyncio.Event()
+        self._settled = asyncio.Event()
         self._woken = False
         self._sources: dict[str, Source] = {}
 
@@ -168,13 +169,20 @@ class Intake:
                 await _acknowledge(source)
         for source in suspicious:
             await self._barrier(source)
+        self._settled.set()
 
     async def keep_acknowledging(self) -> None:
-        """Acknowledge now and then what is settled, until cancelled."""
+        """Acknowledge what is settled, a little later and together, until cancelled."""
         while True:
-            await asyncio.sleep(ACKNOWLEDGE_EVERY_S)
-            for source in list(self._sources.values()):
-                await _acknowledge(source)
+            await self._settled.wait()
+            await asyncio.sleep(ACKNOWLEDGE_WITHIN_S)
+            self._settled.clear()
+            await self.acknowledge()
+
+    async def acknowledge(self) -> None:
+        """Acknowledge all that is settled."""
+        for source in list(self._sources.values()):
+            await _acknowledge(source)
 
     def oldest_s(self) -> float:
         """Say for how many seconds the oldest delivery has been in hand; 0 where none is.

@@ -15,7 +15,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_not_exception_type
 from tenacity.wait import wait_random_exponential
 
 from shared.broker import BROKER_ERRORS, ConnectionLost
-from shared.errors import ConsentError, SchemaError, SettingsError, TopologyMissing
+from shared.errors import (
+    ConsentError,
+    SchemaError,
+    SettingsError,
+    TopologyMissing,
+    first_cause,
+)
 from shared.garbage import collect_seldom
 from shared.metrics import SESSIONS_LOST
 from shared.observer import Observer
@@ -125,7 +131,7 @@ async def _one_session(
     try:
         await session(stop)
     except Exception as error:  # noqa: BLE001 - whatever ended it, the next one may hold
-        reason = _flat(error)
+        reason = first_cause(error)
         if isinstance(reason, (SettingsError, SchemaError)):
             raise reason from None
         was_ready = readiness.missing is None
@@ -144,13 +150,6 @@ async def _pause(seconds: float, stop: asyncio.Event) -> None:
         await asyncio.wait_for(stop.wait(), seconds)
     except TimeoutError:
         return
-
-
-def _flat(error: BaseException) -> BaseException:
-    """Return the first cause in a group of errors that fell over each other."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class _Failures:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NoReturn
@@ -20,6 +21,7 @@ from shared.errors import (
     NotHandled,
     QueryRefused,
     SettingsError,
+    first_cause,
 )
 from shared.follower import Follower
 from shared.intake import Intake, Item
@@ -196,9 +198,11 @@ class Subscription:
                 ):
                     group.create_task(loop)
         except BaseExceptionGroup as failures:
-            raise failures.exceptions[0]  # noqa: B904 - it keeps its own cause
+            raise first_cause(failures)  # noqa: B904 - it keeps its own cause
         finally:
             self._remember(follower)
+            with suppress(*BROKER_ERRORS):
+                await intake.acknowledge()
 
     async def _declare(self, broker: Broker) -> bool:
         wanted = self._wanted

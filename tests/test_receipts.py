@@ -131,7 +131,7 @@ async def test_a_dry_run_counts_and_deletes_nothing(event_store_pool: Pool) -> N
 @pytest.mark.parametrize(
     ("age", "complaint"),
     [
-        ("23h", "error: receipts younger than a day are not purged: --older-than 1d or more"),
+        ("23h", "error: no receipts younger than a day can be purged: --older-than 1d or more"),
         ("99999y", "error: nothing is that old: give a shorter --older-than"),
         (
             "soon",
