@@ -100,6 +100,8 @@ class EventStore:
             rows = await self._pool.fetch(_APPEND, *arguments)
         except asyncpg.UniqueViolationError as error:
             raise _conflict(error) from error
+        if rows and rows[0]["partition"] is None:
+            raise DecidedBefore("a command of the batch has a receipt already")
         if not rows:
             raise Fenced(f"one of the partitions {partitions} belongs to another worker now")
         return _appended(decisions, rows)

@@ -12,7 +12,7 @@ from command_service.decode import Received, fingerprint
 from command_service.event_store import Appended, EventStore
 from shared.commands import ConsentCommand, GrantConsent, RevokeConsent
 from shared.database import Pool
-from shared.errors import Conflict, Fenced
+from shared.errors import Conflict, DecidedBefore, Fenced
 from shared.partition import partition_of
 from shared.replies import CommandAccepted, CommandRejected
 from shared.vocabulary import Target
@@ -128,6 +128,20 @@ async def test_one_command_id_raced_by_two_writers_is_decided_once(store: EventS
     assert sorted(type(result).__name__ for result in results) == ["Appended", "DecidedBefore"]
     streams = await store.read_streams([here, there])
     assert len(streams) == 1, "the loser's events are not in the log"
+
+
+async def test_a_batch_with_a_decided_command_is_refused_without_an_error_of_the_database(
+    store: EventStore,
+) -> None:
+    first = received(grant("p-1"))
+    (decision,) = await decide(store, [first])
+    await store.append([decision], EPOCHS)
+    beside = await decide(store, [received(grant("p-2"))])
+    with pytest.raises(DecidedBefore) as refused:
+        await store.append([*beside, decision], EPOCHS)
+    assert refused.value.__cause__ is None, "the server's log would have a line for each repeat"
+    assert (await store.read_streams(["p-1", "p-2"])).keys() == {"p-1"}
+    await store.append(beside, EPOCHS)
 
 
 async def test_a_conflict_leaves_nothing_of_the_whole_batch(store: EventStore) -> None:

@@ -1,6 +1,7 @@
 -- append
 -- Add a batch to the logs of its partitions: events, receipts, and the counter rows they move,
--- all or nothing, provided this worker still owns every partition of the batch.
+-- all or nothing, provided this worker still owns every partition of the batch, and no command of
+-- it was decided before.
 -- The counter rows stay locked to the commit, so positions appear in commit order.
 --
 --   per partition
@@ -33,15 +34,19 @@
 --   $25 messages         text[]
 --
 -- Returns   (partition, first_position, recorded_at), one row per partition.
+-- Decided   one row of nulls: a command id has a receipt already; nothing was appended.
 -- Fenced    no rows: another worker took one of the partitions; nothing was appended.
 -- Conflict  events_stream_version_key: somebody appended first; read again, decide again.
--- Conflict  command_receipts_command_id_key: the command was decided elsewhere; read its receipt.
+-- Conflict  command_receipts_command_id_key: the command is being decided elsewhere just now.
 WITH given AS (
     SELECT * FROM unnest($1::integer[], $2::bigint[], $3::integer[])
                AS given (partition, epoch, count)
+), decided AS (
+    SELECT FROM command_receipts WHERE command_id = ANY ($17::uuid[]) LIMIT 1
 ), owned AS (
     SELECT p.partition, given.count
       FROM partitions p JOIN given USING (partition, epoch)
+     WHERE NOT EXISTS (SELECT FROM decided)
      ORDER BY p.partition
        FOR UPDATE OF p
 ), advanced AS (
@@ -81,3 +86,5 @@ WITH given AS (
      ORDER BY r.command_id
 )
 SELECT partition, before + 1 AS first_position, recorded_at FROM advanced
+ UNION ALL
+SELECT NULL, NULL, NULL FROM decided
