@@ -7,15 +7,15 @@
 -- Returns   (patient_id, parked, entity_name, entity_id, permissions, requested): a row per
 --           consent; one with nulls for a patient without any. `parked` is the position of the
 --           first parked event, or null.
-SELECT wanted.patient_id, first.position AS parked, c.entity_name, c.entity_id, c.permissions,
+SELECT wanted.patient_id, parked.first AS parked, c.entity_name, c.entity_id, c.permissions,
        c.requested
   FROM unnest($1::text[]) AS wanted (patient_id)
-  LEFT JOIN LATERAL (
-       SELECT min(p.position) AS position
-         FROM parked_events p
-        WHERE p.patient_id = wanted.patient_id) AS first ON true
   LEFT JOIN LATERAL (
        SELECT *
          FROM patient_consent
         WHERE patient_id = wanted.patient_id
         LIMIT $2::integer) AS c ON true
+  LEFT JOIN LATERAL (
+       SELECT min(position) AS first
+         FROM parked_events
+        WHERE patient_id = wanted.patient_id) AS parked ON true
