@@ -16,7 +16,7 @@ from shared.cloud_event import CloudEvent
 from shared.vocabulary import Grantee
 
 MOST_CONSENTS: Final = 50_000
-"""Of all patients together: some 20 MB."""
+"""Of all patients together: some 30 MB."""
 MOST_EACH: Final = 100
 """A patient with more consents has them read one by one."""
 
