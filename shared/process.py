@@ -30,6 +30,7 @@ from shared.readiness import Readiness
 from shared.reasons import reason_of, words_of
 from shared.settings import WorkerSettings
 
+STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 DRAIN_S: Final = 8
 """Below the ten seconds after which a container engine kills."""
 FIRST_PAUSE_S: Final = 0.2
@@ -71,12 +72,15 @@ async def _run(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_tell)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPPING:
         loop.add_signal_handler(number, _stop, stop, loop)
     observing = observer.running() if settings.http_port else nullcontext()
     async with serve_operations(settings.http_port, readiness), observing:
         log.info("worker.started", worker_id=settings.worker_id)
         await supervise(session, readiness, stop)
+        for number in STOPPING:  # to ask again must not turn a good end into a bad one now
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
         log.info("worker.stopped")
 
 

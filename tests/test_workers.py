@@ -114,6 +114,17 @@ async def test_a_second_signal_leaves_at_once_with_another_exit_code(
     assert accepted["version"] == 2
 
 
+async def test_a_signal_after_the_drain_leaves_the_good_exit_code(deployment: Deployment) -> None:
+    worker = deployment.start("projection_service")
+    worker.wait_ready()
+    worker.send(signal.SIGTERM)
+    await eventually(lambda: _logged(worker.log, "worker.stopped"), every=0.002)
+    while worker.process.poll() is None:
+        worker.send(signal.SIGTERM)
+        await asyncio.sleep(0.001)
+    assert worker.process.returncode == 0
+
+
 @pytest.mark.timeout(180)
 async def test_a_worker_whose_drain_time_runs_out_leaves_and_nothing_is_lost(
     deployment: Deployment, client: Client

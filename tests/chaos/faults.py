@@ -172,12 +172,12 @@ class Faults:
                 code = await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S)
                 slot.database.disturb(None)
         else:
-            slot.worker.send(signal.SIGTERM)
-            await asyncio.sleep(fault.amount if fault.variant == "twice" else 0)
+            if fault.variant == "twice":
+                slot.worker.send(signal.SIGTERM)
+                await asyncio.sleep(fault.amount)
             code = await asyncio.to_thread(slot.worker.stop, STOPPED_WITHIN_S)
         self.counts["hurried"] += code == HURRIED
-        if not (fault.variant == "twice" and code == -signal.SIGTERM):  # it came after the end
-            slot.note_exit(code)
+        slot.note_exit(code)
         slot.replace()
 
     async def _cut(self, fault: Fault) -> None:
