@@ -4,6 +4,7 @@ True as long as nobody else writes to their partitions. Whoever else changes the
 the epoch first; the next change is refused then, which ends the session, and this with it.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from shared.vocabulary import Grantee
 MOST_CONSENTS: Final = 50_000
 """Of all patients together: some 30 MB."""
 MOST_EACH: Final = 100
-"""A patient with more consents has them read one by one."""
+"""Of one patient; where there are more, they are forgotten, and read again one by one."""
 
 
 @dataclass(eq=False, slots=True)
@@ -26,15 +27,28 @@ class Known:
     """One patient."""
 
     partition: int
-    consents: dict[Grantee, Consent] | None = field(default_factory=dict)
-    """All that exist; None where they are too many."""
+    whole: bool
+    """Whether every consent that exists is known: so it is from the first event on."""
     parked: int | None = None
     """The position of the first parked event."""
+    consents: dict[Grantee, Consent] = field(default_factory=dict)
+    """NOTHING for one that is known not to exist."""
 
     @property
     def size(self) -> int:
         """How much memory it takes, counted in consents."""
-        return 1 + len(self.consents or ())
+        return 1 + len(self.consents)
+
+    def knows(self, grantee: Grantee) -> bool:
+        """Whether this consent need not be read."""
+        return self.whole or grantee in self.consents
+
+    def keep(self, grantee: Grantee, consent: Consent) -> None:
+        """Know one consent."""
+        self.consents[grantee] = consent
+        if len(self.consents) > MOST_EACH:
+            self.consents.clear()
+            self.whole = False
 
 
 class KnownPatients:
@@ -49,27 +63,26 @@ class KnownPatients:
     async def load(
         self, facts: Sequence[tuple[CloudEvent, Fact]]
     ) -> tuple[dict[Key, Consent], dict[str, int]]:
-        """Tell which of the consents exist that these events may change.
+        """Tell the consents that these events may change, before they do.
 
         And the first parked position of each of their patients who has one.
         """
-        await self._learn(event for event, _ in facts)
+        known, strangers = self._welcome(event for event, _ in facts)
         wanted = keys(facts)
-        many = [key for key in wanted if self._patients[key.patient_id].consents is None]
-        consents = await self._read_model.read_consents(many)
-        for key in wanted:
-            found = (self._patients[key.patient_id].consents or {}).get(key.grantee)
-            if found is not None:
-                consents[key] = found
-        patients = {event.subject: self._patients[event.subject].parked for event, _ in facts}
-        return consents, {one: at for one, at in patients.items() if at is not None}
+        unknown = [key for key in wanted if not known[key.patient_id].knows(key.grantee)]
+        read = await self._read(unknown, {one: known[one] for one in strangers})
+        consents = {
+            key: read.get(key) or known[key.patient_id].consents.get(key.grantee, NOTHING)
+            for key in wanted
+        }
+        return consents, {id_: one.parked for id_, one in known.items() if one.parked is not None}
 
     def note(self, changes: Changes) -> None:
         """Know what has changed, of those who are not forgotten meanwhile."""
         for key, consent in changes.consents.items():
             if known := self._patients.get(key.patient_id):
                 self._size -= known.size
-                _keep(known, key.grantee, consent)
+                known.keep(key.grantee, consent)
                 self._size += known.size
         for one in changes.parked:
             if (known := self._patients.get(one.patient_id)) and known.parked is None:
@@ -84,36 +97,33 @@ class KnownPatients:
         for patient_id in theirs:
             self._size -= self._patients.pop(patient_id).size
 
-    async def _learn(self, events: Iterable[CloudEvent]) -> None:
-        """Know each of these patients: of one whose first event this is, there is nothing yet."""
-        strangers: dict[str, int] = {}
+    def _welcome(self, events: Iterable[CloudEvent]) -> tuple[dict[str, Known], list[str]]:
+        """Find each patient, or make room; and tell of whom there may be something to read."""
+        known: dict[str, Known] = {}
+        strangers = []
         for event in events:
-            if event.subject in self._patients:
-                self._patients.move_to_end(event.subject)
-            elif event.streamversion == 1:
-                self._add(event.subject, Known(event.partition))
+            patient_id = event.subject
+            if patient_id in known:
+                continue
+            if patient_id in self._patients:
+                self._patients.move_to_end(patient_id)
             else:
-                strangers[event.subject] = event.partition
-        if strangers:
-            await self._read(strangers)
+                begins = event.streamversion == 1
+                self._patients[patient_id] = one = Known(event.partition, whole=begins)
+                self._size += one.size
+                strangers += [] if begins else [patient_id]
+            known[patient_id] = self._patients[patient_id]
+        return known, strangers
 
-    async def _read(self, partitions: Mapping[str, int]) -> None:
-        found = await self._read_model.read_patients(list(partitions), MOST_EACH + 1)
-        for patient_id, (parked, consents) in found.items():
-            few = consents if len(consents) <= MOST_EACH else None
-            self._add(patient_id, Known(partitions[patient_id], few, parked))
-
-    def _add(self, patient_id: str, known: Known) -> None:
-        self._patients[patient_id] = known
-        self._size += known.size
-
-
-def _keep(known: Known, grantee: Grantee, consent: Consent) -> None:
-    if known.consents is None:
-        return
-    if consent == NOTHING:
-        known.consents.pop(grantee, None)
-    else:
-        known.consents[grantee] = consent
-    if len(known.consents) > MOST_EACH:
-        known.consents = None
+    async def _read(
+        self, unknown: Sequence[Key], strangers: Mapping[str, Known]
+    ) -> dict[Key, Consent]:
+        """Read the consents that exist among these, and what is parked of the strangers."""
+        if not strangers:
+            return await self._read_model.read_consents(unknown)
+        consents, parked = await asyncio.gather(
+            self._read_model.read_consents(unknown), self._read_model.read_parked(list(strangers))
+        )
+        for patient_id, position in parked.items():
+            strangers[patient_id].parked = position
+        return consents

@@ -30,7 +30,7 @@ does, waits for statements that have begun, and never for one that waits for it.
 
 _PROJECT = statement("projection_service", "project")
 _READ_CONSENTS = statement("projection_service", "read_consents")
-_READ_PATIENTS = statement("projection_service", "read_patients")
+_READ_PARKED = statement("projection_service", "read_parked")
 _OPEN_CHECKPOINT = statement("projection_service", "open_checkpoint")
 _LIST_CONSENTS = statement("projection_service", "list_consents")
 _HAS_CONSENT = statement("projection_service", "has_consent")
@@ -107,17 +107,10 @@ class ReadModel:
             for row in rows
         }
 
-    async def read_patients(
-        self, patient_ids: Sequence[str], most: int
-    ) -> dict[str, tuple[int | None, dict[Grantee, Consent]]]:
-        """Read each patient's first parked position, and consents, at most so many of each."""
-        rows = await self._database.fetch(_READ_PATIENTS, patient_ids, most)
-        found: dict[str, tuple[int | None, dict[Grantee, Consent]]] = {}
-        for row in rows:
-            _, consents = found.setdefault(row["patient_id"], (row["parked"], {}))
-            if row["entity_name"] is not None:
-                consents[Grantee(row["entity_name"], row["entity_id"])] = _consent(row)
-        return found
+    async def read_parked(self, patient_ids: Sequence[str]) -> dict[str, int]:
+        """Read the first parked position of those of these patients who have one."""
+        rows = await self._database.fetch(_READ_PARKED, patient_ids)
+        return {row["patient_id"]: row["position"] for row in rows}
 
     async def project(self, changes: Changes) -> None:
         """Apply changes in one transaction; raises Fenced where another worker has taken over."""
