@@ -99,7 +99,9 @@ class CommandPath:
             answers = [_answer(batch, one) for one in decoded]
             try:
                 with tracing.span(tracing.APPEND):
-                    appended = await self._store.append(list(batch.decided.values()), epochs)
+                    appended = await self._store.append(
+                        list(batch.decided.values()), epochs, looked=look
+                    )
             except DecidedBefore:
                 look = True
                 continue

@@ -76,10 +76,13 @@ class EventStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def append(self, decisions: Sequence[Decision], epochs: Mapping[int, int]) -> Appended:
+    async def append(
+        self, decisions: Sequence[Decision], epochs: Mapping[int, int], *, looked: bool = False
+    ) -> Appended:
         """Record decisions and their events in one transaction.
 
-        `epochs` holds the epoch of each partition owned. Raises Fenced where another worker
+        `epochs` holds the epoch of each partition owned; `looked` spares the look for receipts
+        where they were read just before. Raises Fenced where another worker
         took one of the partitions, DecidedBefore where a command id has a receipt already,
         Conflict where another writer was first: nothing is recorded then.
         """
@@ -95,6 +98,7 @@ class EventStore:
             [counts[number] for number in partitions],
             *_columns(_event_rows(decisions), 13),
             *_columns(_receipt_rows(decisions), 9),
+            looked,
         )
         try:
             rows = await self._pool.fetch(_APPEND, *arguments)

@@ -32,6 +32,8 @@
 --   $23 event_counts     integer[]
 --   $24 errors           text[]      null where accepted
 --   $25 messages         text[]
+--   of the batch
+--   $26 looked           boolean    whether its receipts were read before: then they are not again
 --
 -- Returns   (partition, first_position, recorded_at), one row per partition.
 -- Decided   one row of nulls: a command id has a receipt already; nothing was appended.
@@ -42,7 +44,9 @@ WITH given AS (
     SELECT * FROM unnest($1::integer[], $2::bigint[], $3::integer[])
                AS given (partition, epoch, count)
 ), decided AS (
-    SELECT FROM command_receipts WHERE command_id = ANY ($17::uuid[]) LIMIT 1
+    SELECT FROM command_receipts
+     WHERE NOT $26::boolean AND command_id = ANY ($17::uuid[])
+     LIMIT 1
 ), owned AS (
     SELECT p.partition, given.count
       FROM partitions p JOIN given USING (partition, epoch)

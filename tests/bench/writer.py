@@ -49,8 +49,8 @@ class Writer:
         self._epochs = dict.fromkeys(range(partitions), 0)
 
     async def append(self, decisions: Sequence[Decision]) -> None:
-        """Append what was decided."""
-        await self.store.append(decisions, self._epochs)
+        """Append what was decided, as a worker does after a look at the receipts."""
+        await self.store.append(decisions, self._epochs, looked=True)
 
     async def handle(
         self, commands: Sequence[ConsentCommand], known: Mapping[str, Stream]
