@@ -7,7 +7,7 @@ import typer
 from shared.garbage import collect_seldom
 from tests.bench import append, catch_up, growth, latency, throughput
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
-from tests.bench.machine import check_durable, facts
+from tests.bench.machine import check_durable, facts, give_memory
 from tests.bench.progress import Steps
 from tests.bench.report import show, write
 from tests.bench.stage import make_template
@@ -52,6 +52,7 @@ def _run(wanted: list[str], *, quick: bool) -> None:
     with steps.step("starting two databases and a broker"):
         sandbox = open_sandbox(durable=True)
     with sandbox:
+        give_memory(sandbox)
         check_durable(sandbox)
         machine = facts(sandbox)
         with steps.step("migrating the databases that others are copied from"):

@@ -27,8 +27,22 @@ def facts(sandbox: Sandbox) -> Facts:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "postgresql": _setting(sandbox.event_store_server, "server_version"),
+        "shared_buffers": _setting(sandbox.event_store_server, "shared_buffers"),
         "rabbitmq": sandbox.broker.api("GET", "/overview")["rabbitmq_version"],
     }
+
+
+def give_memory(sandbox: Sandbox) -> None:
+    """Give PostgreSQL a quarter of the memory for its buffers, as its manual advises, or 2 GB.
+
+    Its default, 128 MB, is smaller than the indexes of a million events.
+    """
+    servers = (sandbox.event_store_server, sandbox.read_model_server)
+    megabytes = min(psutil.virtual_memory().total // 4, 2 << 30) // len(servers) >> 20
+    for server in servers:
+        server.execute(f"ALTER SYSTEM SET shared_buffers = '{megabytes}MB'")
+        server.stop()
+        server.start()
 
 
 def check_durable(sandbox: Sandbox) -> None:
