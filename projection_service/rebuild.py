@@ -33,6 +33,7 @@ ATTEMPTS: Final = 10
 LONGEST_PAUSE_S: Final = 5.0
 LOST: Final = (
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
 )
@@ -65,16 +66,16 @@ async def rebuild(settings: ProjectionSettings, progress: Progress, *, dry_run: 
     is in the way, SettingsError, SchemaError and NotConnected where something must be mended;
     nothing has changed then.
     """
-    async with open_shadow(settings.read_model_url, settings.consent_partitions) as shadow:
-        work = _with_log(settings, shadow, progress, dry_run=dry_run)
-        try:
+    try:
+        async with open_shadow(settings.read_model_url, settings.consent_partitions) as shadow:
+            work = _with_log(settings, shadow, progress, dry_run=dry_run)
             return await _while_locked(work, shadow)
-        except NoAnswer as error:
-            raise NotNow(f"{error}; is a command worker running?") from None
-        except Fenced:
-            raise NotNow("another rebuild has taken over: let it end, then try again") from None
-        except LOST as error:
-            raise NotNow(_lost(error)) from error
+    except NoAnswer as error:
+        raise NotNow(f"{error}; is a command worker running?") from None
+    except Fenced:
+        raise NotNow("another rebuild has taken over: let it end, then try again") from None
+    except LOST as error:
+        raise NotNow(_lost(error)) from error
 
 
 def _lost(error: BaseException) -> str:

@@ -303,21 +303,31 @@ async def test_it_goes_on_when_the_broker_cuts_its_connection(
     assert await read_model(standing) == await folded_log(standing)
 
 
+END_WHO_HOLDS_THE_LOCK = """
+    SELECT pg_terminate_backend(pid) FROM pg_locks
+     WHERE locktype = 'advisory' AND granted AND database = (
+           SELECT oid FROM pg_database WHERE datname = current_database())"""
+
+
+@pytest.mark.parametrize("begin_with", ["the lock", "the shadow"])
 async def test_without_the_connection_that_holds_its_lock_it_changes_nothing(
-    standing: Deployment, client: Client, connection: "asyncpg.Connection[asyncpg.Record]"
+    standing: Deployment,
+    client: Client,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    begin_with: str,
 ) -> None:
+    await connection.execute("DROP SCHEMA IF EXISTS consent_shadow CASCADE")
     await client.command("GrantConsent", f"p-{uuid4()}")
     with begun(standing) as process:
         async with long_query(standing):
-            await eventually(lambda: in_shadow(connection), within=WITHIN_S)
             before = await everything(connection)
-            await connection.execute(
-                """SELECT pg_terminate_backend(pid) FROM pg_locks
-                    WHERE locktype = 'advisory' AND database = (
-                          SELECT oid FROM pg_database WHERE datname = current_database())"""
+            if begin_with == "the shadow":
+                await eventually(lambda: in_shadow(connection), within=WITHIN_S)
+            await eventually(
+                lambda: connection.fetch(END_WHO_HOLDS_THE_LOCK), within=WITHIN_S, every=0.002
             )
             code, _, err = await ended(process)
-    assert code == 3
+    assert code == 3, err
     assert err.splitlines()[-1].startswith("error: the connection to the read model was lost")
     assert (await everything(connection))[1] == before[1]
 

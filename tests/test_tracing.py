@@ -129,7 +129,7 @@ async def test_the_python_client_sends_the_context_of_the_program_that_calls_it(
 
 FAILING = """
 from command_service import event_store
-async def failing(store, decisions, epochs):
+async def failing(store, decisions, epochs, **options):
     raise RuntimeError(decisions[0].received.command.patient_id)
 event_store.EventStore.append = failing
 from command_service.cli import app
