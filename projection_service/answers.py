@@ -81,7 +81,9 @@ class Answers:
             )
             began = monotonic()
             asked = [*self._waiting, *await self._read(items)]
-            self._looked_for = frozenset(one.query.patient_id for one in asked)
+            self._looked_for = frozenset(
+                one.query.patient_id for one in asked if one.query.min_version
+            )
             self._waiting = await self._answer(asked)
             if items:
                 log.info(

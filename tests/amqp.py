@@ -119,6 +119,11 @@ class Client:
         await queue.consume(receive)
         return queue
 
+    async def length(self, queue: str) -> int:
+        """Count the messages that wait in a queue, by declaring it passively."""
+        found = await self.channel.declare_queue(queue, passive=True)
+        return found.declaration_result.message_count or 0
+
     async def dead_letters(self) -> list[AbstractIncomingMessage]:
         """Take everything out of the dead letters."""
         queue = await self.channel.get_queue("consent.dead-letters", ensure=False)

@@ -53,8 +53,7 @@ async def test_an_id_that_was_used_for_another_patient_is_a_conflict_for_one_alo
 async def waiting(client: Client, deployment: Deployment) -> int:
     """Count the commands that the queues hold for the next worker."""
     queues = [f"consent.commands.{number}" for number in range(deployment.partitions)]
-    found = [await client.channel.declare_queue(name, passive=True) for name in queues]
-    return sum(one.declaration_result.message_count or 0 for one in found)
+    return sum([await client.length(queue) for queue in queues])
 
 
 async def test_what_was_answered_is_acknowledged_on_leaving_and_soon_without_it(

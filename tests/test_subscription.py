@@ -371,8 +371,7 @@ async def test_an_event_that_keeps_failing_is_parked_with_its_patient_until_it_i
     parked = f"/queues/{VHOST}/parking.parked"
 
     async def are_parked(count: int) -> bool:
-        found = await client.channel.declare_queue("parking.parked", passive=True)
-        return found.declaration_result.message_count == count
+        return await client.length("parking.parked") == count
 
     async with subscribed(running, "parking", seen.handle, seen.remembered, attempts=2):
         await expect_versions(seen, "p-fine", [1])
@@ -546,5 +545,4 @@ async def test_what_is_no_event_of_the_log_is_dropped_and_harms_nothing(
 
 async def is_empty(client: Client, queue: str) -> bool:
     """Whether nothing is ready, after whatever was unsettled has come back."""
-    found = await client.channel.declare_queue(queue, passive=True)
-    return found.declaration_result.message_count == 0
+    return await client.length(queue) == 0
