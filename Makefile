@@ -1,9 +1,12 @@
 # The verbs of this project, for people and for CI. `make` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests wait more than they compute, so more of them run at a time than there are cores (`JOBS=0`:
+# one after another, in one process); each of these processes has servers of its own.
+JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo up test chaos check format contract lock bench clean
+.PHONY: help setup servers programs demo up test chaos check format contract lock bench clean
 
 help: ## list the verbs
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -22,14 +25,17 @@ setup: .venv/.complete ## make .venv from the lock file
 servers:
 	@$(PYTHON) tests/sandbox/install.py
 
+programs:
+	@$(PYTHON) tests/sandbox/install.py tests
+
 demo: servers setup ## play a whole session on real servers, and show it
 	@$(BIN)/python -m tests.demo
 
 up: servers setup ## start the same and stay, until Ctrl-C
 	@$(BIN)/python -m tests.demo up
 
-test: servers setup ## run all tests, on real servers
-	@$(BIN)/python -m pytest $(ARGS)
+test: programs setup ## run all tests, on real servers
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 chaos: servers setup ## break everything while commands come in, heal, check what is left
 	@$(BIN)/python -m tests.chaos $(ARGS)

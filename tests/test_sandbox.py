@@ -145,6 +145,12 @@ def test_who_may_not_install_is_told_what_to_install(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.usefixtures("nothing_installed")
+def test_what_some_tests_skip_without_is_installed_for_them_alone() -> None:
+    assert install.packages_of_tests() == ["openssl", "prometheus", "nodejs", "npm"]
+    assert set(install.packages_of_tests()).isdisjoint(install.missing_packages())
+
+
+@pytest.mark.usefixtures("nothing_installed")
 def test_a_sandbox_that_cannot_be_opened_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

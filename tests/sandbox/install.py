@@ -1,5 +1,7 @@
 """Finds the programs a sandbox needs and installs what is missing: `python3 install.py`.
 
+`python3 install.py tests` also installs, where it may, what some tests skip without.
+
 Runs before there is a virtual environment, so it needs nothing but the standard library.
 """
 
@@ -25,20 +27,31 @@ POSTGRES_ROOT = Path("/usr/lib/postgresql")
 RABBITMQ_ROOT = Path("/usr/lib/rabbitmq/lib")
 SERVICE_POLICY = Path("/usr/sbin/policy-rc.d")
 
+PROGRAMS_OF_TESTS = {
+    "openssl": "openssl",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "node": "nodejs",
+    "npm": "npm",
+}
+"""By program, the package that has it; what needs one that is missing skips, and says so."""
+
 ALL_THERE, NOT_INSTALLED, CANNOT_INSTALL = 0, 1, 2
 
 
-def main() -> int:
+def main(*, tests: bool = False) -> int:
     missing = missing_packages()
-    if not missing:
-        return ALL_THERE
-    if not may_install():
+    if missing and not may_install():
         print(advice(missing), file=sys.stderr)
         return CANNOT_INSTALL
+    if tests and may_install():
+        missing += packages_of_tests()
+    if not missing:
+        return ALL_THERE
     print(f"Installing {', '.join(missing)}, without starting them as services.", flush=True)
     with services_kept_down(SERVICE_POLICY):
         output = install_packages(missing)
-    if still_missing := missing_packages():
+    if still_missing := [*missing_packages(), *(packages_of_tests() if tests else ())]:
         print(f"{output}\nCould not install {', '.join(still_missing)}.", file=sys.stderr)
         return NOT_INSTALLED
     return ALL_THERE
@@ -56,6 +69,12 @@ def missing_packages() -> list[str]:
     if importlib.util.find_spec("ensurepip") is None:
         missing.append("python3-venv")
     return missing
+
+
+def packages_of_tests() -> list[str]:
+    """What some tests skip without, and is missing, by the names of its Debian packages."""
+    wanted = (name for program, name in PROGRAMS_OF_TESTS.items() if shutil.which(program) is None)
+    return list(dict.fromkeys(wanted))
 
 
 def advice(missing: list[str]) -> str:
@@ -170,4 +189,4 @@ def _postgres_version(programs: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(tests="tests" in sys.argv[1:]))
