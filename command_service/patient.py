@@ -1,17 +1,23 @@
-"""The aggregate: what a patient has granted, and which commands that state allows."""
+"""The aggregate: what a patient has granted and is asked for, and which commands that allows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Final, assert_never
 
-from command_service.persistent_map import PersistentMap
+from immutables import Map
+
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
 from shared.replies import Refusal
 from shared.vocabulary import Grantee, RecordType, Target, record_types
 
 NOTHING: Final[frozenset[RecordType]] = frozenset()
+MOST_REQUESTS: Final = 1_000
+"""How many may wait for one patient's answer at a time: a list that a person can still read."""
+
+Types = Map[Grantee, frozenset[RecordType]]
+"""By grantee, record types; a grantee with none is not kept."""
 
 
 class Refused(Exception):
@@ -19,7 +25,8 @@ class Refused(Exception):
 
     Refused
     ├── ConsentAlreadyGranted   nothing is left to ask for or to grant
-    └── ConsentNotGranted       nothing is there to revoke
+    ├── ConsentNotGranted       nothing is there to revoke
+    └── TooManyRequests         too many others wait for the patient's answer
     """
 
     error: Refusal
@@ -43,27 +50,57 @@ class ConsentNotGranted(Refused):
         super().__init__(f"{grantee} has no consent to {_named(target)}")
 
 
+class TooManyRequests(Refused):
+    """Another request would drown the patient in them."""
+
+    error: Refusal = "too_many_requests"
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"{MOST_REQUESTS} others wait for this patient's answer already: "
+            "ask again when some of them have it"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """For each grantee the record types granted; a grantee with none is not kept."""
+    """What is granted to whom, and who waits for what."""
 
-    granted: PersistentMap[Grantee, frozenset[RecordType]] = field(default_factory=PersistentMap)
+    granted: Types = field(default_factory=Map)
+    requested: Types = field(default_factory=Map)
+    """What was asked for and not granted since; the oldest and the newest request alike."""
 
     def granted_to(self, grantee: Grantee) -> frozenset[RecordType]:
         """Every record type that the grantee may see now."""
         return self.granted.get(grantee, NOTHING)
 
+    def with_request(self, grantee: Grantee, record_type: RecordType) -> "Patient":
+        """Return the patient with one record type more asked for."""
+        return Patient(self.granted, _with(self.requested, grantee, record_type))
+
     def with_grant(self, grantee: Grantee, record_type: RecordType) -> "Patient":
-        """Return the patient with one record type more granted."""
-        types = self.granted_to(grantee) | {record_type}
-        return Patient(self.granted.with_entry(grantee, types))
+        """Return the patient with one record type more granted, which answers who asked for it."""
+        return Patient(
+            _with(self.granted, grantee, record_type),
+            _without(self.requested, grantee, record_type),
+        )
 
     def without_grant(self, grantee: Grantee, record_type: RecordType) -> "Patient":
         """Return the patient with one record type less granted."""
-        types = self.granted_to(grantee) - {record_type}
-        if types:
-            return Patient(self.granted.with_entry(grantee, types))
-        return Patient(self.granted.without(grantee))
+        return Patient(_without(self.granted, grantee, record_type), self.requested)
+
+
+def _with(map_: Types, grantee: Grantee, record_type: RecordType) -> Types:
+    types = map_.get(grantee, NOTHING)
+    return map_ if record_type in types else map_.set(grantee, types | {record_type})
+
+
+def _without(map_: Types, grantee: Grantee, record_type: RecordType) -> Types:
+    types = map_.get(grantee, NOTHING)
+    if record_type not in types:
+        return map_
+    left = types - {record_type}
+    return map_.set(grantee, left) if left else map_.delete(grantee)
 
 
 INITIAL: Final = Patient()
@@ -73,7 +110,7 @@ def evolve(state: Patient, event: ConsentEvent) -> Patient:
     """Apply one recorded fact. Never refuses: it already happened."""
     match event:
         case ConsentAsked():
-            return state
+            return state.with_request(event.grantee, event.target)
         case ConsentGranted():
             return state.with_grant(event.grantee, event.target)
         case ConsentRevoked():
@@ -104,6 +141,9 @@ def decide(state: Patient, command: ConsentCommand) -> list[ConsentEvent]:
 
 
 def _ask(state: Patient, command: AskConsent) -> list[ConsentEvent]:
+    missing = _not_yet_granted(state, command)
+    if command.grantee not in state.requested and len(state.requested) >= MOST_REQUESTS:
+        raise TooManyRequests
     return [
         ConsentAsked(
             patient_id=command.patient_id,
@@ -111,7 +151,7 @@ def _ask(state: Patient, command: AskConsent) -> list[ConsentEvent]:
             by_id=command.by_id,
             target=record_type,
         )
-        for record_type in _not_yet_granted(state, command)
+        for record_type in missing
     ]
 
 

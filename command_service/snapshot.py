@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
+from immutables import Map
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from command_service.decisions import Stream
-from command_service.patient import Patient
-from command_service.persistent_map import PersistentMap
+from command_service.patient import Patient, Types
 from shared.vocabulary import Entity, Grantee, RecordType
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raise it with every change of what `Patient` holds or `evolve` does: older snapshots are ignored
 then, and taken anew."""
 EVERY: Final = 200
@@ -19,10 +19,16 @@ EVERY: Final = 200
 GRANTEES_PER_EVENT: Final = 10
 """A large state is written more seldom, so that its writing costs each event no more."""
 
-State = dict[str, dict[Entity, list[str]]]
-"""The ids of grantees by entity, by what is granted to them: record types, joined by commas."""
-_STATE: Final[TypeAdapter[State]] = TypeAdapter(State)
+Grouped = dict[str, dict[Entity, list[str]]]
+"""The ids of grantees by entity, by what they have: record types, joined by commas."""
 _TYPES: Final[TypeAdapter[frozenset[RecordType]]] = TypeAdapter(frozenset[RecordType])
+
+
+class State(BaseModel):
+    """A patient, with many grantees that have the same in few words."""
+
+    granted: Grouped
+    requested: Grouped
 
 
 class SnapshotError(ValueError):
@@ -42,13 +48,16 @@ class Snapshot:
 
 def is_due(stream: Stream) -> bool:
     """Whether so much has happened since the last snapshot that another one pays."""
-    enough = max(EVERY, len(stream.state.granted) // GRANTEES_PER_EVENT)
+    grantees = len(stream.state.granted) + len(stream.state.requested)
+    enough = max(EVERY, grantees // GRANTEES_PER_EVENT)
     return stream.version - stream.snapshot_version >= enough
 
 
 def take(stream_id: str, stream: Stream) -> Snapshot:
     """Write a state down."""
-    state = _STATE.dump_json(_grouped(stream.state)).decode()
+    patient = stream.state
+    kept = State(granted=_grouped(patient.granted), requested=_grouped(patient.requested))
+    state = kept.model_dump_json()
     return Snapshot(stream_id, stream.version, state, _digest(stream_id, stream.version, state))
 
 
@@ -58,28 +67,28 @@ def restore(snapshot: Snapshot) -> Stream:
     if snapshot.digest != expected:
         raise SnapshotError("its digest is wrong")
     try:
-        granted = _ungrouped(_STATE.validate_json(snapshot.state))
+        state = State.model_validate_json(snapshot.state)
+        patient = Patient(_ungrouped(state.granted), _ungrouped(state.requested))
     except ValidationError as error:
         raise SnapshotError("its state can't be read") from error
-    return Stream(snapshot.version, Patient(PersistentMap.of(granted)), snapshot.version)
+    return Stream(snapshot.version, patient, snapshot.version)
 
 
-def _grouped(patient: Patient) -> State:
+def _grouped(map_: Types) -> Grouped:
     groups: dict[frozenset[RecordType], dict[Entity, list[str]]] = {}
-    for leaf in patient.granted.leaves():
-        for (entity, id_), types in leaf.items():
-            groups.setdefault(types, {}).setdefault(entity, []).append(id_)
+    for (entity, id_), types in map_.items():
+        groups.setdefault(types, {}).setdefault(entity, []).append(id_)
     return {",".join(sorted(types)): entities for types, entities in groups.items()}
 
 
-def _ungrouped(state: State) -> dict[Grantee, frozenset[RecordType]]:
-    return {
-        Grantee(entity, id_): types
-        for joined, entities in state.items()
+def _ungrouped(groups: Grouped) -> Types:
+    return Map(
+        (Grantee(entity, id_), types)
+        for joined, entities in groups.items()
         for types in [_TYPES.validate_python(joined.split(","))]
         for entity, ids in entities.items()
         for id_ in ids
-    }
+    )
 
 
 def _digest(stream_id: str, version: int, state: str) -> bytes:

@@ -1,5 +1,6 @@
 """The aggregate against the simplest model: a set of (grantee, record type)."""
 
+from collections.abc import Mapping
 from typing import get_args
 
 import pytest
@@ -8,10 +9,12 @@ from hypothesis import strategies as st
 
 from command_service.patient import (
     INITIAL,
+    MOST_REQUESTS,
     ConsentAlreadyGranted,
     ConsentNotGranted,
     Patient,
     Refused,
+    TooManyRequests,
     decide,
     evolve,
     fold,
@@ -164,7 +167,38 @@ def test_asking_again_while_a_request_is_pending_is_recorded_as_a_reminder() -> 
 
 
 def test_asking_never_changes_what_is_granted() -> None:
-    assert fold(having("exams"), [asked("conditions")]) == having("exams")
+    assert fold(having("exams"), [asked("conditions")]).granted == having("exams").granted
+
+
+def drowned() -> Patient:
+    """Make a patient of whom as many ask as may."""
+    asking = [ask("exams", Grantee("nurse", f"n-{number}")) for number in range(MOST_REQUESTS)]
+    return fold(INITIAL, [event for one in asking for event in decide(INITIAL, one)])
+
+
+def test_one_request_too_many_is_refused_and_tells_nothing_of_the_others() -> None:
+    with pytest.raises(TooManyRequests, match="wait for this patient's answer already"):
+        decide(drowned(), ask("all"))
+
+
+def test_whoever_waits_may_remind_and_ask_for_more_however_many_wait() -> None:
+    waiting = Grantee("nurse", "n-0")
+    assert len(decide(drowned(), ask("all", waiting))) == len(RECORD_TYPES)
+
+
+def test_a_patient_of_whom_too_many_ask_may_still_grant_and_revoke_and_an_answer_makes_room() -> None:
+    state = drowned()
+    granting = decide(state, grant("exams", Grantee("nurse", "n-1")))
+    state = fold(state, granting)
+    assert len(state.requested) == MOST_REQUESTS - 1
+    assert decide(state, ask("exams")) == [asked("exams")]
+    assert decide(state, revoke("exams", Grantee("nurse", "n-1")))
+
+
+def test_what_is_refused_because_it_is_granted_is_so_however_many_wait() -> None:
+    state = fold(drowned(), [granted("exams")])
+    with pytest.raises(ConsentAlreadyGranted):
+        decide(state, ask("exams"))
 
 
 def test_granting_to_one_grantee_grants_nothing_to_another_of_the_same_id() -> None:
@@ -179,6 +213,7 @@ class Model:
 
     def __init__(self) -> None:
         self.granted: set[tuple[Grantee, RecordType]] = set()
+        self.requested: set[tuple[Grantee, RecordType]] = set()
 
     def answer(self, command: ConsentCommand) -> list[RecordType]:
         """Return the record types that the command changes; empty: refused."""
@@ -191,8 +226,10 @@ class Model:
             case GrantConsent():
                 changed = [one for one in wanted if one not in held]
                 self.granted |= {(command.grantee, one) for one in changed}
+                self.requested -= {(command.grantee, one) for one in changed}
             case AskConsent():
                 changed = [one for one in wanted if one not in held]
+                self.requested |= {(command.grantee, one) for one in changed}
         return changed
 
 
@@ -211,8 +248,12 @@ def test_the_aggregate_decides_as_the_simplest_model_does(history: list[ConsentC
         assert [event.target for event in events] == model.answer(command)
         assert all(event.grantee == command.grantee for event in events)
         state = fold(state, events)
-        found = {(who, one) for who, types in state.granted.items() for one in types}
-        assert found == model.granted
+        assert pairs(state.granted) == model.granted
+        assert pairs(state.requested) == model.requested
+
+
+def pairs(types_of: Mapping[Grantee, frozenset[RecordType]]) -> set[tuple[Grantee, RecordType]]:
+    return {(who, one) for who, types in types_of.items() for one in types}
 
 
 @given(st.lists(commands, max_size=40))
@@ -230,6 +271,7 @@ def test_what_was_decided_allows_exactly_what_the_queries_answer(
             for target in TARGETS:
                 allowed = set(record_types(target)) <= state.granted_to(who)
                 assert consent.allows(target) == allowed
+            assert consent.requested == state.requested.get(who, frozenset())
 
 
 @given(st.lists(commands, max_size=20))

@@ -24,7 +24,7 @@ from command_service.snapshot import EVERY, FORMAT, SnapshotError, is_due, resto
 from command_service.snapshot_writer import MOST_WAITING, SnapshotWriter
 from shared.commands import ConsentCommand
 from shared.database import Pool
-from shared.events import ConsentEvent, ConsentGranted, ConsentRevoked
+from shared.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
 from tests.amqp import Client
 from tests.deployment import Deployment
 from tests.eventually import eventually
@@ -98,6 +98,10 @@ def test_a_golden_snapshot_is_read_as_ever_or_the_format_is_another() -> None:
         ConsentRevoked(patient_id="p", from_entity=entity, from_id=id_, target=target)
         for entity, id_, target in GOLDEN["revoked"]
     ]
+    events += [
+        ConsentAsked(patient_id="p", by_entity=entity, by_id=id_, target=target)
+        for entity, id_, target in GOLDEN["asked"]
+    ]
     digest = bytes.fromhex(GOLDEN["digest"])
     kept = snapshot.Snapshot("p", len(events), GOLDEN["state"], digest)
     assert GOLDEN["format"] == FORMAT
@@ -112,7 +116,13 @@ def test_a_snapshot_that_was_changed_is_not_believed(change: dict[str, Any]) -> 
         restore(replace(take("p", EMPTY), **change))
 
 
-@pytest.mark.parametrize("state", ["", "7", '{"exams":["d-1"]}', '{"x-rays":{"doctor":["d-1"]}}'])
+@pytest.mark.parametrize("state", [
+        "",
+        "7",
+        '{"granted":{"exams":["d-1"]},"requested":{}}',
+        '{"granted":{},"requested":{"x-rays":{"doctor":["d-1"]}}}',
+        '{"granted":{}}',
+    ])
 def test_a_snapshot_that_is_signed_nonsense_is_not_believed(
     state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
