@@ -33,6 +33,7 @@ _READ_STREAMS = statement("command_service", "read_streams")
 _WRITE_SNAPSHOT = statement("command_service", "write_snapshot")
 _READ_RECEIPTS = statement("command_service", "read_receipts")
 _READ_LOG = statement("command_service", "read_log")
+_READ_LOG_OF_PATIENT = statement("command_service", "read_log_of_patient")
 _READ_HEAD = statement("command_service", "read_head")
 _MARK_PUBLISHED = statement("command_service", "mark_published")
 
@@ -160,8 +161,11 @@ class EventStore:
     async def read_log(
         self, partition: int, after_position: int, most: int, patient_id: str | None = None
     ) -> list[RecordedEvent]:
-        """Read what follows a position in a partition's log."""
-        rows = await self._pool.fetch(_READ_LOG, partition, after_position, most, patient_id)
+        """Read what follows a position in a partition's log, or what of it is one patient's."""
+        if patient_id is None:
+            rows = await self._pool.fetch(_READ_LOG, partition, after_position, most)
+        else:
+            rows = await self._pool.fetch(_READ_LOG_OF_PATIENT, after_position, most, patient_id)
         return [RecordedEvent(*row) for row in rows]
 
     async def read_head(self, partition: int) -> Head:
@@ -320,20 +324,21 @@ def _receipt(rows: Sequence[asyncpg.Record]) -> Receipt:
     first = rows[0]
     command_id, patient_id = str(first["command_id"]), first["patient_id"]
     outcome: Outcome
-    if first["error"]:
-        outcome = CommandRejected(
-            command_id=command_id,
-            patient_id=patient_id,
-            error=first["error"],
-            message=first["message"],
-        )
-    else:
-        try:
+    try:
+        if first["error"]:
+            outcome = _rejected(command_id, patient_id, first)
+        else:
             outcome = _accepted(command_id, patient_id, rows)
-        except (UnknownEventError, ValidationError):
-            reason = "the events of this command are of a newer version"
-            outcome = unreadable_history(command_id, patient_id, reason)
+    except (UnknownEventError, ValidationError):
+        reason = "what this command came to is of a newer version"
+        outcome = unreadable_history(command_id, patient_id, reason)
     return Receipt(first["fingerprint"], outcome)
+
+
+def _rejected(command_id: str, patient_id: str, row: asyncpg.Record) -> CommandRejected:
+    return CommandRejected(
+        command_id=command_id, patient_id=patient_id, error=row["error"], message=row["message"]
+    )
 
 
 def _accepted(command_id: str, patient_id: str, rows: Sequence[asyncpg.Record]) -> CommandAccepted:

@@ -1,10 +1,11 @@
 """Answers queries from the read model, in batches; some wait for the projection to catch up."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -28,11 +29,11 @@ from shared.reply_channel import ReplyChannel
 MAX_BATCH: Final = 200
 WAIT_FOR_VERSION_S: Final = 5.0
 LOOK_AGAIN_S: Final = 0.02
-"""How often the version is looked up that some query waits for; another worker may project it."""
+"""How often the versions are looked up that are waited for: another worker may project them."""
 MOST_WAITING: Final = 250
 """Half of the queries that may be in hand: those that wait must not keep the others away."""
 
-HISTORIES_AT_ONCE: Final = 20
+PAGES_AT_ONCE: Final = 20
 """How many pages one statement reads, so that what is in memory stays small."""
 
 log = structlog.get_logger()
@@ -40,6 +41,8 @@ log = structlog.get_logger()
 Query = ListConsents | HasConsent | ConsentHistory
 Found = Consents | ConsentHeld | History
 Answer = Found | QueryFailed
+Asking = TypeVar("Asking", ListConsents, HasConsent, ConsentHistory)
+LookUp = Callable[[Sequence[Asking]], Awaitable[Sequence[Answer]]]
 KINDS: Final[dict[str, type[Query]]] = {
     kind.type: kind for kind in (ListConsents, HasConsent, ConsentHistory)
 }
@@ -55,7 +58,12 @@ class Asked:
 
 
 class Answers:
-    """Answers until cancelled."""
+    """Answers until cancelled.
+
+    A query that asks for a version is run once, when its patient is there. Until then only the
+    versions are looked up, of all who are waited for in one statement; what this worker projects
+    itself it is told.
+    """
 
     def __init__(
         self, intake: Intake, replies: ReplyChannel, read_model: ReadModel, past: Past
@@ -65,26 +73,28 @@ class Answers:
         self._read_model = read_model
         self._past = past
         self._waiting: list[Asked] = []
-        self._looked_for: frozenset[str] = frozenset()
-        """The patients of whom some query in hand wants a version."""
+        self._versions: dict[str, int] = {}
+        """Of the patients who are waited for: how far they are known to be projected."""
 
     def progressed(self, versions: Mapping[str, int]) -> None:
-        """Look again at once where a query waits for one of these patients."""
-        if not self._looked_for.isdisjoint(versions):
+        """Note versions just projected, and go on at once where somebody waits for one of them."""
+        reached = self._versions.keys() & versions.keys()
+        if reached:
+            self._versions.update((one, versions[one]) for one in reached)
             self._intake.wake()
 
     async def run(self) -> None:
-        """Take whatever has been asked, and look again for those that wait."""
+        """Take whatever has been asked, and answer it or let it wait."""
         while True:
             items = await self._intake.take(
                 MAX_BATCH, within=LOOK_AGAIN_S if self._waiting else None
             )
             began = monotonic()
-            asked = [*self._waiting, *await self._read(items)]
-            self._looked_for = frozenset(
-                one.query.patient_id for one in asked if one.query.min_version
-            )
-            self._waiting = await self._answer(asked)
+            asked = await self._read(items)
+            await self._answer([one for one in asked if not one.query.min_version])
+            self._wait([one for one in asked if one.query.min_version])
+            if self._waiting:
+                await self._answer_who_waits()
             if items:
                 log.info(
                     "batch.answered",
@@ -104,56 +114,68 @@ class Answers:
                 asked.append(Asked(item, query, until))
         return asked
 
-    async def _answer(self, asked: Sequence[Asked]) -> list[Asked]:
-        """Answer what can be answered; return those that must wait for their version."""
-        waiting: list[Asked] = []
-        versions: dict[Asked, int] = {}
-        for one, found in zip(asked, await self._look_up([a.query for a in asked]), strict=True):
-            if isinstance(found, QueryFailed) or found.version >= one.query.min_version:
-                await self._reply(one.item, found)
-            elif monotonic() < one.until:
-                waiting.append(one)
-                versions[one] = found.version
-            else:
-                await self._reply(one.item, too_late(found.version))
-        for one in waiting[:-MOST_WAITING]:
-            await self._reply(one.item, too_late(versions[one]))
-        return waiting[-MOST_WAITING:]
+    def _wait(self, asked: Sequence[Asked]) -> None:
+        """Let these wait too; from here on it is noticed when their patients are projected."""
+        self._waiting += asked
+        for one in asked:
+            self._versions.setdefault(one.query.patient_id, 0)
 
-    async def _look_up(self, queries: Sequence[Query]) -> list[Answer]:
-        """Read the answers to all questions of a kind together; return them as they were asked."""
-        checks = [one for one in queries if isinstance(one, HasConsent)]
-        found: dict[Query, Answer] = {
-            **await self._lists([one for one in queries if isinstance(one, ListConsents)]),
-            **await self._checks([one for one in checks if one.at is None]),
-            **await self._past_checks([one for one in checks if one.at is not None]),
-            **await self._histories([one for one in queries if isinstance(one, ConsentHistory)]),
+    async def _answer_who_waits(self) -> None:
+        """Run the queries whose version is there, and tell who waited long enough."""
+        await self._look_up_versions()
+        there = [one for one in self._waiting if self._is_there(one)]
+        waiting = [one for one in self._waiting if not self._is_there(one)]
+        now = monotonic()
+        giving_up = {one for one in waiting if one.until <= now}
+        giving_up.update(_who_gives_way([one for one in waiting if one not in giving_up]))
+        for one in giving_up:
+            await self._reply(one.item, too_late(self._versions[one.query.patient_id]))
+        self._waiting = [one for one in waiting if one not in giving_up]
+        self._versions = {
+            one: self._versions[one] for one in {each.query.patient_id for each in self._waiting}
         }
-        return [found[query] for query in queries]
+        await self._answer(there)
 
-    async def _lists(self, asked: Sequence[ListConsents]) -> dict[Query, Answer]:
-        if not asked:
-            return {}
-        listed = await self._read_model.list_consents([one.patient_id for one in asked])
-        return {one: listed[one.patient_id] for one in asked}
+    async def _look_up_versions(self) -> None:
+        """Look up all who are waited for, whoever projects them."""
+        patients = list({one.query.patient_id for one in self._waiting if not self._is_there(one)})
+        if patients:
+            for patient_id, version in (await self._read_model.read_versions(patients)).items():
+                self._versions[patient_id] = max(self._versions[patient_id], version)
 
-    async def _checks(self, asked: Sequence[HasConsent]) -> dict[Query, Answer]:
-        held = await self._read_model.has_consent(asked) if asked else []
-        return {one: _told(one, answer) for one, answer in zip(asked, held, strict=True)}
+    def _is_there(self, one: Asked) -> bool:
+        return self._versions[one.query.patient_id] >= one.query.min_version
 
-    async def _past_checks(self, asked: Sequence[HasConsent]) -> dict[Query, Answer]:
-        held = await self._past.had_consent(asked) if asked else []
-        return {
-            one: _unknown(one, answer.known_since) or _told(one, answer)
+    async def _answer(self, asked: Sequence[Asked]) -> None:
+        """Run these queries, all of a kind together, the short ones first."""
+        checks = [(one.item, one.query) for one in asked if isinstance(one.query, HasConsent)]
+        lists = [(one.item, one.query) for one in asked if isinstance(one.query, ListConsents)]
+        pages = [(one.item, one.query) for one in asked if isinstance(one.query, ConsentHistory)]
+        await self._run([one for one in checks if one[1].at is None], self._checks, MAX_BATCH)
+        await self._run([one for one in checks if one[1].at], self._past_checks, MAX_BATCH)
+        await self._run(lists, self._read_model.list_consents, PAGES_AT_ONCE)
+        await self._run(pages, self._past.read_history, PAGES_AT_ONCE)
+
+    async def _run(
+        self, asked: Sequence[tuple[Item, Asking]], look_up: LookUp[Asking], most: int
+    ) -> None:
+        """Read the answers to questions of one kind, some in each statement, and send them."""
+        for start in range(0, len(asked), most):
+            some = asked[start : start + most]
+            answers = await look_up([query for _, query in some])
+            for (item, _), found in zip(some, answers, strict=True):
+                await self._reply(item, found)
+
+    async def _checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
+        held = await self._read_model.has_consent(asked)
+        return [_told(one, answer) for one, answer in zip(asked, held, strict=True)]
+
+    async def _past_checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
+        held = await self._past.had_consent(asked)
+        return [
+            _unknown(one, answer.known_since) or _told(one, answer)
             for one, answer in zip(asked, held, strict=True)
-        }
-
-    async def _histories(self, asked: Sequence[ConsentHistory]) -> dict[Query, Answer]:
-        found: dict[Query, Answer] = {}
-        for start in range(0, len(asked), HISTORIES_AT_ONCE):
-            some = asked[start : start + HISTORIES_AT_ONCE]
-            found.update(zip(some, await self._past.read_history(some), strict=True))
-        return found
+        ]
 
     async def _reply(self, item: Item, found: Answer) -> None:
         await answer(self._replies, item.delivery, found.to_json())
@@ -161,6 +183,18 @@ class Answers:
         kind = item.delivery.routing_key
         label = found.error if isinstance(found, QueryFailed) else found.status
         QUERIES.labels(kind if kind in KINDS else "other", label).inc()
+
+
+def _who_gives_way(waiting: Sequence[Asked]) -> Iterator[Asked]:
+    """Choose who waits no longer where too many do: the first of the patient whom most wait for."""
+    excess = len(waiting) - MOST_WAITING
+    if excess <= 0:
+        return
+    by_patient: dict[str, deque[Asked]] = defaultdict(deque)
+    for one in waiting:
+        by_patient[one.query.patient_id].append(one)
+    for _ in range(excess):
+        yield max(by_patient.values(), key=len).popleft()
 
 
 def too_late(version: int) -> QueryFailed:

@@ -12,7 +12,7 @@ from projection_service.consents import Consent
 from projection_service.history import Spans
 from shared.database import Queryable
 from shared.errors import Fenced
-from shared.queries import Consents, Entry, HasConsent
+from shared.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
 from shared.statements import statement
 from shared.vocabulary import Grantee
 
@@ -34,6 +34,7 @@ _READ_PARKED = statement("projection_service", "read_parked")
 _OPEN_CHECKPOINT = statement("projection_service", "open_checkpoint")
 _LIST_CONSENTS = statement("projection_service", "list_consents")
 _HAS_CONSENT = statement("projection_service", "has_consent")
+_READ_VERSIONS = statement("projection_service", "read_versions")
 
 _NO_CHANGE: Final = (None, None, None, None)
 
@@ -138,13 +139,24 @@ class ReadModel:
         if not moved:
             raise Fenced("another worker projects one of these partitions now")
 
-    async def list_consents(self, patient_ids: Sequence[str]) -> dict[str, Consents]:
-        """List what is granted and asked for, for each of these patients."""
-        rows = await self._database.fetch(_LIST_CONSENTS, list(dict.fromkeys(patient_ids)))
-        return {
-            patient_id: _consents(patient_id, list(group))
-            for patient_id, group in groupby(rows, key=itemgetter("patient_id"))
-        }
+    async def read_versions(self, patient_ids: Sequence[str]) -> dict[str, int]:
+        """Read how far each of these patients is projected; one of whom nothing is, is left out."""
+        rows = await self._database.fetch(_READ_VERSIONS, patient_ids)
+        return {row["patient_id"]: row["version"] for row in rows}
+
+    async def list_consents(self, asked: Sequence[ListConsents]) -> list[Consents]:
+        """Read a page of what is granted and asked for, for each question, in their order."""
+        places = [
+            (one.after.entity_name, one.after.entity_id) if one.after else ("", "") for one in asked
+        ]
+        rows = await self._database.fetch(
+            _LIST_CONSENTS,
+            [one.patient_id for one in asked],
+            *zip(*places, strict=True),
+            [one.limit + 1 for one in asked],
+        )
+        pages = groupby(rows, key=itemgetter("number"))
+        return [_consents(one, list(page)) for one, (_, page) in zip(asked, pages, strict=True)]
 
     async def has_consent(self, asked: Sequence[HasConsent]) -> list[Held]:
         """Read what each of these grantees may see, in the order of the questions."""
@@ -176,7 +188,8 @@ def _consent(row: asyncpg.Record) -> Consent:
     return Consent(frozenset(row["permissions"]), frozenset(row["requested"]))
 
 
-def _consents(patient_id: str, rows: Sequence[asyncpg.Record]) -> Consents:
+def _consents(asked: ListConsents, rows: Sequence[asyncpg.Record]) -> Consents:
+    """Make a page of one row more than asked for; that one says that there is a next page."""
     entries = [
         Entry(
             entity_name=row["entity_name"],
@@ -184,7 +197,13 @@ def _consents(patient_id: str, rows: Sequence[asyncpg.Record]) -> Consents:
             permissions=row["permissions"],
             requested=row["requested"],
         )
-        for row in rows
+        for row in rows[: asked.limit]
         if row["entity_name"] is not None
     ]
-    return Consents(patient_id=patient_id, version=rows[0]["version"], consents=entries)
+    last = entries[-1] if len(rows) > asked.limit else None
+    return Consents(
+        patient_id=asked.patient_id,
+        version=rows[0]["version"],
+        consents=entries,
+        next=last and GranteePlace(entity_name=last.entity_name, entity_id=last.entity_id),
+    )

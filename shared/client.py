@@ -19,10 +19,12 @@ from shared.history import joined
 from shared.log_client import PAGE, Page, query_request, read_answer
 from shared.queries import (
     MOST_EVENTS,
+    MOST_GRANTEES,
     MOST_SPANS,
     ConsentHeld,
     ConsentHistory,
     Consents,
+    GranteePlace,
     HasConsent,
     History,
     ListConsents,
@@ -139,11 +141,29 @@ class ConsentClient:
         return _OUTCOME.validate_json((await self._ask(request)).body)
 
     async def list_consents(self, patient_id: str, *, min_version: int = 0) -> Consents:
-        """List what a patient has granted and is asked for.
+        """List all that a patient has granted and is asked for.
 
-        `min_version`, from an outcome, waits until that version is projected.
+        `min_version`, from an outcome, waits until that version is projected. A list of several
+        pages is as of the version of the first, but for what has changed since.
         """
-        query = ListConsents(patient_id=patient_id, min_version=min_version)
+        pages = [await self.list_page(patient_id, min_version=min_version)]
+        while (after := pages[-1].next) is not None:
+            pages.append(await self.list_page(patient_id, after=after))
+        entries = [entry for page in pages for entry in page.consents]
+        return pages[0].model_copy(update={"consents": entries, "next": None})
+
+    async def list_page(
+        self,
+        patient_id: str,
+        *,
+        min_version: int = 0,
+        limit: int = MOST_GRANTEES,
+        after: GranteePlace | None = None,
+    ) -> Consents:
+        """List at most 500 grantees of a patient; `after` is the `next` before."""
+        query = ListConsents(
+            patient_id=patient_id, min_version=min_version, limit=limit, after=after
+        )
         return read_answer((await self._query(query, ListConsents.type)).body, _CONSENTS)
 
     async def has_consent(

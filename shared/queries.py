@@ -11,6 +11,7 @@ from shared.replies import Detail
 from shared.vocabulary import Entity, Id, RecordType, Target
 
 MOST_EVENTS: Final = 500
+MOST_GRANTEES: Final = 500
 MOST_SPANS: Final = 500
 
 
@@ -25,10 +26,22 @@ class _PatientQuery(_Query):
     min_version: Annotated[int, Field(ge=0)] = 0
 
 
+class GranteePlace(BaseModel):
+    """Where a page of a list ends: the `next` of one page is the `after` of the following."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    entity_name: Entity
+    entity_id: Id
+
+
 class ListConsents(_PatientQuery):
     """Who may see, or asked to see, this patient's records?"""
 
     type: ClassVar = names.LIST_CONSENTS
+
+    limit: Annotated[int, Field(ge=1, le=MOST_GRANTEES)] = MOST_GRANTEES
+    after: GranteePlace | None = None
 
 
 class HasConsent(_PatientQuery):
@@ -94,12 +107,14 @@ class Entry(_Answer):
 
 
 class Consents(_Answer):
-    """Answers ListConsents, sorted by entity and id."""
+    """Answers ListConsents: a page, sorted by entity and id."""
 
     status: Literal["ok"] = "ok"
     patient_id: str
     version: int
     consents: list[Entry]
+    next: GranteePlace | None = None
+    """Given where there is more: ask again with this as `after`."""
 
 
 class ConsentHeld(_Answer):

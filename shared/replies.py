@@ -12,6 +12,7 @@ Refusal = Literal["consent_already_granted", "consent_not_granted", "too_many_re
 CommandError = Literal[
     "consent_already_granted",
     "consent_not_granted",
+    "too_many_requests",
     "validation_error",
     "misrouted_command",
     "command_id_conflict",

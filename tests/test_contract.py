@@ -355,6 +355,7 @@ async def test_an_event_that_cannot_be_applied_stops_only_its_patient(
 ) -> None:
     partition = 2
     parked, other = (patient_in(partition, client.partitions) for _ in range(2))
+    await client.command("AskConsent", patient_in(partition, client.partitions))
     head = await head_of(client, partition)
     checkpoint = await eventually(lambda: _reached(sandbox, partition, head))
     bad = forged(partition, checkpoint + 1, parked, **UNAPPLICABLE[what])

@@ -186,7 +186,9 @@ def test_whoever_waits_may_remind_and_ask_for_more_however_many_wait() -> None:
     assert len(decide(drowned(), ask("all", waiting))) == len(RECORD_TYPES)
 
 
-def test_a_patient_of_whom_too_many_ask_may_still_grant_and_revoke_and_an_answer_makes_room() -> None:
+def test_a_patient_of_whom_too_many_ask_may_still_grant_and_revoke_and_an_answer_makes_room() -> (
+    None
+):
     state = drowned()
     granting = decide(state, grant("exams", Grantee("nurse", "n-1")))
     state = fold(state, granting)

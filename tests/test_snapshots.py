@@ -116,13 +116,16 @@ def test_a_snapshot_that_was_changed_is_not_believed(change: dict[str, Any]) -> 
         restore(replace(take("p", EMPTY), **change))
 
 
-@pytest.mark.parametrize("state", [
+@pytest.mark.parametrize(
+    "state",
+    [
         "",
         "7",
         '{"granted":{"exams":["d-1"]},"requested":{}}',
         '{"granted":{},"requested":{"x-rays":{"doctor":["d-1"]}}}',
         '{"granted":{}}',
-    ])
+    ],
+)
 def test_a_snapshot_that_is_signed_nonsense_is_not_believed(
     state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

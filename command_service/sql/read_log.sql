@@ -4,7 +4,6 @@
 --   $1  partition       integer
 --   $2  after_position  bigint
 --   $3  most            integer
---   $4  patient_id      text     only this patient's events; null for all
 --
 -- Returns   the recorded events, in the order of their positions.
 SELECT partition, position, stream_id, stream_version, event_id, type, schema_version, data,
@@ -12,6 +11,5 @@ SELECT partition, position, stream_id, stream_version, event_id, type, schema_ve
   FROM events
  WHERE partition = $1::integer
    AND position > $2::bigint
-   AND ($4::text IS NULL OR stream_id = $4::text)
  ORDER BY position
  LIMIT $3::integer

@@ -95,7 +95,7 @@ async def _read(deployment: Deployment) -> float:
         start, rows = monotonic(), 0
         for partition in range(deployment.partitions):
             position = 0
-            while page := await statement_.fetch(partition, position, PAGE, None):
+            while page := await statement_.fetch(partition, position, PAGE):
                 position = page[-1]["position"]
                 rows += len(page)
         return rows / (monotonic() - start)
