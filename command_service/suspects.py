@@ -47,7 +47,8 @@ class Suspects:
         except BaseException as error:
             if not _blames_the_message(error):
                 with suppress(Exception):
-                    await asyncio.wait_for(self.acquit(item), EXCUSED_WITHIN_S)
+                    async with asyncio.timeout(EXCUSED_WITHIN_S):
+                        await self.acquit(item)
             raise
 
     async def acquit(self, item: Item) -> None:

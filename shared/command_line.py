@@ -71,7 +71,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except (SettingsError, SchemaError, NotConnected) as error:
         _end(str(error), MUST_BE_MENDED)
-    except NotNow as error:
+    except (NotNow, Unsure) as error:
         _end(str(error), NOT_REACHED)
     except BROKER_ERRORS as error:
         why = f"{error or type(error).__name__}"
