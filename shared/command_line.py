@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from pydantic_settings import BaseSettings
 
 from shared.broker import BROKER_ERRORS
-from shared.errors import NotConnected, NotNow, SchemaError, SettingsError
+from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsure
 from shared.logs import hush_libraries, set_up_logs
 from shared.metrics import tell_build
 from shared.observer import Observer

@@ -303,10 +303,10 @@ async def test_it_goes_on_when_the_broker_cuts_its_connection(
     assert await read_model(standing) == await folded_log(standing)
 
 
-END_WHO_HOLDS_THE_LOCK = """
+END_WHO_HOLDS_THE_LOCK = f"""
     SELECT pg_terminate_backend(pid) FROM pg_locks
-     WHERE locktype = 'advisory' AND granted AND database = (
-           SELECT oid FROM pg_database WHERE datname = current_database())"""
+     WHERE locktype = 'advisory' AND granted AND objid = {shadow.REBUILD_LOCK} AND database = (
+           SELECT oid FROM pg_database WHERE datname = current_database())"""  # noqa: S608
 
 
 @pytest.mark.parametrize("begin_with", ["the lock", "the shadow"])
