@@ -23,6 +23,7 @@ from shared.database import (
     connect_once,
     open_pool,
 )
+from shared.errors import Fenced
 from shared.leases import LEASE_S, Lease, LeaseKeeper
 from shared.leaving import leave_at_once
 from shared.metrics import OWNED
@@ -157,14 +158,22 @@ class _Session:
             on_taken=lambda lease: _taken(self._worker, lease),
             on_drain=lambda lease: _drained(self._worker, lease),
         )
+        self._ran_out = False
         self._worker: Worker
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Bound, beside the session, how long it goes on without leases, and how long it ends."""
+        """Bound, beside the session, how long it goes on without leases, and how long it ends.
+
+        Raises Fenced where the leases ran out, whatever error that led to.
+        """
         watching = asyncio.create_task(self._watch())
         try:
             yield
+        except Exception as error:
+            if self._ran_out:
+                raise Fenced("the leases ran out: the database did not answer") from error
+            raise
         finally:
             watching.cancel()
 
@@ -176,6 +185,7 @@ class _Session:
         should one of them swallow that, the session would neither work nor end.
         """
         await self._keeper.ran_out()
+        self._ran_out = True
         log.warning("leases.ran_out", owner=self._owner, seconds=LEASE_S)
         self._database.cut()
         await asyncio.sleep(END_S)

@@ -14,7 +14,7 @@ from tests.conftest import PARTITIONS
 from tests.eventually import eventually
 
 ALL = list(range(PARTITIONS))
-STATEMENTS = {
+STATEMENTS: dict[str, tuple[str, Sequence[object]]] = {
     "keep_leases": ("shared", ["me", 60.0, True, 1]),
     "release_partitions": ("shared", ["me", None]),
     "mark_published": ("command_service", [ALL[::-1], [1] * PARTITIONS, [9] * PARTITIONS]),

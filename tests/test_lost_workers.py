@@ -84,6 +84,7 @@ async def test_a_worker_whose_database_falls_silent_gives_way_to_another(
             outcomes = await replies(client, sent)
         assert len({one["command_id"] for one in outcomes}) == len(sent)
         assert "leases.ran_out" in silent.log
+        assert "the database did not answer" in silent.log
         assert silent.process.poll() is None, silent.account()
         assert "session.lost" not in other.log
         link.disturb(None)

@@ -34,6 +34,7 @@ async def test_a_command_that_always_comes_too_late_is_set_aside_and_holds_nobod
     assert {one["status"] for one in outcomes} == {"accepted"}
     queue = await client.channel.get_queue("consent.dead-letters", ensure=False)
     letter = await eventually(lambda: queue.get(fail=False), within=120, every=0.2)
+    assert letter is not None
     await letter.ack()
     assert letter.correlation_id == odd
     assert await queue.get(fail=False) is None, "an innocent command was set aside as well"
