@@ -15,7 +15,6 @@ import structlog
 
 from shared.broker import BROKER_ERRORS, Broker, connect
 from shared.database import (
-    LONGEST_NAME,
     Connection,
     Pool,
     check_partitions,
@@ -127,7 +126,7 @@ async def _database(service: Service, owner: str) -> AsyncIterator[_Database]:
     url, package = service.database_url, service.package
     pool = await open_pool(url, name=owner, size=POOL_SIZE, package=package)
     try:
-        keeping = await connect_once(url, package, name=owner[-LONGEST_NAME:])
+        keeping = await connect_once(url, package, name=owner)
         try:
             yield _Database(pool, keeping)
         finally:
