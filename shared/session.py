@@ -157,7 +157,7 @@ class _Session:
             on_taken=lambda lease: _taken(self._worker, lease),
             on_drain=lambda lease: _drained(self._worker, lease),
         )
-        self._ran_out = False
+        self._ran_out = self._ended = False
         self._worker: Worker
 
     @asynccontextmanager
@@ -184,7 +184,7 @@ class _Session:
         should one of them swallow that, the session would neither work nor end.
         """
         await self._keeper.ran_out()
-        self._ran_out = True
+        self._ran_out = not self._ended
         log.warning("leases.ran_out", owner=self._owner, seconds=LEASE_S)
         self._database.cut()
         await asyncio.sleep(END_S)
@@ -199,6 +199,7 @@ class _Session:
         try:
             await self._run_until_drained(broker, stop)
         except BaseException:
+            self._ended = True
             with suppress(Exception):
                 async with asyncio.timeout(ABANDON_S):
                     await self._keeper.abandon()

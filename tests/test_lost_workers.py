@@ -17,7 +17,7 @@ from tests.chaos.links import Disorder, open_wires
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment, Worker
 from tests.eventually import eventually
-from tests.facts import fetch, flood, log_size, replies
+from tests.facts import fetch, flood, log_size, projected, replies
 from tests.sandbox.home import free_ports
 
 SOONER_THAN_ITS_TIMEOUTS_S: Final = 25.0
@@ -70,6 +70,27 @@ async def test_a_killed_worker_is_replaced_without_waiting_for_its_leases(
     assert len({one["command_id"] for one in outcomes}) == len(sent)
     accepted = sum(len(one.get("events", [])) for one in outcomes)
     assert await log_size(deployment) == accepted
+
+
+async def test_a_killed_projection_worker_is_replaced_as_soon(
+    deployment: Deployment, client: Client
+) -> None:
+    workers = [deployment.start("projection_service") for _ in range(2)]
+    for worker in (*workers, deployment.start("command_service")):
+        await asyncio.to_thread(worker.wait_ready)
+    workers[0].kill()
+    await fetch(
+        deployment.read_model_url,
+        "UPDATE partitions SET leased_until = now() + interval '1 day' "  # noqa: S608
+        f"WHERE owner LIKE '{name_of(workers[0])}/%' RETURNING partition",
+    )
+    outcomes = await replies(client, await flood(client, patients=20))
+    accepted = sum(len(one.get("events", [])) for one in outcomes)
+
+    async def all_projected() -> bool:
+        return await projected(deployment) == accepted
+
+    await eventually(all_projected)
 
 
 async def test_a_worker_whose_database_falls_silent_gives_way_to_another(
