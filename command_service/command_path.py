@@ -24,6 +24,8 @@ from shared.metrics import LAST_PROGRESS
 from shared.replies import CommandRejected, Outcome
 
 MAX_BATCH: Final = 500
+MOST_DECISIONS: Final = 10
+"""Who loses to another writer so often loses to something else."""
 FEW: Final = 20
 """Commands for which no receipts are read at first: the append itself finds out a repeated one.
 Where more are at stake, a look costs less than a batch that has to be decided again."""
@@ -82,7 +84,10 @@ class CommandPath:
         _report(items, appended, monotonic() - began)
 
     async def handle(self, items: Sequence[Item]) -> tuple[list[Outcome], Appended]:
-        """Decide and append a batch; decide again where another writer was first."""
+        """Decide and append a batch; decide again where another writer was first.
+
+        Raises Conflict where that does not end.
+        """
         decoded = [self._decode(item) for item in items]
         received = [one for one in decoded if isinstance(one, Received)]
         epochs = {
@@ -91,25 +96,26 @@ class CommandPath:
             if item.source.lease
         }
         look = len(received) > FEW or any(item.delivery.redelivered for item in items)
-        while True:
+        for _ in range(MOST_DECISIONS):
             batch = await self._load(received, receipts=look)
             if not look and batch.has_unreadable:
                 look = True  # such a patient's commands get no receipt that could be in the way
                 continue
             answers = [_answer(batch, one) for one in decoded]
             try:
-                with tracing.span(tracing.APPEND):
-                    appended = await self._store.append(
-                        list(batch.decided.values()), epochs, looked=look
-                    )
+                appended = await self._append(batch, epochs, looked=look)
             except DecidedBefore:
                 look = True
-                continue
             except Conflict:
                 self.streams.clear()
-                continue
-            self._remember(batch)
-            return [_outcome(answer, appended) for answer in answers], appended
+            else:
+                self._remember(batch)
+                return [_outcome(answer, appended) for answer in answers], appended
+        raise Conflict(f"decided {MOST_DECISIONS} times, and the facts had changed each time")
+
+    async def _append(self, batch: Batch, epochs: dict[int, int], *, looked: bool) -> Appended:
+        with tracing.span(tracing.APPEND):
+            return await self._store.append(list(batch.decided.values()), epochs, looked=looked)
 
     def _decode(self, item: Item) -> Received | CommandRejected:
         if item.source.lease is None:

@@ -18,7 +18,6 @@ from shared.errors import Fenced
 from shared.leases import Lease
 from shared.metrics import LAST_PROGRESS
 
-PAGE: Final = 500
 MOST_IN_MEMORY: Final = 5_000
 """Events kept for a partition whose publishing lags; past that they are read from the log."""
 MARK_EVERY_S: Final = 0.5
@@ -54,6 +53,11 @@ class Outbox:
             self.fresh.popleft()
         if self.published >= self.head:
             self.empty.set()
+
+    def give_up(self) -> None:
+        """Wait no more for what the log should have, and hasn't."""
+        self.head = self.published
+        self.empty.set()
 
 
 class Publisher:
@@ -121,11 +125,21 @@ class Publisher:
     async def _following(self, box: Outbox, most: int) -> list[RecordedEvent]:
         if box.fresh and box.fresh[0].position == box.published + 1:
             return [event for event, _ in zip(box.fresh, range(most), strict=False)]
-        return await self._store.read_log(box.lease.partition, box.published, most)
+        page = await self._store.read_log(box.lease.partition, box.published, most)
+        if not page:  # to ask again would bring nothing else, and hold up the other partitions
+            log.error(
+                "log.ends_early",
+                partition=box.lease.partition,
+                position=box.published,
+                head=box.head,
+                remedy="restore the whole event store from one moment",
+            )
+            box.give_up()
+        return page
 
     async def _publish(self, window: list[RecordedEvent]) -> None:
         if not self._may_publish():
-            raise Fenced("the leases ran out before the events were published")
+            raise Fenced("the leases ended before the events were published")
         began = monotonic()
         with tracing.span(tracing.PUBLISH, window):
             await publish_in_order(self._channel, [event.message() for event in window])

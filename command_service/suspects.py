@@ -15,14 +15,15 @@ from typing import Final
 import asyncpg
 
 from shared.database import Pool
+from shared.errors import Conflict
 from shared.intake import Item
 from shared.process import EXPECTED
 from shared.statements import statement
 
 MOST_ATTEMPTS: Final = 5
 EXCUSED_WITHIN_S: Final = 2.0
-AT_FAULT: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
-"""What the database says of a message's content, not of itself."""
+AT_FAULT: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, Conflict)
+"""What the database says of a message's content, not of itself; a conflict, if it does not end."""
 
 _NOTE_ATTEMPT = statement("command_service", "note_attempt")
 _ACQUIT = statement("command_service", "acquit")
@@ -47,7 +48,8 @@ class Suspects:
         except BaseException as error:
             if not _blames_the_message(error):
                 with suppress(Exception):
-                    await asyncio.wait_for(self.acquit(item), EXCUSED_WITHIN_S)
+                    async with asyncio.timeout(EXCUSED_WITHIN_S):
+                        await self.acquit(item)
             raise
 
     async def acquit(self, item: Item) -> None:

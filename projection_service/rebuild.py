@@ -16,7 +16,7 @@ from projection_service.rebuild_progress import Progress
 from projection_service.settings import ProjectionSettings
 from projection_service.shadow import Shadow, open_shadow
 from shared.broker import BROKER_ERRORS, connect
-from shared.errors import Fenced, NoAnswer, NotConnected, NotNow
+from shared.errors import Fenced, NoAnswer, NotConnected, NotNow, Unsure
 from shared.log_client import LogClient
 from shared.requests import Requests
 
@@ -38,6 +38,10 @@ LOST: Final = (
     asyncpg.OperatorInterventionError,
 )
 """What ends a rebuild with its connection to the read model."""
+_UNSURE: Final = (
+    "the connection to the read model was lost while it was switched to the new one: it was, or "
+    "nothing has changed; `rebuild --dry-run` finds what differs, and `rebuild` again does no harm"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ async def rebuild(settings: ProjectionSettings, progress: Progress, *, dry_run: 
 
     With `dry_run` it is compared with the old one instead. Raises NotNow where something
     is in the way, SettingsError, SchemaError and NotConnected where something must be mended;
-    nothing has changed then.
+    nothing has changed then. Raises Unsure where it was lost what became of the switch.
     """
     try:
         async with open_shadow(settings.read_model_url, settings.consent_partitions) as shadow:
@@ -148,6 +152,7 @@ class _Rebuild:
 
     async def switch(self) -> Rebuilt:
         """Catch up, and switch as soon as nobody is in the way."""
+        committing = False
         while True:
             await self._catch_up(self._heads)
             try:
@@ -156,7 +161,12 @@ class _Rebuild:
                     await self._finish(live)
                     parked = await self._shadow.count_parked()
                     await self._shadow.switch()
+                    committing = True
                 return self._done(True, parked, monotonic() - held_at)
+            except (OSError, *LOST) as error:
+                if committing:
+                    raise Unsure(_UNSURE) from error
+                raise
             except (asyncpg.LockNotAvailableError, TimeoutError):
                 await self._wait_for_others()
 

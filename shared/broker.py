@@ -127,13 +127,14 @@ def virtual_host(url: str) -> str:
 
 
 @asynccontextmanager
-async def connect(url: str, *, name: str) -> AsyncIterator[Broker]:
+async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> AsyncIterator[Broker]:
     """Connect under a name that operators see in the broker's list of connections.
 
+    Whichever side hears nothing for three heartbeats takes the other for dead.
     Raises NotConnected where the URL must be mended.
     """
     read_odd_properties()
-    address = URL(url).update_query({"name": name, "heartbeat": str(HEARTBEAT_S)})
+    address = URL(url).update_query({"name": name, "heartbeat": str(heartbeat_s)})
     with explained(BROKER):
         connection = await aio_pika.connect(address, timeout=CONNECT_TIMEOUT_S)
     try:

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from pydantic_settings import BaseSettings
 
 from shared.broker import BROKER_ERRORS
-from shared.errors import NotConnected, NotNow, SchemaError, SettingsError
+from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsure
 from shared.logs import hush_libraries, set_up_logs
 from shared.metrics import tell_build
 from shared.observer import Observer
@@ -71,7 +71,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except (SettingsError, SchemaError, NotConnected) as error:
         _end(str(error), MUST_BE_MENDED)
-    except NotNow as error:
+    except (NotNow, Unsure) as error:
         _end(str(error), NOT_REACHED)
     except BROKER_ERRORS as error:
         why = f"{error or type(error).__name__}"

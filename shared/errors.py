@@ -14,6 +14,7 @@ class ConsentError(Exception):
     ├── Conflict             somebody appended first; read again, decide again
     │   └── DecidedBefore    a command id has a receipt already: read it
     ├── NotNow               something is in the way; nothing was changed, try again; exit code 3
+    ├── Unsure               what was asked for was done or was not: look; exit code 3
     ├── NoAnswer             no reply came in time; ask again with the same command id
     ├── NotHandled           a subscriber's handler failed, and the event can't be parked
     └── QueryRefused         the query was answered with an error
@@ -60,6 +61,10 @@ class DecidedBefore(Conflict):
 
 class NotNow(ConsentError):
     """What was asked for can't be done at this moment; nothing was changed."""
+
+
+class Unsure(ConsentError):
+    """The answer was lost: what was asked for was done or was not. The message says how to tell."""
 
 
 class NoAnswer(ConsentError):

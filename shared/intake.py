@@ -134,7 +134,8 @@ class Intake:
         while not self._inbox and not self._woken:  # what had arrived may be let go meanwhile
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), within)
+                async with asyncio.timeout(within):
+                    await self._arrived.wait()
             except TimeoutError:
                 return []
         self._woken = False

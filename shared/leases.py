@@ -3,22 +3,29 @@
 Each worker says every second that it lives, renews what it owns, hands over what is more than its
 fair share and takes what nobody owns. Taking over increments the partition's epoch, and a write
 under an older epoch is refused: so a worker that slept past its lease can do no harm.
+A worker that died lets go of its presence, an advisory lock of its keeper's own connection: by
+that the others notice it, long before its leases run out.
 The leases follow those of Orleans and Kinesis, the epoch is Kleppmann's fencing token.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import math
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
-from shared.database import Pool
+import asyncpg
+
+from shared.database import Connection
 from shared.errors import Fenced
 from shared.statements import statement
 
 LEASE_S: Final = 5.0
 RENEW_EVERY_S: Final = 1.0
 
+_BE_PRESENT = statement("shared", "be_present")
 _KEEP_LEASES = statement("shared", "keep_leases")
 _FAIR_SHARE = statement("shared", "fair_share")
 _TAKE_PARTITIONS = statement("shared", "take_partitions")
@@ -42,18 +49,20 @@ class LeaseKeeper:
 
     def __init__(
         self,
-        pool: Pool,
+        connection: Connection,
         owner: str,
         *,
         on_taken: Callback,
         on_drain: Callback,
     ) -> None:
-        """`owner` is unique to this session.
+        """`connection` is the keeper's alone: the leases end with it. `owner` is this session's.
 
         `on_taken` begins to work on a partition, `on_drain` returns when nothing of it is in hand.
         """
-        self._pool = pool
+        self._connection = connection
+        self._one_at_a_time = asyncio.Lock()
         self._owner = owner
+        self._presence = secrets.randbits(63)
         self._on_taken = on_taken
         self._on_drain = on_drain
         self._leaving = False
@@ -62,24 +71,31 @@ class LeaseKeeper:
         self._draining: set[Lease] = set()
         self._all_released = asyncio.Event()
         self._valid_until = 0.0
-        self._kept_at = monotonic()
+        self._kept_at = math.inf
         self.owned: dict[int, Lease] = {}
         self.first_round = asyncio.Event()
         """Set once this worker has taken what was free for it."""
 
     def is_valid(self) -> bool:
         """Whether the last renewal still covers this moment, by this machine's own clock."""
-        return monotonic() < self._valid_until
+        return monotonic() < self._valid_until and not self._connection.is_closed()
 
     def seconds_since_renewal(self) -> float:
         """How long ago the leases were last renewed; a renewal that hangs lets it grow."""
-        return monotonic() - self._kept_at
+        return max(0.0, monotonic() - self._kept_at)
+
+    async def ran_out(self) -> None:
+        """Return once the leases ran out without a renewal, whatever that waits for."""
+        while (left := LEASE_S - self.seconds_since_renewal()) > 0:  # noqa: ASYNC110 - it ends late
+            await asyncio.sleep(left)
 
     async def run(self) -> None:
         """Keep the leases until cancelled.
 
         Raises Fenced when another worker has taken a partition: all that is in hand is void then.
         """
+        self._kept_at = monotonic()
+        await self._fetch(_BE_PRESENT, self._presence)
         async with asyncio.TaskGroup() as group:
             while True:
                 async with self._sharing:
@@ -92,7 +108,7 @@ class LeaseKeeper:
         """Take nothing new, drain and release every partition; `run` must still be running."""
         self._leaving = True
         async with self._sharing:  # what is being taken just now must be handed over as well
-            await self._pool.execute(_LEAVE, self._owner)
+            await self._fetch(_LEAVE, self._owner)
         waiting = [lease for lease in self.owned.values() if lease not in self._draining]
         self._draining.update(waiting)
         await asyncio.gather(*(self._hand_over(lease) for lease in waiting))
@@ -101,16 +117,24 @@ class LeaseKeeper:
             await self._all_released.wait()
 
     async def abandon(self) -> None:
-        """Release everything at once; what was in hand will be delivered to another worker."""
-        partitions = list(self.owned)
+        """Release everything at once; what was in hand will be delivered to another worker.
+
+        What was being taken just now is among it: this waits for the answer, or comes after it.
+        """
         self.owned.clear()
         self._valid_until = 0.0
-        await self._pool.execute(_RELEASE_PARTITIONS, self._owner, partitions)
-        await self._pool.execute(_LEAVE, self._owner)
+        await self._fetch(_RELEASE_PARTITIONS, self._owner, None)
+        await self._fetch(_LEAVE, self._owner)
+
+    async def _fetch(self, sql: str, *arguments: object) -> Sequence[asyncpg.Record]:
+        async with self._one_at_a_time:
+            return await self._connection.fetch(sql, *arguments)
 
     async def _keep(self) -> None:
         asked_at = monotonic()
-        rows = await self._pool.fetch(_KEEP_LEASES, self._owner, LEASE_S, not self._leaving)
+        rows = await self._fetch(
+            _KEEP_LEASES, self._owner, LEASE_S, not self._leaving, self._presence
+        )
         kept = {row["partition"]: row["epoch"] for row in rows}
         for lease in self.owned.values():
             if kept.get(lease.partition) != lease.epoch:
@@ -120,7 +144,7 @@ class LeaseKeeper:
 
     async def _share_out(self, group: asyncio.TaskGroup) -> None:
         """Hand over what is too much, take what is too little; both beside the renewals."""
-        share = await self._pool.fetchval(_FAIR_SHARE, self._owner) or 0
+        (share,) = [row["share"] for row in await self._fetch(_FAIR_SHARE, self._owner)] or [0]
         kept = [lease for lease in self.owned.values() if lease not in self._draining]
         for lease in kept[share:]:
             self._draining.add(lease)
@@ -133,7 +157,7 @@ class LeaseKeeper:
             group.create_task(self._end_first_round())
 
     async def _take(self, most: int) -> list[Lease]:
-        rows = await self._pool.fetch(_TAKE_PARTITIONS, self._owner, LEASE_S, most)
+        rows = await self._fetch(_TAKE_PARTITIONS, self._owner, LEASE_S, most)
         taken = [Lease(row["partition"], row["epoch"]) for row in rows]
         self.owned.update({lease.partition: lease for lease in taken})
         return taken
@@ -146,7 +170,7 @@ class LeaseKeeper:
         await self._opening.pop(lease)
         await self._on_drain(lease)
         del self.owned[lease.partition]  # before the release, or `_keep` would miss it
-        await self._pool.execute(_RELEASE_PARTITIONS, self._owner, [lease.partition])
+        await self._fetch(_RELEASE_PARTITIONS, self._owner, [lease.partition])
         self._draining.discard(lease)
         if not self._draining:
             self._all_released.set()

@@ -92,7 +92,8 @@ class Observer:
                 await self._try(at, look, leave)
                 pause = min(FRESH_S / 2, EFFORT * (monotonic() - began))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), max(LOOK_EVERY_S, pause))
+                    async with asyncio.timeout(max(LOOK_EVERY_S, pause)):
+                        await self._stopping.wait()
         finally:
             await leave()
 

@@ -35,7 +35,9 @@ async def serve_operations(port: int, readiness: Readiness) -> AsyncIterator[Non
 
 def _application(readiness: Readiness) -> web.Application:
     async def live(_: web.Request) -> web.Response:
-        return web.json_response({"status": "live"})
+        if readiness.is_live():
+            return web.json_response({"status": "live"})
+        return web.json_response({"status": "stuck", "missing": readiness.missing}, status=503)
 
     async def ready(_: web.Request) -> web.Response:
         troubles = [asdict(trouble) for trouble in readiness.troubles()]

@@ -1,20 +1,19 @@
 """A worker as a process: signals, back-off between sessions, exit codes."""
 
 import asyncio
-import os
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from math import inf
+from random import uniform
 from time import monotonic
 from typing import Any, Final
 
 import asyncpg
 import structlog
 import uvloop
-from tenacity import AsyncRetrying, RetryCallState, retry_if_not_exception_type
-from tenacity.wait import wait_random_exponential
 
-from shared.broker import BROKER_ERRORS, ConnectionLost
+from shared.broker import BROKER_ERRORS
 from shared.errors import (
     ConsentError,
     SchemaError,
@@ -23,6 +22,7 @@ from shared.errors import (
     first_cause,
 )
 from shared.garbage import collect_seldom
+from shared.leaving import leave_at_once
 from shared.metrics import SESSIONS_LOST
 from shared.observer import Observer
 from shared.operations import serve_operations
@@ -36,10 +36,8 @@ DRAIN_S: Final = 8
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 2.0
 STEADY_S: Final = 15.0
-"""A session that was lost so long after the one before had held."""
+"""What ends a session so long after the last one ended found one that had held."""
 SAY_AGAIN_S: Final = 30
-HURRIED: Final = 3
-"""Exit code of a worker that left before it was drained."""
 
 EXPECTED: Final = (
     ConsentError,
@@ -93,92 +91,65 @@ def _tell(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 def _stop(stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
     if stop.is_set():
-        _leave_at_once("second signal")
+        leave_at_once("second signal")
     log.info("worker.draining", seconds=DRAIN_S)
     stop.set()
-    loop.call_later(DRAIN_S, _leave_at_once, "the drain time ran out")
-
-
-def _leave_at_once(why: str) -> None:
-    """Leave without tidying up: what was in hand is delivered again, and decided once."""
-    log.warning("worker.left_at_once", reason=why)
-    os._exit(HURRIED)
+    loop.call_later(DRAIN_S, leave_at_once, "the drain time ran out")
 
 
 async def supervise(session: Session, readiness: Readiness, stop: asyncio.Event) -> None:
-    """Begin a new session whenever one is lost, with growing pauses while none can begin."""
+    """Begin a new session whenever one is lost, with growing pauses while none holds."""
     failures = _Failures(readiness)
-
-    def stopped(state: RetryCallState) -> None:
-        """Whoever is stopped while it waits has nothing in hand; while it drains, it has."""
-        if readiness.missing == "drain" and state.outcome is not None:
-            lost = reason_of(state.outcome.exception() or ConnectionLost())
-            _leave_at_once(f"the session was lost in the drain: {lost}")
-
     while not stop.is_set():
-        async for attempt in AsyncRetrying(
-            retry=retry_if_not_exception_type((SettingsError, SchemaError)),
-            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_S),
-            before_sleep=failures.note,
-            sleep=lambda seconds: _pause(seconds, stop),
-            stop=lambda _: stop.is_set(),
-            retry_error_callback=stopped,
-        ):
-            with attempt:
-                await _one_session(session, readiness, stop, failures)
-
-
-async def _one_session(
-    session: Session, readiness: Readiness, stop: asyncio.Event, failures: "_Failures"
-) -> None:
-    """Run a session; one that had been ready and is lost begins anew without the long pauses."""
-    try:
-        await session(stop)
-    except Exception as error:  # noqa: BLE001 - whatever ended it, the next one may hold
-        reason = first_cause(error)
-        if isinstance(reason, (SettingsError, SchemaError)):
-            raise reason from None
-        was_ready = readiness.missing is None
-        if isinstance(reason, TopologyMissing):
-            readiness.waits_for("topology")
-        readiness.failed(words_of(reason))
-        if not was_ready:
-            raise reason from None
-        SESSIONS_LOST.inc()
-        failures.say(reason, "session.lost")
-        await _pause(failures.next_pause(), stop)
+        try:
+            await session(stop)
+        except Exception as error:  # noqa: BLE001 - whatever ended it, the next one may hold
+            reason = first_cause(error)
+            if isinstance(reason, (SettingsError, SchemaError)):
+                raise reason from None
+            if (
+                readiness.missing == "drain"
+            ):  # whoever is stopped while it waits has nothing in hand
+                leave_at_once(f"the session was lost in the drain: {reason_of(reason)}")
+            failures.note(reason)
+            await _pause(failures.next_pause(), stop)
 
 
 async def _pause(seconds: float, stop: asyncio.Event) -> None:
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
 
 
 class _Failures:
-    """Says why there is no session: when the reason changes, and now and then."""
+    """Says why there is no session, when that changes and now and then; and how long to pause."""
 
     def __init__(self, readiness: Readiness) -> None:
         self._readiness = readiness
         self._said = ""
         self._said_at = 0.0
-        self._lost_at = 0.0
+        self._failed_at = -inf
         self._pause_s = FIRST_PAUSE_S
 
+    def note(self, reason: BaseException) -> None:
+        """Note what ended a session, or kept it from beginning."""
+        was_ready = self._readiness.missing is None
+        if isinstance(reason, TopologyMissing):
+            self._readiness.waits_for("topology")
+        self._readiness.failed(words_of(reason))
+        if was_ready:
+            SESSIONS_LOST.inc()
+        self._say(reason, "session.lost" if was_ready else "session.waiting")
+
     def next_pause(self) -> float:
-        """Tell how long to pause: longer each time while no session holds."""
+        """Tell how long to pause: longer each time while no session holds, and never in step."""
         now = monotonic()
-        soon = now - self._lost_at < STEADY_S
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if soon else FIRST_PAUSE_S
-        self._lost_at = now
-        return self._pause_s
+        steady = now - self._failed_at > STEADY_S
+        self._failed_at = now
+        self._pause_s = FIRST_PAUSE_S if steady else min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return uniform(self._pause_s / 2, self._pause_s)  # noqa: S311 - it guards nothing
 
-    def note(self, state: RetryCallState) -> None:
-        if state.outcome is not None and (error := state.outcome.exception()) is not None:
-            self.say(error, "session.waiting")
-
-    def say(self, error: BaseException, event: str) -> None:
+    def _say(self, error: BaseException, event: str) -> None:
         reason = reason_of(error)
         said_before = event != "session.lost" and reason == self._said
         if said_before and monotonic() - self._said_at < SAY_AGAIN_S:

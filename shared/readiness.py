@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -10,6 +12,10 @@ from shared.metrics import READY
 
 OVERDUE_S: Final = 3.0
 """After three missed renewals something is wrong; the leases hold for two seconds more."""
+STUCK_S: Final = 60.0
+"""After so long without a renewal, or a dependency to wait for, it will not go on by itself."""
+AT_WORK: Final = (None, "session", "start", "drain")
+"""What is missing while nothing is waited for that lies outside the process."""
 
 log = structlog.get_logger()
 
@@ -33,19 +39,20 @@ class Readiness:
         self.reason = "starting"
         self._seen: dict[str, Trouble] = {}
         self._since_renewal: Callable[[], float] | None = None
+        self._waited_until = monotonic()
         READY.set_function(lambda: not self.troubles())
 
     def is_ready(self) -> None:
         """The session has everything that it needs."""
-        self.missing, self.reason = None, ""
+        self._now_missing(None, "")
 
     def waits_for(self, missing: str, reason: str = "") -> None:
         """Something that the session needs is not there (yet)."""
-        self.missing, self.reason = missing, reason
+        self._now_missing(missing, reason)
 
     def failed(self, reason: str) -> None:
         """Say why what is missing is missing."""
-        self.missing, self.reason = self.missing or "session", reason
+        self._now_missing(self.missing or "session", reason)
 
     def renewals(self, seconds_since: Callable[[], float] | None) -> None:
         """Give what tells how long ago the leases were renewed; None while there are none."""
@@ -65,6 +72,18 @@ class Readiness:
         """Everything that is not right, the session's own first; empty while it is ready."""
         own = [Trouble(self.missing, self.reason)] if self.missing else []
         return [*own, *self._seen.values(), *self._overdue()]
+
+    def is_live(self) -> bool:
+        """Whether leases were renewed, or a dependency was waited for, within the last minute."""
+        if self.missing not in AT_WORK:
+            return True
+        since_renewal = self._since_renewal() if self._since_renewal else inf
+        return min(since_renewal, monotonic() - self._waited_until) <= STUCK_S
+
+    def _now_missing(self, missing: str | None, reason: str) -> None:
+        if self.missing not in AT_WORK:
+            self._waited_until = monotonic()
+        self.missing, self.reason = missing, reason
 
     def _overdue(self) -> list[Trouble]:
         seconds = self._since_renewal() if self._since_renewal else 0.0

@@ -6,24 +6,39 @@ in memory. When anything breaks, the session ends and a new one begins from the 
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
 
 from shared.broker import BROKER_ERRORS, Broker, connect
-from shared.database import Pool, check_partitions, check_schema, open_pool
-from shared.leases import Lease, LeaseKeeper
+from shared.database import (
+    Connection,
+    Pool,
+    check_partitions,
+    check_schema,
+    connect_once,
+    open_pool,
+)
+from shared.errors import Fenced
+from shared.leases import LEASE_S, Lease, LeaseKeeper
+from shared.leaving import leave_at_once
 from shared.metrics import OWNED
 from shared.observer import Outlook
 from shared.readiness import Readiness
 from shared.reply_channel import ReplyChannel
 from shared.settings import WorkerSettings
 
-POOL_SIZE: Final = 6
+POOL_SIZE: Final = 5
+"""One more connection is the lease keeper's."""
+HEARTBEAT_S: Final = 2
+"""The broker takes a worker that is frozen for dead after two to three of these, and gives its
+queues to the one that took its leases."""
 ABANDON_S: Final = 2
+END_S: Final = 5.0
+"""How long a session may take to end once its leases ran out."""
 
 log = structlog.get_logger()
 
@@ -74,65 +89,141 @@ async def run_session(
     """
     readiness.waits_for("database")
     owner = f"{settings.worker_id}/{secrets.token_hex(4)}"
-    pool = await open_pool(
-        service.database_url, name=owner, size=POOL_SIZE, package=service.package
-    )
-    try:
-        await check_schema(pool, service.package)
-        await check_partitions(pool, settings.consent_partitions)
-        readiness.waits_for(
-            "broker"
-        )  # its queues included: reading them fails where one is missing
+    async with _database(service, owner) as database:
+        await check_schema(database.pool, service.package)
+        await check_partitions(database.pool, settings.consent_partitions)
+        session = _Session(service, settings, owner, database, readiness)
+        # Its queues are part of the broker: reading them fails where one is missing.
+        readiness.waits_for("broker")
         name = f"{service.package} {settings.worker_id}"
-        async with connect(settings.rabbitmq_url, name=name) as broker:
-            await _work(service, settings, owner, broker, pool, readiness, stop)
+        try:
+            async with (
+                session.watched(),
+                connect(settings.rabbitmq_url, name=name, heartbeat_s=HEARTBEAT_S) as broker,
+            ):
+                await session.work(broker, stop)
+        finally:
+            readiness.renewals(None)
+    log.info("session.drained", owner=owner)
+
+
+@dataclass(frozen=True)
+class _Database:
+    """What a session has of its database."""
+
+    pool: Pool
+    keeping: Connection
+    """The lease keeper's own; the leases end with it."""
+
+    def cut(self) -> None:
+        """End all connections now: whoever waits for an answer gets an error instead."""
+        self.pool.terminate()
+        self.keeping.terminate()
+
+
+@asynccontextmanager
+async def _database(service: Service, owner: str) -> AsyncIterator[_Database]:
+    url, package = service.database_url, service.package
+    pool = await open_pool(url, name=owner, size=POOL_SIZE, package=package)
+    try:
+        keeping = await connect_once(url, package, name=owner)
+        try:
+            yield _Database(pool, keeping)
+        finally:
+            keeping.terminate()
     finally:
         pool.terminate()
 
 
-async def _work(
-    service: Service,
-    settings: WorkerSettings,
-    owner: str,
-    broker: Broker,
-    pool: Pool,
-    readiness: Readiness,
-    stop: asyncio.Event,
-) -> None:
-    keeper = LeaseKeeper(
-        pool,
-        owner,
-        on_taken=lambda lease: _taken(worker, lease),
-        on_drain=lambda lease: _drained(worker, lease),
-    )
-    readiness.renewals(keeper.seconds_since_renewal)
-    replies = await ReplyChannel.open(broker, settings.rabbitmq_url)
-    worker = await service.make_worker(Opened(broker, replies, pool, keeper.is_valid))
-    try:
+class _Session:
+    """The work of a session, and the keeper of its leases."""
+
+    def __init__(
+        self,
+        service: Service,
+        settings: WorkerSettings,
+        owner: str,
+        database: _Database,
+        readiness: Readiness,
+    ) -> None:
+        self._service = service
+        self._settings = settings
+        self._owner = owner
+        self._database = database
+        self._readiness = readiness
+        self._keeper = LeaseKeeper(
+            database.keeping,
+            owner,
+            on_taken=lambda lease: _taken(self._worker, lease),
+            on_drain=lambda lease: _drained(self._worker, lease),
+        )
+        self._ran_out = self._ended = False
+        self._worker: Worker
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Bound, beside the session, how long it goes on without leases, and how long it ends.
+
+        Raises Fenced where the leases ran out, whatever error that led to.
+        """
+        watching = asyncio.create_task(self._watch())
+        try:
+            yield
+        except Exception as error:
+            if self._ran_out:
+                raise Fenced("the leases ran out: the database did not answer") from error
+            raise
+        finally:
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        """Cut the database off once the leases ran out, then leave if that ends nothing.
+
+        A link that falls silent would be waited for by whoever uses it, each time-out and its
+        cancelling over the same link included. And what ends a session cancels its tasks once:
+        should one of them swallow that, the session would neither work nor end.
+        """
+        await self._keeper.ran_out()
+        self._ran_out = not self._ended
+        log.warning("leases.ran_out", owner=self._owner, seconds=LEASE_S)
+        self._database.cut()
+        await asyncio.sleep(END_S)
+        leave_at_once(f"the session did not end within {END_S:g} s of its leases")
+
+    async def work(self, broker: Broker, stop: asyncio.Event) -> None:
+        """Work until all is drained; whatever ends it sooner, the leases are given up."""
+        replies = await ReplyChannel.open(broker, self._settings.rabbitmq_url)
+        pool, may_write = self._database.pool, self._keeper.is_valid
+        self._worker = await self._service.make_worker(Opened(broker, replies, pool, may_write))
+        self._readiness.renewals(self._keeper.seconds_since_renewal)
+        try:
+            await self._run_until_drained(broker, stop)
+        except BaseException:
+            self._ended = True
+            with suppress(Exception):
+                async with asyncio.timeout(ABANDON_S):
+                    await self._keeper.abandon()
+            raise
+        finally:
+            with suppress(*BROKER_ERRORS):
+                await replies.close()
+            for number in range(self._settings.consent_partitions):
+                OWNED.labels(number).set(0)
+
+    async def _run_until_drained(self, broker: Broker, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(loop) for loop in worker.loops()]
+            tasks = [group.create_task(loop) for loop in self._worker.loops()]
             tasks.append(group.create_task(broker.wait_lost()))
-            tasks.append(group.create_task(keeper.run()))
-            await keeper.first_round.wait()
-            readiness.is_ready()
-            log.info("session.started", owner=owner, partitions=len(keeper.owned))
+            tasks.append(group.create_task(self._keeper.run()))
+            await self._keeper.first_round.wait()
+            self._readiness.is_ready()
+            log.info("session.started", owner=self._owner, partitions=len(self._keeper.owned))
             await stop.wait()
-            readiness.waits_for("drain")
-            await keeper.hand_over_all()
-            await worker.close()
+            self._readiness.waits_for("drain")
+            await self._keeper.hand_over_all()
+            await self._worker.close()
             for task in tasks:
                 task.cancel()
-    except BaseException:
-        with suppress(Exception):
-            await asyncio.wait_for(keeper.abandon(), ABANDON_S)
-        raise
-    finally:
-        readiness.renewals(None)
-        with suppress(*BROKER_ERRORS):
-            await replies.close()
-        for number in range(settings.consent_partitions):
-            OWNED.labels(number).set(0)
-    log.info("session.drained", owner=owner)
 
 
 async def _taken(worker: Worker, lease: Lease) -> None:

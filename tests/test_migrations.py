@@ -24,6 +24,7 @@ ALL = [
     "0004-suspects",
     "0005-snapshots",
     "0006-receipts-by-time",
+    "0007-presence",
 ]
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from itertools import count
@@ -24,8 +25,9 @@ from projection_service.read_model import TABLES
 from projection_service.rebuild import Rebuilt, rebuild
 from projection_service.rebuild_progress import show_progress
 from projection_service.settings import ProjectionSettings
-from shared.errors import NotNow
+from shared.errors import NotNow, Unsure
 from tests.amqp import Client, body_of, open_client
+from tests.chaos.links import Disorder, open_wires
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment
 from tests.eventually import eventually
@@ -303,10 +305,10 @@ async def test_it_goes_on_when_the_broker_cuts_its_connection(
     assert await read_model(standing) == await folded_log(standing)
 
 
-END_WHO_HOLDS_THE_LOCK = """
+END_WHO_HOLDS_THE_LOCK = f"""
     SELECT pg_terminate_backend(pid) FROM pg_locks
-     WHERE locktype = 'advisory' AND granted AND database = (
-           SELECT oid FROM pg_database WHERE datname = current_database())"""
+     WHERE locktype = 'advisory' AND granted AND objid = {shadow.REBUILD_LOCK} AND database = (
+           SELECT oid FROM pg_database WHERE datname = current_database())"""  # noqa: S608
 
 
 @pytest.mark.parametrize("begin_with", ["the lock", "the shadow"])
@@ -330,6 +332,36 @@ async def test_without_the_connection_that_holds_its_lock_it_changes_nothing(
     assert code == 3, err
     assert err.splitlines()[-1].startswith("error: the connection to the read model was lost")
     assert (await everything(connection))[1] == before[1]
+
+
+async def test_whoever_does_not_hear_that_it_was_switched_does_not_say_that_nothing_has_changed(
+    standing: Deployment,
+    client: Client,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await client.command("GrantConsent", f"p-{uuid4()}")
+    await eventually(lambda: settled(standing), within=WITHIN_S)
+    before = await everything(connection)
+    switch = shadow.Shadow.switch
+    with open_wires() as wires:
+        link = wires.lay(standing.read_model_url)
+
+        async def unheard(self: shadow.Shadow) -> None:
+            await switch(self)
+            link.disturb(Disorder("silence", ("down",)))
+
+        async def switched() -> bool:
+            return bool((await everything(connection))[1] != before[1])
+
+        monkeypatch.setattr(shadow.Shadow, "switch", unheard)
+        rebuilding = asyncio.create_task(rebuilt(replace(standing, read_model_url=link.url)))
+        await eventually(switched, within=WITHIN_S)
+        link.cut()
+        with pytest.raises(Unsure, match="dry-run"):
+            await rebuilding
+    await eventually(lambda: settled(standing), within=WITHIN_S)
+    assert await read_model(standing) == await folded_log(standing)
 
 
 async def test_a_dry_run_finds_what_is_not_as_the_log_says_and_a_rebuild_mends_it(

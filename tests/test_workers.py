@@ -133,7 +133,7 @@ async def test_a_worker_whose_drain_time_runs_out_leaves_and_nothing_is_lost(
     worker.wait_ready()
     connection = await asyncpg.connect(deployment.event_store_url)
     async with connection.transaction():
-        await connection.execute("SELECT FROM partitions FOR UPDATE")
+        await connection.execute("LOCK TABLE events IN SHARE MODE")
         sent = await flood(client, patients=20)
         worker.send(signal.SIGTERM)
         code = await asyncio.to_thread(worker.process.wait, 60)

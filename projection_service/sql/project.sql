@@ -1,6 +1,7 @@
 -- project
 -- Change the read model and move the checkpoints, in one transaction, all or nothing: provided
 -- each checkpoint still stands where the worker believes, and the worker still owns the partition.
+-- Of each partition its own row is locked before its checkpoint, as whoever fences it does.
 --
 --   per partition
 --   $1  partitions   integer[]
@@ -58,8 +59,8 @@ WITH given AS (
       JOIN given ON given.partition = c.partition AND given.checkpoint = c.position
       JOIN partitions p ON p.partition = given.partition AND p.epoch = given.epoch
      ORDER BY c.partition
-       FOR UPDATE OF c
        FOR SHARE OF p
+       FOR UPDATE OF c
 ), moved AS (
     UPDATE checkpoints c
        SET position = owned.position

@@ -8,6 +8,7 @@ DECLARE
     names CONSTANT text[] := string_to_array(current_setting('consent.tables'), ',');
     command text;
 BEGIN
+    PERFORM FROM public.partitions ORDER BY partition FOR UPDATE;
     UPDATE public.partitions SET epoch = epoch + 1;
 
     FOR command IN

@@ -1,5 +1,6 @@
 -- leave
--- Take this worker off the list, so that its share goes to the others at once.
+-- Give this worker's share to the others at once. Its presence stays known until it is gone, so
+-- that nothing has to run out should it die before it has handed everything over.
 --
 --   $1  owner  text
-DELETE FROM workers WHERE owner = $1::text
+UPDATE workers SET alive_until = now() WHERE owner = $1::text
