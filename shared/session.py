@@ -106,7 +106,7 @@ async def _work(
         on_drain=lambda lease: _drained(worker, lease),
     )
     readiness.renewals(keeper.seconds_since_renewal)
-    replies = await ReplyChannel.open(broker, settings.rabbitmq_url)
+    replies = await ReplyChannel.open(broker, settings.rabbitmq_url, readiness.saw)
     worker = await service.make_worker(Opened(broker, replies, pool, keeper.is_valid))
     try:
         async with asyncio.TaskGroup() as group:
