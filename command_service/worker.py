@@ -54,7 +54,7 @@ class CommandWorker:
         )
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await intake.open(names.UNROUTABLE)
-        await queries.open(names.LOG)
+        await queries.open(names.LOG, counts=False)
         return cls(path, publisher, log_reader, snapshots, intake, queries)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:

@@ -56,9 +56,9 @@ class Projector:
         self._leases[lease.partition] = lease
         self._follower.open(lease.partition, Track(checkpoint))
 
-    def close(self, partition: int) -> None:
-        """Stop with a partition."""
-        self._follower.close(partition)
+    async def close(self, partition: int) -> None:
+        """Stop with a partition that was let go, once nothing of it is being applied."""
+        await self._follower.close(partition)
         del self._leases[partition]
 
     async def apply(self, events: Sequence[CloudEvent]) -> None:

@@ -49,7 +49,7 @@ class ProjectionWorker:
         )
         OLDEST_IN_HAND.labels("events").set_function(intake.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
-        await queries.open(names.QUERIES)
+        await queries.open(names.QUERIES, counts=False)
         return cls(projector, answers, intake, queries)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
@@ -72,7 +72,7 @@ class ProjectionWorker:
         self._intake.stop(queue)
         self._projector.let_go(lease.partition)
         await self._intake.drained(queue)
-        self._projector.close(lease.partition)
+        await self._projector.close(lease.partition)
         await self._intake.close(queue)
 
     async def close(self) -> None:

@@ -18,9 +18,10 @@ from rich.table import Table
 
 from shared.broker import BROKER_ERRORS
 from shared.client import ConsentClient
-from shared.cloud_event import timestamp
+from shared.cloud_event import CloudEvent, timestamp
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.errors import NoAnswer, NotAllowed, NotConnected, QueryRefused, SettingsError
+from shared.events import UnknownEventError
 from shared.log_client import Page
 from shared.logs import hush_libraries, set_up_logs
 from shared.moments import REMEDY, Moment
@@ -352,13 +353,22 @@ def _show_events(page: Page) -> None:
     for heading in ("position", "time", "patient", "version", "event", "who"):
         table.add_column(heading, overflow="fold", no_wrap=heading in {"event", "time"})
     for one in page.events:
-        event = one.event()
+        what, who = _what_and_who(one)
         table.add_row(
             str(one.position),
             one.time[:19],
             escape(one.subject),
             str(one.streamversion),
-            f"{one.type}\n{event.target}",
-            escape(str(event.grantee)),
+            f"{escape(one.type)}\n{what}",
+            escape(who),
         )
     console.print(table)
+
+
+def _what_and_who(one: CloudEvent) -> tuple[str, str]:
+    """Say what an event is about, and about whom, as far as this version can read it."""
+    try:
+        event = one.event()
+    except (UnknownEventError, ValidationError):
+        return "which this version can't read", ""
+    return event.target, str(event.grantee)

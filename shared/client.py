@@ -16,7 +16,7 @@ from shared.broker import BROKER_ERRORS, Broker, Delivery, connect
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.errors import NoAnswer, NotAllowed
 from shared.history import joined
-from shared.log_client import PAGE, Page, query_request, read_answer
+from shared.log_client import PAGE, Page, query_request, read_answer, readable
 from shared.queries import (
     MOST_EVENTS,
     MOST_GRANTEES,
@@ -32,6 +32,7 @@ from shared.queries import (
     QueryFailed,
     ReadEvents,
 )
+from shared.reasons import reason_of
 from shared.replies import CommandAccepted, CommandRejected, Outcome
 from shared.requests import Request, Requests
 from shared.vocabulary import Entity, Target
@@ -73,10 +74,11 @@ class ConsentClient:
     async def connect(
         cls, url: str, *, partitions: int = 8, within: float = WITHIN_S
     ) -> AsyncIterator["ConsentClient"]:
-        """Connect, and close the connection in the end."""
+        """Connect, and close the connection in the end; raises BROKER_ERRORS."""
         client = cls(url, partitions=partitions, within=within)
         try:
-            await client._connected()
+            async with asyncio.timeout(within):
+                await client._connected()
             yield client
         finally:
             await client._open.aclose()
@@ -138,7 +140,7 @@ class ConsentClient:
             str(command_id or uuid4()),
             persistent=True,
         )
-        return _OUTCOME.validate_json((await self._ask(request)).body)
+        return readable((await self._ask(request)).body, _OUTCOME)
 
     async def list_consents(self, patient_id: str, *, min_version: int = 0) -> Consents:
         """List all that a patient has granted and is asked for.
@@ -230,26 +232,40 @@ class ConsentClient:
 
     async def _ask(self, request: Request) -> Delivery:
         """Ask, and ask again over a new connection while there is time."""
-        deadline = monotonic() + self._within
+        failure: BaseException | None = None
         refused = 0
-        while True:
-            try:
-                requests = await self._connected()
-                return await requests.ask(request, max(0.0, deadline - monotonic()))
-            except BROKER_ERRORS as error:
-                refused += isinstance(error, ChannelAccessRefused)
-                if refused == REFUSED_TWICE:
-                    raise NotAllowed(f"not allowed to send {request.type}: {error}") from error
-                if monotonic() + PAUSE_S > deadline:
-                    raise NoAnswer(f"no answer to {request.type}: {error}") from error
-                await asyncio.sleep(PAUSE_S)
+        deadline = monotonic() + self._within
+        try:
+            async with asyncio.timeout(self._within):
+                while True:
+                    try:
+                        requests = await self._connected()
+                        return await requests.ask(request, max(0.0, deadline - monotonic()))
+                    except BROKER_ERRORS as error:
+                        failure = error
+                        refused += isinstance(error, ChannelAccessRefused)
+                        if refused == REFUSED_TWICE:
+                            raise NotAllowed(
+                                f"not allowed to send {request.type}: {error}"
+                            ) from error
+                    await asyncio.sleep(PAUSE_S)
+        except TimeoutError:
+            raise _no_answer(request, self._within, failure) from failure
 
     async def _connected(self) -> Requests:
+        """Return what asks over the connection, which is opened where it is lost."""
         async with self._opening:
             if self._requests is None or self._broker is None or self._broker.is_lost():
+                self._requests = self._broker = None
                 await self._open.aclose()
-                self._broker = await self._open.enter_async_context(
+                broker = await self._open.enter_async_context(
                     connect(self._url, name="consent client")
                 )
-                self._requests = await Requests.open(self._broker)
+                requests = await Requests.open(broker)
+                self._broker, self._requests = broker, requests
             return self._requests
+
+
+def _no_answer(request: Request, within: float, failure: BaseException | None) -> NoAnswer:
+    why = f"the connection failed: {reason_of(failure)}" if failure else "not even a connection"
+    return NoAnswer(f"no answer to {request.type} within {within:.3g} s: {why}")

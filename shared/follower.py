@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final, Protocol
@@ -22,6 +23,8 @@ HEAD_CHECK_S: Final = 5.0
 """After so long a silence the log is asked whether something has been missed."""
 FIRST_CHECK_S: Final = 0.5
 RETRY_S: Final = 0.5
+LARGEST_EVENT: Final = 128 << 10
+"""Bytes, twice of what a command may have; what is larger is no event, and isn't even read."""
 READ_AT_ONCE: Final = 4
 """Partitions whose log is read side by side: a page is on its way while another is applied."""
 
@@ -56,10 +59,14 @@ class Followed:
     busy_at: float
     """When something last arrived."""
     leaving: bool = False
-    """Whether it is being handed over: nothing is held any more."""
+    """Whether it is being handed over: nothing is held any more, nor read from the log."""
+    reading: bool = False
+    """Whether its log is being read."""
 
     def is_due(self, now: float) -> bool:
         """Whether the log must be asked what follows."""
+        if self.leaving or self.reading:
+            return False
         quiet = now - self.busy_at > HEAD_CHECK_S and not self.track.anywhere
         return bool(self.track.held) or quiet
 
@@ -101,9 +108,10 @@ class Follower:
         followed.track.held.clear()
         followed.leaving = True
 
-    def close(self, partition: int) -> None:
-        """Stop with a partition."""
-        del self._followed[partition]
+    async def close(self, partition: int) -> None:
+        """Stop with a partition that was let go, once nothing of it is being applied."""
+        async with self._one_at_a_time:
+            del self._followed[partition]
 
     async def run(self) -> None:
         """Hand over what arrives, until cancelled."""
@@ -113,18 +121,21 @@ class Follower:
                 await self._handle(items)
 
     async def keep_up(self) -> None:
-        """Fill gaps, and look now and then whether a quiet partition has missed something."""
-        while True:
-            try:
-                async with asyncio.TaskGroup() as group:
+        """Fill gaps, and look now and then whether a quiet partition has missed something.
+
+        Each partition has a task of its own, so that none waits for another one's long history.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    self._gap.clear()
                     for followed in self._followed.values():
                         if followed.is_due(monotonic()):
+                            followed.reading = True
                             group.create_task(self._catch_up(followed))
-            except ExceptionGroup as failures:
-                raise first_cause(failures)  # noqa: B904 - it keeps its own cause
-            if not any(followed.track.held for followed in self._followed.values()):
-                self._gap.clear()
-            await _wait(self._gap, FIRST_CHECK_S)
+                    await _wait(self._gap, FIRST_CHECK_S)
+        except BaseExceptionGroup as failures:
+            raise first_cause(failures)  # noqa: B904 - it keeps its own cause
 
     async def _handle(self, items: Sequence[Item]) -> None:
         began = monotonic()
@@ -183,6 +194,10 @@ class Follower:
 
     async def _decode(self, item: Item) -> CloudEvent | None:
         """Read an event; what is none is set aside, and loses its place to nobody."""
+        if len(item.delivery.body) > LARGEST_EVENT:
+            wrong = Detail(field="body", message="is larger than any event")
+            await self._consumer.set_aside(item, [wrong])
+            return None
         try:
             event = CloudEvent.model_validate_json(item.delivery.body)
         except ValidationError as error:
@@ -201,13 +216,21 @@ class Follower:
 
     async def _catch_up(self, followed: Followed) -> None:
         """Read on from the position in the log, until what is held follows or nothing is left."""
+        try:
+            while await self._read_in_turn(followed):
+                pass
+        except NoAnswer as error:
+            log.warning("log.unanswered", partition=followed.partition, reason=reason_of(error))
+            await asyncio.sleep(RETRY_S)
+        finally:
+            followed.reading = False
+            if followed.track.held:
+                self._gap.set()
+
+    async def _read_in_turn(self, followed: Followed) -> bool:
+        """Apply one page, then let others go first; whether there may be more to read."""
         async with self._reading:
-            try:
-                while await self._read_on(followed):
-                    pass
-            except NoAnswer as error:
-                log.warning("log.unanswered", partition=followed.partition, reason=reason_of(error))
-                await asyncio.sleep(RETRY_S)
+            return await self._read_on(followed)
 
     async def _read_on(self, followed: Followed) -> bool:
         """Apply one page of the log; whether there may be more to read."""
@@ -215,7 +238,7 @@ class Follower:
         held = list(track.held)
         page = await self._log.read(partition, track.position)
         async with self._one_at_a_time:
-            if self._followed.get(partition) is not followed:
+            if followed.leaving or self._followed.get(partition) is not followed:
                 return False
             followed.busy_at = monotonic()
             following = [one for one in page.events if track.place(one.position) is Place.NEXT]
@@ -249,8 +272,6 @@ class Follower:
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-    except TimeoutError:
-        return

@@ -29,17 +29,27 @@ class Source:
     channel: Channel
     lease: Lease | None
     """None for a queue that every worker reads."""
+    counts: bool = True
+    """Whether the broker counts there how often a message comes back, as quorum queues do."""
     stopped: bool = False
     """Whether what is delivered now is left unsettled, to go back when the channel closes."""
     in_hand: int = 0
     """Delivered and not yet settled."""
     settled: int = 0
-    """The newest delivery tag that is done with, together with all before it."""
+    """The newest delivery tag that is done with; some before it may not be."""
+    let_go: int | None = None
+    """The oldest delivery tag that was let go: it, and what follows it, is not acknowledged."""
     acknowledged: int = 0
     """The newest delivery tag that the broker was told so of."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: dict[int, float] = field(default_factory=dict)
     """When each delivery in hand came, by its tag and the monotonic clock, the oldest first."""
+
+    @property
+    def finished(self) -> int:
+        """The newest delivery tag that is done with, together with all before it."""
+        undone = [tag for tag in (next(iter(self.arrived), None), self.let_go) if tag is not None]
+        return min([self.settled, *(tag - 1 for tag in undone)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +90,13 @@ class Item:
 
     @property
     def returns(self) -> int:
-        """How often it was delivered before and came back unsettled."""
+        """How often it was delivered before and came back unsettled.
+
+        The broker says so of what it delivers again; else it is the sender's word, or of another
+        life of the message, that ended in the dead letters.
+        """
+        if not self.delivery.redelivered or not self.source.counts:
+            return 0
         headers = self.delivery.header.properties.headers or {}
         count = headers.get("x-delivery-count", 0)
         return count if isinstance(count, int) else 0
@@ -107,9 +123,9 @@ class Intake:
         self._woken = False
         self._sources: dict[str, Source] = {}
 
-    async def open(self, queue: str, lease: Lease | None = None) -> Source:
-        """Begin to read a queue."""
-        source = Source(queue, await self._broker.channel(), lease)
+    async def open(self, queue: str, lease: Lease | None = None, *, counts: bool = True) -> Source:
+        """Begin to read a queue; a classic one does not count what comes back."""
+        source = Source(queue, await self._broker.channel(), lease, counts)
         source.idle.set()
         self._sources[queue] = source
         try:
@@ -152,9 +168,10 @@ class Intake:
         self._arrived.set()
 
     async def settle(self, items: Iterable[Item]) -> None:
-        """Be done with these items, and with all that came before them on their queues.
+        """Be done with these items.
 
-        They are acknowledged soon, many at once; one that is suspicious at once, and for certain.
+        They are acknowledged soon, many at once, when all that came before them on their queues is
+        done with too; one that is suspicious at once, and for certain.
         """
         suspicious: set[Source] = set()
         touched: set[Source] = set()
@@ -166,7 +183,7 @@ class Intake:
                 suspicious.add(source)
             self._done(item)
         for source in touched:
-            if source in suspicious or source.settled - source.acknowledged >= self._many:
+            if source in suspicious or source.finished - source.acknowledged >= self._many:
                 await _acknowledge(source)
         for source in suspicious:
             await self._barrier(source)
@@ -198,6 +215,8 @@ class Intake:
     def let_go(self, items: Iterable[Item]) -> None:
         """Leave these items unsettled; they go back when their queue is closed."""
         for item in items:
+            source = item.source
+            source.let_go = item.tag if source.let_go is None else min(source.let_go, item.tag)
             self._done(item)
 
     async def settle_one(self, item: Item) -> None:
@@ -256,7 +275,8 @@ class Intake:
 
 
 async def _acknowledge(source: Source) -> None:
-    """Tell the broker what is settled of a queue."""
-    if source.settled > source.acknowledged:
-        source.acknowledged = source.settled
-        await source.channel.basic_ack(source.settled, multiple=True, wait=False)
+    """Tell the broker what is settled of a queue, as far as nothing before it is still in hand."""
+    finished = source.finished
+    if finished > source.acknowledged:
+        source.acknowledged = finished
+        await source.channel.basic_ack(finished, multiple=True, wait=False)

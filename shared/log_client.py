@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, Final, TypeVar
 from uuid import uuid4
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from shared import names
 from shared.cloud_event import CloudEvent
-from shared.errors import QueryRefused
+from shared.errors import NoAnswer, QueryRefused
 from shared.queries import MOST_EVENTS, QueryFailed, ReadEvents
 from shared.requests import Request, Requests
+from shared.validation import details_of
 
 READ_WITHIN_S: Final = 10.0
 
@@ -36,12 +37,21 @@ def query_request(query: BaseModel, type_: str) -> Request:
 
 
 def read_answer(body: bytes, answers: TypeAdapter[Answer | QueryFailed]) -> Answer:
-    """Read an answer; raises QueryRefused where it is an error."""
-    answer = answers.validate_json(body)
+    """Read an answer; raises QueryRefused where it is an error, NoAnswer where it is none."""
+    answer = readable(body, answers)
     if isinstance(answer, QueryFailed):
         details = "".join(f"; {one.field} {one.message}" for one in answer.details)
         raise QueryRefused(answer.error, answer.message + details)
     return answer
+
+
+def readable(body: bytes, answers: TypeAdapter[Answer]) -> Answer:
+    """Read a reply; raises NoAnswer where it is none, without a word of what it says instead."""
+    try:
+        return answers.validate_json(body)
+    except ValidationError as error:
+        wrong = details_of(error)[0]
+    raise NoAnswer(f"what came is no answer: {wrong.field} {wrong.message}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,14 @@ LEASED: Final = Gauge(
 READY: Final = Gauge("consent_ready", "1 while the worker is ready")
 SESSIONS_LOST: Final = Counter("consent_sessions_lost", "How often the worker had to begin anew")
 QUERIES: Final = Counter("consent_queries", "Queries answered", ["type", "status"])
+REPLIES_LOST: Final = Counter(
+    "consent_replies_lost",
+    "Replies given up: to a forged address, to a queue that takes none, or for want of room",
+    ["reason"],
+)
+REPLIES_WAITING: Final = Gauge(
+    "consent_replies_waiting", "Replies to direct addresses that are not proven good yet"
+)
 QUEUE_MESSAGES: Final = Gauge(
     "consent_queue_messages", "Messages on the broker that nobody has in hand", ["queue"]
 )

@@ -4,10 +4,13 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, Protocol
 
 import structlog
+from pydantic import ValidationError
 
-from shared.broker import PERSISTENT, Broker, Channel, Outgoing, Properties, publish
+from shared.broker import PERSISTENT, Broker, Channel, Delivery, Outgoing, Properties, publish
 from shared.cloud_event import CONTENT_TYPE, CloudEvent
+from shared.logs import ids_of
 from shared.topology import NO_LIMIT
+from shared.validation import details_of
 
 LONGEST_REASON: Final = 1000
 
@@ -30,7 +33,8 @@ class ParkingQueue:
     """The queue `<queue>.parked`, behind an exchange of the same name, which its owner may use.
 
     At each beginning its events are handled once more, in order: mend what was wrong, and start
-    the subscriber again. A message carries its reason in the header `x-consent-details`.
+    the subscriber again. A message carries its reason in the header `x-consent-details`. What is
+    no event is passed over, and stays there for whoever looks.
     """
 
     def __init__(self, broker: Broker, queue: str, handle: Handle, channel: Channel) -> None:
@@ -52,8 +56,8 @@ class ParkingQueue:
         """Handle what is parked, once; return who still has parked events."""
         channel = await self._broker.channel()
         while (found := await channel.basic_get(self._name)) and found.delivery_tag:
-            event = CloudEvent.model_validate_json(found.body)
-            if await self._settled(event):
+            event = self._read(found)
+            if event is not None and await self._settled(event):
                 await channel.basic_ack(found.delivery_tag, wait=False)
         await self._broker.close_channel(channel)  # what is left goes back, in order
         return self._newest.keys()
@@ -69,6 +73,20 @@ class ParkingQueue:
         arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
         await self._channel.queue_declare(self._name, durable=True, arguments=arguments)
         await self._channel.queue_bind(self._name, self._name)
+
+    def _read(self, found: Delivery) -> CloudEvent | None:
+        """Read an event; None where it is none, which must not be in the way of those that are."""
+        try:
+            return CloudEvent.model_validate_json(found.body)
+        except ValidationError as error:
+            wrong = details_of(error)[0]
+        log.error(
+            "parked.not_an_event",
+            queue=self._name,
+            reason=f"{wrong.field} {wrong.message}: take the message out of the queue",
+            **ids_of(found),
+        )
+        return None
 
     async def _settled(self, event: CloudEvent) -> bool:
         """Whether it is handled now; a patient's later events wait behind one that is not."""

@@ -55,6 +55,9 @@ class Requests:
     async def ask(self, request: Request, within: float) -> Delivery:
         """Send a request and return its reply.
 
+        One that is not persistent expires on its queue after `within` seconds: nobody would wait
+        for its answer any more.
+
         Raises NoAnswer after `within` seconds, or when no queue takes the request;
         ConnectionLost when the connection goes, whether or not the request arrived.
         """
@@ -62,7 +65,7 @@ class Requests:
         self._waiting[request.message_id].add(reply)
         try:
             async with asyncio.timeout(within):
-                await publish(self._channel, _message(request), mandatory=True)
+                await publish(self._channel, _message(request, within), mandatory=True)
                 return await reply
         except TimeoutError:
             raise NoAnswer(f"no answer to {request.type} within {within:.3g} s") from None
@@ -88,11 +91,13 @@ class Requests:
                 waiting.set_result(delivery)
 
 
-def _message(request: Request) -> Outgoing:
+def _message(request: Request, within: float) -> Outgoing:
+    expiration = None if request.persistent else str(max(1, round(within * 1000)))
     properties = Properties(
         content_type="application/json",
         correlation_id=request.message_id,
         delivery_mode=2 if request.persistent else 1,
+        expiration=expiration,
         headers=dict(context_headers()) or None,
         message_id=request.message_id,
         message_type=request.type,

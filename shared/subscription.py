@@ -52,7 +52,8 @@ class Start(StrEnum):
 
     ORIGIN = "origin"
     NOW = "now"
-    """What is published from the first declaration of the queue on."""
+    """What is published from the first declaration of the queue on, and perhaps, with it, a few
+    events that were published in the moments before."""
 
 
 async def subscribe(
@@ -178,13 +179,16 @@ class Subscription:
 
     async def _over(self, broker: Broker) -> None:
         queue = self._wanted.queue
-        was_there = await self._declare(broker)
-        intake = Intake(broker, prefetch=PREFETCH)
-        await intake.open(queue)  # before the log is read: nothing falls in between
+        if self._wanted.durable:
+            await become_reader(broker, queue)
         log_client = LogClient(await Requests.open(broker))
+        heads = await _heads(log_client, self._wanted.partitions)  # before the queue is bound:
+        was_there = await self._declare(broker)  # what is published in between is in the log
+        intake = Intake(broker, prefetch=PREFETCH)
+        await intake.open(queue, counts=self._wanted.durable)
         handing = await self._handing(broker)  # it may move the positions that are stored
         follower = Follower(intake, log_client, handing, most=MOST)
-        for number, track in (await self._tracks(log_client, was_there)).items():
+        for number, track in (await self._tracks(heads, was_there)).items():
             follower.open(number, track)
         log.info("subscription.started", queue=queue)
         self._began, self._said = True, ""
@@ -207,7 +211,6 @@ class Subscription:
     async def _declare(self, broker: Broker) -> bool:
         wanted = self._wanted
         if wanted.durable:
-            await become_reader(broker, wanted.queue)
             return await declare_durable(broker, wanted.queue, wanted.patterns)
         await declare_passing(broker, wanted.queue, wanted.patterns)
         return False
@@ -220,9 +223,9 @@ class Subscription:
         parked = set(await parking.parked()) if parking else set()
         return Handing(wanted, self._reached, parking, parked)
 
-    async def _tracks(self, log_client: LogClient, was_there: bool) -> dict[int, Track[Item]]:
+    async def _tracks(self, heads: Sequence[int], was_there: bool) -> dict[int, Track[Item]]:
         wanted = self._wanted
-        heads = await _heads(log_client, wanted.partitions)
+        new: set[int] = set()
         stored = await wanted.positions() if wanted.positions else {}
         for number, head in enumerate(heads):
             known = [one[number] for one in (stored, self._reached) if number in one]
@@ -237,11 +240,13 @@ class Subscription:
                 self._reached[number] = 0
             elif not was_there:
                 self._reached[number] = head
+                new.add(number)
         return {
             number: Track(
                 self._reached.get(number, 0),
                 choice=wanted.choice,
                 anywhere=number not in self._reached,
+                at_latest=number in new,
             )
             for number in range(wanted.partitions)
         }

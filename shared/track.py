@@ -26,6 +26,8 @@ class Track(Generic[Thing]):
     """Whether only a choice of events arrives: once the history is read, a hole is no loss."""
     anywhere: bool = False
     """Whether the first event that arrives says where the partition begins."""
+    at_latest: bool = False
+    """Whether the first event that arrives may say that it begins before the position."""
     jumps: bool = field(init=False, default=False)
     """Whether holes are passed over by now."""
     placed: int = field(init=False)
@@ -38,8 +40,9 @@ class Track(Generic[Thing]):
 
     def place(self, position: int) -> Place:
         """Tell where an event belongs; one that is next must be applied, or the track given up."""
-        if self.anywhere:
-            self.anywhere, self.position, self.placed = False, position - 1, position - 1
+        if self.anywhere or (self.at_latest and position <= self.position):
+            self.position = self.placed = position - 1
+        self.anywhere = self.at_latest = False
         if position == self.placed + 1 or (self.jumps and position > self.placed):
             self.placed = position
             return Place.NEXT
