@@ -16,7 +16,7 @@ from shared.broker import BROKER_ERRORS, Broker, Delivery, connect
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.errors import NoAnswer, NotAllowed
 from shared.history import joined
-from shared.log_client import PAGE, Page, query_request, read_answer
+from shared.log_client import PAGE, Page, measured, query_request, read_answer
 from shared.queries import (
     MOST_EVENTS,
     MOST_SPANS,
@@ -136,7 +136,7 @@ class ConsentClient:
             str(command_id or uuid4()),
             persistent=True,
         )
-        return _OUTCOME.validate_json((await self._ask(request)).body)
+        return _OUTCOME.validate_json(measured((await self._ask(request)).body))
 
     async def list_consents(self, patient_id: str, *, min_version: int = 0) -> Consents:
         """List what a patient has granted and is asked for.

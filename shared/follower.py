@@ -13,6 +13,7 @@ from shared.cloud_event import CloudEvent
 from shared.errors import NoAnswer, first_cause
 from shared.intake import Intake, Item
 from shared.log_client import LogClient
+from shared.oversized import LARGEST_EVENT, too_large
 from shared.reasons import reason_of
 from shared.replies import Detail
 from shared.track import Place, Track
@@ -183,6 +184,9 @@ class Follower:
 
     async def _decode(self, item: Item) -> CloudEvent | None:
         """Read an event; what is none is set aside, and loses its place to nobody."""
+        if (fault := too_large(item.delivery.body, LARGEST_EVENT)) is not None:
+            await self._consumer.set_aside(item, [Detail(field="body", message=fault)])
+            return None
         try:
             event = CloudEvent.model_validate_json(item.delivery.body)
         except ValidationError as error:

@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from shared import names
 from shared.cloud_event import CloudEvent
-from shared.errors import QueryRefused
+from shared.errors import NoAnswer, QueryRefused
+from shared.oversized import LARGEST_ANSWER, too_large
 from shared.queries import MOST_EVENTS, QueryFailed, ReadEvents
 from shared.requests import Request, Requests
 
@@ -36,12 +37,19 @@ def query_request(query: BaseModel, type_: str) -> Request:
 
 
 def read_answer(body: bytes, answers: TypeAdapter[Answer | QueryFailed]) -> Answer:
-    """Read an answer; raises QueryRefused where it is an error."""
-    answer = answers.validate_json(body)
+    """Read an answer; raises QueryRefused where it is an error, NoAnswer where it is too large."""
+    answer = answers.validate_json(measured(body))
     if isinstance(answer, QueryFailed):
         details = "".join(f"; {one.field} {one.message}" for one in answer.details)
         raise QueryRefused(answer.error, answer.message + details)
     return answer
+
+
+def measured(body: bytes) -> bytes:
+    """Return what came back, if it may be read; raises NoAnswer where it is too large for that."""
+    if (fault := too_large(body, LARGEST_ANSWER)) is not None:
+        raise NoAnswer(f"no answer that can be read: what came back {fault}")
+    return body
 
 
 @dataclass(frozen=True)

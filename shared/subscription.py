@@ -27,6 +27,7 @@ from shared.follower import Follower
 from shared.intake import Intake, Item
 from shared.log_client import LogClient
 from shared.logs import ids_of
+from shared.oversized import LARGEST_EVENT
 from shared.parking import Handle, Parking, ParkingQueue
 from shared.reasons import reason_of
 from shared.replies import Detail
@@ -179,7 +180,7 @@ class Subscription:
     async def _over(self, broker: Broker) -> None:
         queue = self._wanted.queue
         was_there = await self._declare(broker)
-        intake = Intake(broker, prefetch=PREFETCH)
+        intake = Intake(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         await intake.open(queue)  # before the log is read: nothing falls in between
         log_client = LogClient(await Requests.open(broker))
         handing = await self._handing(broker)  # it may move the positions that are stored

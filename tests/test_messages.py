@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from command_service.decode import fingerprint
+from command_service.fingerprint import fingerprint
 from command_service.recorded_event import RecordedEvent
 from shared import names
 from shared.cloud_event import CloudEvent
@@ -143,7 +143,7 @@ def test_a_command_is_sent_to_its_verb_and_partition(command: ConsentCommand, ke
     assert names.command_key(command, 8) == key
 
 
-@pytest.mark.parametrize("good", ["x", "x" * 128, "😀" * 128, "a b", "Zoë", "\u200bhidden"])
+@pytest.mark.parametrize("good", ["x", "x" * 128, "😀" * 128, "a b", "Zoë", "患者"])
 def test_an_id_is_one_to_128_code_points(good: str) -> None:
     assert ID.validate_python(good) == good
 
