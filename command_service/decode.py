@@ -11,6 +11,7 @@ from command_service.fingerprint import fingerprint, is_of
 from shared import names
 from shared.broker import Delivery, Properties
 from shared.commands import COMMANDS, ConsentCommand
+from shared.legible import is_plain
 from shared.oversized import LARGEST_REQUEST, too_large
 from shared.partition import partition_of
 from shared.replies import CommandError, CommandRejected, Detail
@@ -167,6 +168,8 @@ def _line(field: str, text: str | None) -> str | None:
     """Check text that is kept with the events; PostgreSQL takes no NUL, logs no line breaks."""
     if not text:
         return None
+    if is_plain(text):
+        return text
     try:
         return _LINE.validate_python(text)
     except ValidationError as error:

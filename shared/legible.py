@@ -16,6 +16,11 @@ _UNSEEN_ONE: Final = re.compile(f"[{_UNSEEN}]")
 _SHOWN_CODE: Final = re.compile(r"\\(?=u\{)")
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text is of ASCII's printable characters alone, as nearly all ids are."""
+    return text.isascii() and text.isprintable()
+
+
 def hidden_character(text: str) -> str | None:
     """Find the first character that can't be seen for what it is; a plain space can.
 

@@ -31,7 +31,7 @@ def read_json(model: type[Model], body: bytes) -> Model:
     Raises ValidationError. Of two fields with one name other readers than ours may take the other
     one, and decide about something else; so neither is taken.
     """
-    found = model.model_validate_json(_without_flood(model, body))
+    found = model.model_validate_json(body if len(body) <= LARGE else _without_flood(model, body))
     if (twice := _given_twice(found, body)) is not None:
         raise _field_fault(model, twice, "is given twice: give it once")
     return found
@@ -39,8 +39,6 @@ def read_json(model: type[Model], body: bytes) -> Model:
 
 def _without_flood(model: type[BaseModel], body: bytes) -> bytes:
     """Leave only some of very many unknown fields: each would become an error to describe."""
-    if len(body) <= LARGE:
-        return body
     try:
         fields = from_json(body)
     except ValueError:
@@ -53,11 +51,10 @@ def _without_flood(model: type[BaseModel], body: bytes) -> bytes:
 
 def _given_twice(found: BaseModel, body: bytes) -> str | None:
     """Find a name that an object in the body has twice, where there is one."""
-    values = found.__dict__
-    if len(values) == len(found.__pydantic_fields_set__):  # two quotation marks to each text
-        texts = len(values) + list(map(type, values.values())).count(str)
-        if body.count(b'"') == 2 * texts:
-            return None
+    given = found.__pydantic_fields_set__
+    texts = [type(found.__dict__[name]) for name in given].count(str)
+    if body.count(b'"') == 2 * (len(given) + texts):
+        return None  # two quotation marks to each name and text: there is room for no more
     twice: list[str] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, NamedTuple, get_args
 from pydantic import AfterValidator, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from shared.legible import code_point, hidden_character, uncomposed_character
+from shared.legible import code_point, hidden_character, is_plain, uncomposed_character
 
 Entity = Literal["patient", "doctor", "nurse"]
 RecordType = Literal["exams", "consultations", "conditions", "er_visits"]
@@ -52,7 +52,7 @@ def _trimmed(text: str) -> str:
 
 def _legible(text: str) -> str:
     """Refuse what a person could take for something else without seeing any difference."""
-    if text.isascii() and text.isprintable():
+    if is_plain(text):
         return text
     _without_control_characters(text)
     if (hidden := hidden_character(text)) is not None:
