@@ -104,20 +104,6 @@ async def test_a_body_of_64_kib_is_read_and_one_byte_more_is_not(
         assert answer["status"] == status
 
 
-async def test_unknown_fields_without_number_cost_a_query_little(
-    deployment: Deployment, client: Client
-) -> None:
-    deployment.start_both()
-    flood = json.dumps({f"f{number}": 0 for number in range(5_500)}).encode()
-    assert 60_000 < len(flood) < 65_536
-    for type_ in ("ReadEvents", "ListConsents"):
-        answer = await client.reply(
-            await client.send(type_, flood, exchange="consent.queries", key=type_)
-        )
-        assert answer["error"] == "validation_error"
-        assert len(answer["details"]) == 20
-
-
 async def test_a_field_that_is_given_twice_is_refused(
     deployment: Deployment, client: Client
 ) -> None:
