@@ -206,16 +206,15 @@ def test_a_flood_of_unknown_fields_becomes_few_errors(model: type[BaseModel]) ->
     assert caught.value.error_count() <= MOST_FIELDS + len(model.model_fields)
 
 
+PLACE = b'{"entity_name":"nurse","entity_id":"n","record_type":"exams","kind":"period","version":1}'
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
         (b'{"patient_id":"p","patient_id":"p"}', "patient_id"),
         (b'{"patient_id":"p","min_version":1,"min_version":2}', "min_version"),
-        (
-            b'{"patient_id":"p","after":{"entity_name":"nurse","entity_id":"n","version":1,'
-            b'"record_type":"exams","kind":"period","version":2}}',
-            "version",
-        ),
+        (b'{"patient_id":"p","after":%b}' % PLACE.replace(b"1", b'1,"version":2'), "version"),
         (b'{"patient_id":"a","patient\\u005fid":"b"}', "patient_id"),
     ],
 )  # fmt: skip
