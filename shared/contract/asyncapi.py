@@ -33,7 +33,7 @@ ABOUT: Final = f"""May this person see this patient's records?
 Commands, queries and events travel over RabbitMQ, by AMQP 0-9-1, as JSON in UTF-8.
 `x-amqp-properties` is the JSON Schema of a message's AMQP properties.
 A received message may have no unknown field, and none twice; of a sent one, ignore what you don't
-know. A command or a query has at most {LARGEST_REQUEST:,} bytes, an answer at most {LARGEST_ANSWER:,}.
+know. A command or query has at most {LARGEST_REQUEST:,} bytes, an answer {LARGEST_ANSWER:,}.
 `x-topology` lists exchanges, queues and bindings; queues that end in .0 exist for each partition.
 """
 PARTITION: Final = {
