@@ -90,7 +90,7 @@ class Batch:
         """Decide one command; what was decided before for its id stands."""
         earlier = self.receipts.get(received.command_id)
         if earlier is not None:
-            return earlier if earlier.fingerprint == received.fingerprint else conflict(received)
+            return earlier if received.is_known_as(earlier.fingerprint) else conflict(received)
         pending = self.decided.get(received.command_id)
         if pending is not None:
             same = pending.received.fingerprint == received.fingerprint

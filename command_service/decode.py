@@ -2,34 +2,31 @@
 
 import re
 from dataclasses import dataclass
-from hashlib import blake2b
-from itertools import islice
 from typing import Final
 from uuid import UUID
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
 
+from command_service.fingerprint import fingerprint, is_of
 from shared import names
 from shared.broker import Delivery, Properties
 from shared.commands import COMMANDS, ConsentCommand
+from shared.legible import is_plain
+from shared.oversized import LARGEST_REQUEST, too_large
 from shared.partition import partition_of
 from shared.replies import CommandError, CommandRejected, Detail
-from shared.validation import details_of
-from shared.vocabulary import Id, Line
+from shared.validation import details_of, read_json
+from shared.vocabulary import LegibleLine, RecordedId
 
-LARGE: Final = 8_192
-"""Bytes; a well-formed command is smaller unless it is padded with white space."""
-MOST_FIELDS: Final = 100
 CONTENT_TYPE: Final = "application/json"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
-_LINE: TypeAdapter[str] = TypeAdapter(Line)
+_LINE: TypeAdapter[str] = TypeAdapter(LegibleLine)
 
 
 class _Addressed(BaseModel):
-    patient_id: Id
+    patient_id: RecordedId
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,10 @@ class Received:
     issued_by: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
+
+    def is_known_as(self, known: bytes) -> bool:
+        """Whether this is what was decided before under that fingerprint."""
+        return known == self.fingerprint or is_of(known, self.command)
 
 
 class MessageFault(Exception):
@@ -97,13 +98,15 @@ def decode_unroutable(delivery: Delivery, partitions: int) -> CommandRejected:
 
 
 def _read(properties: Properties, body: bytes, partitions: int) -> Received:
+    if (fault := too_large(body, LARGEST_REQUEST)) is not None:
+        raise _invalid_field("body", fault)
     model = _command_type(properties)
     command_id = _command_id(properties)
     _check_content_type(properties)
     correlation_id = _line("correlation_id", properties.correlation_id)
     issued_by = _line("user_id", properties.user_id)
     try:
-        command = model.model_validate_json(_without_flood(model, body))
+        command = read_json(model, body)
     except ValidationError as error:
         raise _invalid(details_of(error), _patient_id(body)) from None
     headers = properties.headers or {}
@@ -118,26 +121,6 @@ def _read(properties: Properties, body: bytes, partitions: int) -> Received:
         traceparent=traceparent,
         tracestate=_matching(_TRACESTATE, headers.get("tracestate")) if traceparent else None,
     )
-
-
-def _without_flood(model: type[ConsentCommand], body: bytes) -> bytes:
-    """Leave only some of very many unknown fields: each would become an error to describe."""
-    if len(body) <= LARGE:
-        return body
-    try:
-        fields = from_json(body)
-    except ValueError:
-        return body
-    if not isinstance(fields, dict) or len(fields) <= MOST_FIELDS:
-        return body
-    known = {name: value for name, value in fields.items() if name in model.model_fields}
-    return to_json({**dict(islice(fields.items(), MOST_FIELDS)), **known})
-
-
-def fingerprint(command: ConsentCommand) -> bytes:
-    """Digest what a command says, however its JSON was written."""
-    content = f"{command.verb}{command.model_dump_json()}".encode()
-    return blake2b(content, digest_size=16).digest()
 
 
 def _command_type(properties: Properties) -> type[ConsentCommand]:
@@ -185,6 +168,8 @@ def _line(field: str, text: str | None) -> str | None:
     """Check text that is kept with the events; PostgreSQL takes no NUL, logs no line breaks."""
     if not text:
         return None
+    if is_plain(text):
+        return text
     try:
         return _LINE.validate_python(text)
     except ValidationError as error:

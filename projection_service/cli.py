@@ -7,7 +7,6 @@ from typing import Annotated, Final, TypeVar
 import typer
 import uvloop
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from projection_service.differences import Compared
@@ -33,6 +32,7 @@ from shared.database import Connection, connect_once
 from shared.database import migrate as migrate_database
 from shared.findings import Needs
 from shared.garbage import collect_seldom
+from shared.legible import shown
 from shared.purging import read_age
 from shared.settings import read_settings
 
@@ -82,7 +82,7 @@ def list_(json: AsJson = False) -> None:
     for one in found:
         since = one.parked_at.isoformat(timespec="seconds")
         row = (one.patient_id, one.partition, one.events, one.first_position, since, one.reason)
-        table.add_row(*(escape(str(value)) for value in row))
+        table.add_row(*(shown(str(value)) for value in row))
     console.print(table if found else "nothing is parked")
 
 
@@ -99,7 +99,7 @@ def retry(patient_id: PatientId) -> None:
     done = _with_read_model(lambda connection: retry_parked(connection, patient_id))
     console.print(f"applied {done.applied}, {done.left} still parked")
     if done.left:
-        console.print(f"the first of them: {escape(done.reason or '')}")
+        console.print(f"the first of them: {shown(done.reason or '')}")
         raise typer.Exit(1)
 
 
@@ -112,7 +112,7 @@ def discard(
     if not _with_read_model(lambda connection: discard_parked(connection, patient_id, position)):
         console.print("no such event is parked")
         raise typer.Exit(1)
-    console.print(f"discarded; now: python -m projection_service parked retry {patient_id}")
+    console.print(f"discarded; now: python -m projection_service parked retry {shown(patient_id)}")
 
 
 history_app = new_app("When each consent was in force, and when it was asked for.")
@@ -213,10 +213,10 @@ def _show_rebuilt(done: Rebuilt) -> None:
 def _show_compared(compared: Compared) -> None:
     if not compared.different:
         return
-    shown = compared.examples[:ROWS_SHOWN]
-    of = f"{compared.different:,} differences, the first {len(shown)}"
+    some = compared.examples[:ROWS_SHOWN]
+    of = f"{compared.different:,} differences, the first {len(some)}"
     table = Table("row", "in the read model", "by the log", title=f"{compared.table}: {of}")
-    for one in shown:
+    for one in some:
         table.add_row(*(_cell(value) for value in (one.key, one.live, one.rebuilt)))
     console.print(table)
 
@@ -224,7 +224,7 @@ def _show_compared(compared: Compared) -> None:
 def _cell(row: dict[str, object] | None) -> str:
     if row is None:
         return "[dim]no such row[/]"
-    return "\n".join(escape(f"{name} {_plain(value)}") for name, value in row.items())
+    return "\n".join(shown(f"{name} {_plain(value)}") for name, value in row.items())
 
 
 def _plain(value: object) -> str:

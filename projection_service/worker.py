@@ -14,6 +14,7 @@ from shared.intake import Intake
 from shared.leases import Lease
 from shared.log_client import LogClient
 from shared.metrics import OLDEST_IN_HAND
+from shared.oversized import LARGEST_EVENT
 from shared.requests import Requests
 from shared.session import Opened, Service
 
@@ -37,7 +38,7 @@ class ProjectionWorker:
     async def open(cls, opened: Opened) -> "ProjectionWorker":
         """Open channels, and read the queries."""
         broker, read_model = opened.broker, ReadModel(opened.pool)
-        intake = Intake(broker, prefetch=PREFETCH)
+        intake = Intake(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         queries = Intake(broker, prefetch=QUERY_PREFETCH)
         answers = Answers(queries, opened.replies, read_model, Past(opened.pool))
         projector = Projector(

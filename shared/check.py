@@ -9,7 +9,6 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from yarl import URL
 
@@ -18,6 +17,7 @@ from shared.check_database import database_findings, ownership
 from shared.command_line import print_json
 from shared.errors import SettingsError
 from shared.findings import Finding, Needs, Ownership
+from shared.legible import shown
 
 Management = Annotated[
     str | None,
@@ -80,11 +80,11 @@ def show(report: Report) -> None:
     console = Console(highlight=False)
     for finding in report.findings:
         mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
-        console.print(f"{mark} {finding.name}: {escape(finding.detail)}", soft_wrap=True)
+        console.print(f"{mark} {finding.name}: {shown(finding.detail)}", soft_wrap=True)
     if report.partitions:
         table = Table("partition", "owner", "epoch")
         for one in report.partitions:
-            table.add_row(str(one.partition), escape(one.owner or "nobody"), str(one.epoch))
+            table.add_row(str(one.partition), shown(one.owner or "nobody"), str(one.epoch))
         console.print(table)
 
 

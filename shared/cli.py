@@ -13,7 +13,6 @@ import typer
 from aiormq.exceptions import ChannelNotFoundEntity
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from shared.broker import BROKER_ERRORS
@@ -22,11 +21,12 @@ from shared.cloud_event import CloudEvent, timestamp
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.errors import NoAnswer, NotAllowed, NotConnected, QueryRefused, SettingsError
 from shared.events import UnknownEventError
+from shared.legible import shown, visible_json
 from shared.log_client import Page
 from shared.logs import hush_libraries, set_up_logs
 from shared.moments import REMEDY, Moment
 from shared.partition import partition_of
-from shared.queries import ConsentHeld, Consents
+from shared.queries import ConsentHeld, Consents, ListConsents
 from shared.replies import CommandAccepted, Outcome
 from shared.settings import ClientSettings, PartitionSettings, read_settings
 from shared.subscription import Start
@@ -242,6 +242,7 @@ def watch(
 def partition(patient_id: Patient) -> None:
     """Say in which partition a patient is, and with which routing keys to send commands."""
     with _clear_errors():
+        ListConsents(patient_id=patient_id)  # or it is said what is wrong with the id
         partitions = read_settings(PartitionSettings).consent_partitions
     number = partition_of(patient_id, partitions)
     keys = ", ".join(f"{verb}.{number}" for verb in ("ask", "grant", "revoke"))
@@ -294,7 +295,7 @@ def _remedy(error: NoAnswer) -> str:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    problems.print(f"[red]error:[/] {escape(' '.join(line.split()))}", soft_wrap=True)
+    problems.print(f"[red]error:[/] {shown(' '.join(line.split()))}", soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -310,7 +311,7 @@ def _begin_low(text: str) -> str:
 
 
 def _print_json(message: BaseModel) -> None:
-    sys.stdout.write(message.model_dump_json(exclude_none=True) + "\n")
+    sys.stdout.write(visible_json(message.model_dump_json(exclude_none=True)) + "\n")
 
 
 def _show_outcome(outcome: Outcome, json: bool) -> None:
@@ -321,21 +322,21 @@ def _show_outcome(outcome: Outcome, json: bool) -> None:
         what = ", ".join(f"{event.type} {event.target}" for event in outcome.events)
         console.print(f"[green]accepted[/] {what}; version {outcome.version}")
     else:
-        console.print(f"[yellow]rejected[/] {outcome.error}: {escape(outcome.message)}")
+        console.print(f"[yellow]rejected[/] {outcome.error}: {shown(outcome.message)}")
         for detail in outcome.details:
-            console.print(f"  {escape(detail.field)}: {escape(detail.message)}")
+            console.print(f"  {shown(detail.field)}: {shown(detail.message)}")
     if not accepted:
         raise typer.Exit(REFUSED)
 
 
 def _show_consents(found: Consents) -> None:
-    table = Table(title=f"Patient {escape(found.patient_id)}, version {found.version}")
+    table = Table(title=f"Patient {shown(found.patient_id)}, version {found.version}")
     for heading in ("entity", "id", "may see", "asked for"):
         table.add_column(heading)
     for entry in found.consents:
         table.add_row(
             entry.entity_name,
-            escape(entry.entity_id),
+            shown(entry.entity_id),
             ", ".join(entry.permissions),
             ", ".join(entry.requested),
         )
@@ -356,11 +357,11 @@ def _show_events(page: Page) -> None:
         what, who = _what_and_who(one)
         table.add_row(
             str(one.position),
-            one.time[:19],
-            escape(one.subject),
+            shown(one.time[:19]),
+            shown(one.subject),
             str(one.streamversion),
-            f"{escape(one.type)}\n{what}",
-            escape(who),
+            f"{shown(one.type)}\n{what}",
+            shown(who),
         )
     console.print(table)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.events import ConsentEvent, read_event
-from shared.vocabulary import Id, Line
+from shared.vocabulary import Line, RecordedId
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
 SOURCE: Final = "consent/command-service"
@@ -27,7 +27,7 @@ class CloudEvent(BaseModel):
     id: str
     source: str = SOURCE
     type: Line
-    subject: Id
+    subject: RecordedId
     time: str
     datacontenttype: str = "application/json"
     schemaversion: int

@@ -12,9 +12,11 @@ from pydantic_settings import BaseSettings
 
 from shared.broker import BROKER_ERRORS
 from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsure
+from shared.legible import visible, visible_json
 from shared.logs import hush_libraries, set_up_logs
 from shared.metrics import tell_build
 from shared.observer import Observer
+from shared.odd_properties import bound_headers
 from shared.process import run_process
 from shared.readiness import Readiness
 from shared.reasons import words_of
@@ -84,11 +86,12 @@ def clear_errors() -> Iterator[None]:
 
 def print_json(value: object) -> None:
     """Print a value on one line, for a machine to read."""
-    sys.stdout.write(to_json(value).decode() + "\n")
+    sys.stdout.write(visible_json(to_json(value).decode()) + "\n")
 
 
 def run_worker(service: Service, settings: WorkerSettings) -> None:
     """Run a worker process to its end."""
+    bound_headers()
     set_up_logs(
         settings.log_level,
         settings.log_format,
@@ -112,5 +115,5 @@ def _names(settings: type[BaseSettings]) -> str:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    typer.echo(f"error: {' '.join(line.split())}", err=True)
+    typer.echo(f"error: {visible(' '.join(line.split()))}", err=True)
     raise typer.Exit(code)

@@ -1,11 +1,15 @@
-"""The commands that other services send, exactly as DESIGN names their fields."""
+"""The commands that other services send, exactly as DESIGN names their fields.
+
+Whoever asks or grants brings ids into the log: nothing may be hidden in them. Taking consent back
+only finds what stands there, and must find what an older version let in, too.
+"""
 
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from shared.vocabulary import Entity, Grantee, Id, Target
+from shared.vocabulary import Entity, Grantee, Id, RecordedId, Target
 
 Verb = Literal["ask", "grant", "revoke"]
 
@@ -21,6 +25,7 @@ def _somebody_else(value: str, info: ValidationInfo) -> str:
 
 
 OtherId = Annotated[Id, AfterValidator(_somebody_else)]
+RecordedOtherId = Annotated[RecordedId, AfterValidator(_somebody_else)]
 
 
 class _Command(BaseModel):
@@ -62,8 +67,9 @@ class RevokeConsent(_Command):
     """A patient takes consent back from somebody."""
 
     verb: ClassVar[Verb] = "revoke"
+    patient_id: RecordedId
     from_entity: Entity
-    from_id: OtherId
+    from_id: RecordedOtherId
     target: Target
 
     @property

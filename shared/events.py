@@ -5,7 +5,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from shared.upcast import Data, UpcastError, upcast
-from shared.vocabulary import Entity, Grantee, Id, RecordType
+from shared.vocabulary import Entity, Grantee, RecordedId, RecordType
 
 Fact = Literal["asked", "granted", "revoked"]
 
@@ -16,7 +16,7 @@ class _Event(BaseModel):
     fact: ClassVar[Fact]
     schema_version: ClassVar[int] = 1
     """The version that is written; the older ones are read through `shared.upcast`."""
-    patient_id: Id
+    patient_id: RecordedId
 
 
 class ConsentAsked(_Event):
@@ -24,7 +24,7 @@ class ConsentAsked(_Event):
 
     fact: ClassVar[Fact] = "asked"
     by_entity: Entity
-    by_id: Id
+    by_id: RecordedId
     target: RecordType
 
     @property
@@ -38,7 +38,7 @@ class ConsentGranted(_Event):
 
     fact: ClassVar[Fact] = "granted"
     to_entity: Entity
-    to_id: Id
+    to_id: RecordedId
     target: RecordType
 
     @property
@@ -52,7 +52,7 @@ class ConsentRevoked(_Event):
 
     fact: ClassVar[Fact] = "revoked"
     from_entity: Entity
-    from_id: Id
+    from_id: RecordedId
     target: RecordType
 
     @property

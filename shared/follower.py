@@ -14,6 +14,7 @@ from shared.cloud_event import CloudEvent
 from shared.errors import NoAnswer, first_cause
 from shared.intake import Intake, Item
 from shared.log_client import LogClient
+from shared.oversized import LARGEST_EVENT, too_large
 from shared.reasons import reason_of
 from shared.replies import Detail
 from shared.track import Place, Track
@@ -23,8 +24,6 @@ HEAD_CHECK_S: Final = 5.0
 """After so long a silence the log is asked whether something has been missed."""
 FIRST_CHECK_S: Final = 0.5
 RETRY_S: Final = 0.5
-LARGEST_EVENT: Final = 128 << 10
-"""Bytes, twice of what a command may have; what is larger is no event, and isn't even read."""
 READ_AT_ONCE: Final = 4
 """Partitions whose log is read side by side: a page is on its way while another is applied."""
 
@@ -194,9 +193,8 @@ class Follower:
 
     async def _decode(self, item: Item) -> CloudEvent | None:
         """Read an event; what is none is set aside, and loses its place to nobody."""
-        if len(item.delivery.body) > LARGEST_EVENT:
-            wrong = Detail(field="body", message="is larger than any event")
-            await self._consumer.set_aside(item, [wrong])
+        if (fault := too_large(item.delivery.body, LARGEST_EVENT)) is not None:
+            await self._consumer.set_aside(item, [Detail(field="body", message=fault)])
             return None
         try:
             event = CloudEvent.model_validate_json(item.delivery.body)

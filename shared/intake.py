@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Final
 
@@ -12,6 +12,7 @@ import aiormq
 from shared.broker import Broker, Channel, ConnectionLost, Delivery, consume
 from shared.errors import TopologyMissing
 from shared.leases import Lease
+from shared.oversized import LARGEST_REQUEST, bounded
 
 CONSUMED_WITHIN_S: Final = 30.0
 """RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""
@@ -109,13 +110,16 @@ class Intake:
     message that killed it, and every innocent one that was prefetched beside it. So messages that
     came back again and again are handed out one at a time, each settled before the next.
 
+    Of a body that is larger than `largest`, only the beginning is kept in hand.
+
     The prefetch is never lowered: a quorum queue puts what comes back behind what came back
     before and has not been delivered since. Only a consumer that takes all of it keeps the order.
     """
 
-    def __init__(self, broker: Broker, *, prefetch: int) -> None:
+    def __init__(self, broker: Broker, *, prefetch: int, largest: int = LARGEST_REQUEST) -> None:
         self._broker = broker
         self._prefetch = prefetch
+        self._largest = largest
         self._many = prefetch // 4
         self._inbox: deque[Item] = deque()
         self._arrived = asyncio.Event()
@@ -134,7 +138,7 @@ class Intake:
                     source.channel,
                     queue,
                     self._prefetch,
-                    lambda delivery: self._arrive(Item(source, delivery)),
+                    lambda delivery: self._arrive(Item(source, self._bounded(delivery))),
                 )
         except TimeoutError:
             raise ConnectionLost(f"the queue {queue} does not answer: has it a leader?") from None
@@ -263,6 +267,10 @@ class Intake:
         item.source.in_hand -= 1
         if item.source.in_hand == 0:
             item.source.idle.set()
+
+    def _bounded(self, delivery: Delivery) -> Delivery:
+        body = bounded(delivery.body, self._largest)
+        return delivery if body is delivery.body else replace(delivery, body=body)
 
     def _arrive(self, item: Item) -> None:
         if item.source.stopped:

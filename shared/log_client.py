@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from shared import names
 from shared.cloud_event import CloudEvent
 from shared.errors import NoAnswer, QueryRefused
+from shared.oversized import LARGEST_ANSWER, too_large
 from shared.queries import MOST_EVENTS, QueryFailed, ReadEvents
 from shared.requests import Request, Requests
 from shared.validation import details_of
@@ -47,6 +48,8 @@ def read_answer(body: bytes, answers: TypeAdapter[Answer | QueryFailed]) -> Answ
 
 def readable(body: bytes, answers: TypeAdapter[Answer]) -> Answer:
     """Read a reply; raises NoAnswer where it is none, without a word of what it says instead."""
+    if (fault := too_large(body, LARGEST_ANSWER)) is not None:
+        raise NoAnswer(f"no answer that can be read: what came back {fault}")
     try:
         return answers.validate_json(body)
     except ValidationError as error:

@@ -2,9 +2,11 @@
 
 By itself its reader ends the connection over text that is not UTF-8, or a time beyond the year
 9999. The message would come again and end the next connection, until the delivery limit sets it
-aside, together with all the innocent ones that were on their way beside it.
+aside, together with all the innocent ones that were on their way beside it. And some headers that
+just fit into their frame take it a third of a second and megabytes of memory.
 """
 
+import re
 from typing import Any, Final
 
 from pamqp import decode
@@ -14,7 +16,14 @@ SUBSTITUTE: Final = "\x1a"
 a single byte, so that a property grows no longer than AMQP allows."""
 DEEPEST: Final = 16
 """How deeply headers may be nested; what is read must also be written, on any stack."""
-UNREADABLE: Final = {"x-consent-headers": "left out: unreadable"}
+LARGEST: Final = 4_096
+"""Bytes of all headers together; a worker holds hundreds of messages, and all of theirs."""
+MOST: Final = 100
+"""Headers, with those within others: each costs many times the bytes that it travels in."""
+UNREADABLE: Final[dict[str, Any]] = {"x-consent-headers": "left out: unreadable"}
+TOO_LARGE: Final[dict[str, Any]] = {"x-consent-headers": "left out: too large"}
+_DELIVERIES: Final = "x-delivery-count"
+_COUNTED: Final = re.compile(rb"\x10x-delivery-count[lI]")
 _BROKEN: Final = (ValueError, ArithmeticError, OSError, RecursionError)
 
 
@@ -22,7 +31,17 @@ def read_odd_properties() -> None:
     """Have this process read odd properties from here on. Doing it again changes nothing."""
     decode.METHODS["shortstr"] = _short_string
     decode.METHODS["timestamp"] = _timestamp
-    decode.METHODS["table"] = _table
+    if decode.METHODS["table"] is not _bounded_table:
+        decode.METHODS["table"] = _table
+
+
+def bound_headers() -> None:
+    """Have this process read few and small headers only, and leave out the others whole.
+
+    It holds for all that the process receives, so it is for a worker, which holds hundreds of
+    messages that anybody sent; not for an application that has other messages of its own.
+    """
+    decode.METHODS["table"] = _bounded_table
 
 
 def _short_string(value: bytes) -> tuple[int, str]:
@@ -41,11 +60,48 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
 
 
 def _table(value: bytes) -> tuple[int, dict[str, Any]]:
+    end = 4 + int.from_bytes(value[:4])
     try:
-        size, fields = decode.field_table(value)
-        return size, fields if _nesting(fields) <= DEEPEST else dict(UNREADABLE)
+        _, fields = decode.field_table(value)
+        if _nesting(fields) <= DEEPEST:
+            return end, fields
     except _BROKEN:
-        return 4 + int.from_bytes(value[:4]), dict(UNREADABLE)
+        pass
+    return end, UNREADABLE | _deliveries(value[:end])
+
+
+def _bounded_table(value: bytes) -> tuple[int, dict[str, Any]]:
+    end = 4 + int.from_bytes(value[:4])
+    if end <= LARGEST:
+        _, fields = _table(value)
+        if _count(fields) <= MOST:
+            return end, fields
+    return end, TOO_LARGE | _deliveries(value[:end])
+
+
+def _deliveries(table: bytes) -> dict[str, int]:
+    """Find in headers that are not read how often the broker says that it delivered this before.
+
+    A sender may have written the same elsewhere in them: the largest number counts, so that
+    nobody hides how often a message came back.
+    """
+    sizes = {ord("l"): 8, ord("I"): 4}
+    counts = [
+        int.from_bytes(table[one.end() : one.end() + sizes[one[0][-1]]], signed=True)
+        for one in _COUNTED.finditer(table)
+    ]
+    return {_DELIVERIES: max(counts)} if counts else {}
+
+
+def _count(value: object) -> int:
+    """Count the values in a table, with those in the tables and arrays within it."""
+    match value:
+        case dict():
+            return len(value) + sum(map(_count, value.values()))
+        case list():
+            return len(value) + sum(map(_count, value))
+        case _:
+            return 0
 
 
 def _nesting(value: object) -> int:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from shared.broker import PERSISTENT, Broker, Channel, Delivery, Outgoing, Properties, publish
 from shared.cloud_event import CONTENT_TYPE, CloudEvent
 from shared.logs import ids_of
+from shared.oversized import LARGEST_EVENT, too_large
 from shared.topology import NO_LIMIT
 from shared.validation import details_of
 
@@ -76,14 +77,17 @@ class ParkingQueue:
 
     def _read(self, found: Delivery) -> CloudEvent | None:
         """Read an event; None where it is none, which must not be in the way of those that are."""
+        wrong = too_large(found.body, LARGEST_EVENT)
         try:
-            return CloudEvent.model_validate_json(found.body)
+            if wrong is None:
+                return CloudEvent.model_validate_json(found.body)
         except ValidationError as error:
-            wrong = details_of(error)[0]
+            detail = details_of(error)[0]
+            wrong = f"{detail.field} {detail.message}"
         log.error(
             "parked.not_an_event",
             queue=self._name,
-            reason=f"{wrong.field} {wrong.message}: take the message out of the queue",
+            reason=f"{wrong}: take the message out of the queue",
             **ids_of(found),
         )
         return None

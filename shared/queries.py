@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared import names
 from shared.moments import Moment
 from shared.replies import Detail
-from shared.vocabulary import Entity, Id, RecordType, Target
+from shared.vocabulary import Entity, RecordedId, RecordType, Target
 
 MOST_EVENTS: Final = 500
 MOST_GRANTEES: Final = 500
@@ -22,7 +22,7 @@ class _Query(BaseModel):
 
 
 class _PatientQuery(_Query):
-    patient_id: Id
+    patient_id: RecordedId
     min_version: Annotated[int, Field(ge=0)] = 0
 
 
@@ -32,7 +32,7 @@ class GranteePlace(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     entity_name: Entity
-    entity_id: Id
+    entity_id: RecordedId
 
 
 class ListConsents(_PatientQuery):
@@ -50,7 +50,7 @@ class HasConsent(_PatientQuery):
     type: ClassVar = names.HAS_CONSENT
 
     entity_name: Entity
-    entity_id: Id
+    entity_id: RecordedId
     permission: Target = "all"
     at: Moment | None = None
     """Asks about that moment: in force is what was granted then or before and not revoked by then;
@@ -63,7 +63,7 @@ class Place(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     entity_name: Entity
-    entity_id: Id
+    entity_id: RecordedId
     record_type: RecordType
     kind: Literal["period", "request"]
     version: Annotated[int, Field(ge=1, lt=2**63)]
@@ -86,7 +86,7 @@ class ReadEvents(_Query):
     partition: Annotated[int, Field(ge=0)]
     after_position: Annotated[int, Field(ge=0, lt=2**63)] = 0
     limit: Annotated[int, Field(ge=1, le=MOST_EVENTS)] = MOST_EVENTS
-    patient_id: Id | None = None
+    patient_id: RecordedId | None = None
 
 
 class _Answer(BaseModel):

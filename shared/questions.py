@@ -6,10 +6,11 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from shared.broker import Delivery, Outgoing, Properties
+from shared.oversized import LARGEST_ANSWER, LARGEST_REQUEST, too_large
 from shared.queries import QueryFailed
 from shared.replies import Detail
 from shared.reply_channel import ReplyChannel
-from shared.validation import details_of
+from shared.validation import details_of, read_json
 
 Query = TypeVar("Query", bound=BaseModel)
 
@@ -21,8 +22,10 @@ def read_query(delivery: Delivery, kinds: Mapping[str, type[Query]]) -> Query | 
     if kind is None:
         known = ", ".join(kinds)
         return invalid("type", f"is not answered here; ask one of {known}, as the routing key")
+    if (fault := too_large(delivery.body, LARGEST_REQUEST)) is not None:
+        return invalid("body", fault)
     try:
-        return kind.model_validate_json(delivery.body)
+        return read_json(kind, delivery.body)
     except ValidationError as error:
         found = details_of(error)
         fields = ", ".join(detail.field for detail in found)
@@ -41,7 +44,10 @@ def invalid(field: str, message: str) -> QueryFailed:
 
 
 async def answer(replies: ReplyChannel, delivery: Delivery, body: bytes) -> None:
-    """Send an answer to whoever asked; nobody is told where no `reply_to` was given."""
+    """Send an answer to whoever asked; nobody is told where no `reply_to` was given.
+
+    One that nobody would read, or the broker not carry, becomes an error.
+    """
     asked = delivery.header.properties
     if not asked.reply_to:
         return
@@ -50,6 +56,8 @@ async def answer(replies: ReplyChannel, delivery: Delivery, body: bytes) -> None
         correlation_id=asked.correlation_id or asked.message_id,
         message_type=_type_of_answer(delivery.routing_key or ""),
     )
+    if len(body) > LARGEST_ANSWER:
+        body = invalid("answer", f"is larger than {LARGEST_ANSWER:,} bytes: ask for less").to_json()
     await replies.send([Outgoing("", asked.reply_to, body, properties)])
 
 

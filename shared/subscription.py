@@ -27,6 +27,7 @@ from shared.follower import Follower
 from shared.intake import Intake, Item
 from shared.log_client import LogClient
 from shared.logs import ids_of
+from shared.oversized import LARGEST_EVENT
 from shared.parking import Handle, Parking, ParkingQueue
 from shared.reasons import reason_of
 from shared.replies import Detail
@@ -184,7 +185,7 @@ class Subscription:
         log_client = LogClient(await Requests.open(broker))
         heads = await _heads(log_client, self._wanted.partitions)  # before the queue is bound:
         was_there = await self._declare(broker)  # what is published in between is in the log
-        intake = Intake(broker, prefetch=PREFETCH)
+        intake = Intake(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         await intake.open(queue, counts=self._wanted.durable)
         handing = await self._handing(broker)  # it may move the positions that are stored
         follower = Follower(intake, log_client, handing, most=MOST)

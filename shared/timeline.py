@@ -1,6 +1,5 @@
 """Lays a history out on a time axis, for whatever draws it. Pure."""
 
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -9,6 +8,7 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 
 from shared.cloud_event import timestamp
+from shared.legible import visible
 from shared.queries import Change, History, Period, RequestMade
 
 SHORTEST: Final = timedelta(seconds=1)
@@ -21,17 +21,6 @@ _STEPS: Final = tuple(
 )
 _WEEK: Final = timedelta(weeks=1)
 _MONTHS: Final = (1, 3, 6, 12, 24, 60, 120, 600, 1200)
-
-INVISIBLE: Final = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
-"""What would change a line without being seen in it, by its class in Unicode."""
-
-
-def visible(text: str) -> str:
-    """Write an id so that what is invisible in it shows, and turns no line around."""
-    return "".join(
-        one if unicodedata.category(one) not in INVISIBLE else f"\\u{{{ord(one):x}}}"
-        for one in text
-    )
 
 
 def cut(text: str, room: int) -> str:

@@ -4,6 +4,7 @@ from typing import Final
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from shared.cloud_event import timestamp
+from shared.legible import visible
 from shared.queries import Change, Period, RequestMade
 from shared.timeline import Row, Timeline, cut
 
@@ -149,7 +150,7 @@ def _x(timeline: Timeline, share: float) -> float:
 
 
 def _told(change: Change) -> str:
-    issuer = f", issued by {change.issued_by}" if change.issued_by else ""
+    issuer = f", issued by {visible(change.issued_by)}" if change.issued_by else ""
     return f"{timestamp(change.at)} by command {change.command_id}{issuer}"
 
 

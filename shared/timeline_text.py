@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shared.timeline import Axis, Row, Timeline, Told, cut, visible
+from shared.legible import visible
+from shared.timeline import Axis, Row, Timeline, Told, cut
 
 NARROW: Final = 64
 """Below, a grantee's name gets a line of its own."""

@@ -9,13 +9,13 @@ from typing import Final
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 from yarl import URL
 
 from shared.broker import connect
 from shared.cloud_event import CloudEvent
 from shared.errors import NotHandled
 from shared.events import ConsentEvent, UnknownEventError
+from shared.legible import shown, visible_json
 from shared.partition import partition_of
 from shared.patterns import EVERYTHING
 from shared.settings import ClientSettings
@@ -97,8 +97,8 @@ def _patterns_of(patient_id: str | None, partitions: int) -> Sequence[str]:
 
 
 def json_line(event: CloudEvent) -> str:
-    """Write an event as it was received."""
-    return event.to_json().decode()
+    """Write an event as it was received; what can't be seen in it is escaped."""
+    return visible_json(event.to_json().decode())
 
 
 def readable_line(event: CloudEvent) -> str:
@@ -106,7 +106,7 @@ def readable_line(event: CloudEvent) -> str:
     with console.capture() as captured:
         place = f"{event.partition}/{event.position}"
         console.print(
-            f"[dim]{event.time}  {place:>8}[/]  {escape(event.subject)}  {_what(event)}",
+            f"[dim]{shown(event.time)}  {place:>8}[/]  {shown(event.subject)}  {_what(event)}",
             soft_wrap=True,
             end="",
         )
@@ -117,6 +117,6 @@ def _what(event: CloudEvent) -> str:
     try:
         fact: ConsentEvent = event.event()
     except (UnknownEventError, ValidationError):
-        return f"{escape(event.type)}, which this version can't read"
+        return f"{shown(event.type)}, which this version can't read"
     colour, verb = STYLES[fact.fact]
-    return f"[{colour}]{verb}[/] {escape(str(fact.grantee))}  {fact.target}"
+    return f"[{colour}]{verb}[/] {shown(str(fact.grantee))}  {fact.target}"

@@ -85,7 +85,7 @@ class Fault:
 
 
 def _many_fields() -> bytes:
-    return json.dumps(grant() | {f"field_{n}": n for n in range(100_000)}).encode()
+    return json.dumps(grant() | {f"field_{n}": n for n in range(3_000)}).encode()
 
 
 FAULTS: Final = (
@@ -94,8 +94,9 @@ FAULTS: Final = (
     Fault("invalid UTF-8", "body", b'{"patient_id":"\xff"}'),
     Fault("an encoded surrogate", "body", b'{"patient_id":"\xed\xa0\x80"}'),
     Fault("a lone surrogate", "body", b'{"patient_id":"\\ud800"}'),
-    Fault("deep nesting", "body", b"[" * 100_000),
-    Fault("deep nesting in a field", "body", b'{"patient_id":' + b"[" * 100_000),
+    Fault("deep nesting", "body", b"[" * 60_000),
+    Fault("deep nesting in a field", "body", b'{"patient_id":' + b"[" * 60_000),
+    Fault("nesting that is too large", "body", b"[" * 100_000),
     Fault("an array", "body", b"[]"),
     Fault("a string", "body", b'"GrantConsent"'),
     Fault("null", "body", b"null"),
@@ -104,7 +105,7 @@ FAULTS: Final = (
     Fault("a byte order mark", "body", b"\xef\xbb\xbf" + json.dumps(grant()).encode()),
     Fault("no fields", "patient_id", b"{}"),
     Fault("an unknown field", "surprise", grant(surprise=1)),
-    Fault("100,000 unknown fields", "field_0", _many_fields()),
+    Fault("3,000 unknown fields", "field_0", _many_fields()),
     Fault("fields of another command", "from_id", grant(from_id="d-1")),
     Fault("a missing field", "target", grant(target=None)),
     Fault("null for a field", "target", grant() | {"target": None}),
@@ -153,7 +154,8 @@ async def test_a_command_at_fault_is_answered_once_and_kept_whole(
     assert fault.at in [detail["field"] for detail in reply["details"]]
     assert all(detail["message"] for detail in reply["details"])
     body = fault.body if isinstance(fault.body, bytes) else json.dumps(fault.body).encode()
-    assert kept.body == body
+    assert body.startswith(kept.body)
+    assert len(kept.body) >= min(len(body), 8_192)
     assert kept.message_id == properties["message_id"]
     assert (kept.type or None) == fault.type
     assert kept.app_id == "kiosk"
@@ -255,16 +257,17 @@ async def test_a_dead_letter_does_not_expire(client: Client) -> None:
     assert kept.headers["x-consent-expiration"] == "600000"
 
 
-async def test_headers_of_100_kb_are_kept(client: Client) -> None:
-    _, kept = await refused(client, "GrantConsent", b"no", headers={"x-large": "h" * 100_000})
-    assert kept.headers["x-large"] == "h" * 100_000
+async def test_headers_of_4_kb_are_kept(client: Client) -> None:
+    _, kept = await refused(client, "GrantConsent", b"no", headers={"x-large": "h" * 4_000})
+    assert kept.headers["x-large"] == "h" * 4_000
 
 
-async def test_headers_that_leave_no_room_for_the_reason_are_left_out(client: Client) -> None:
-    reply, kept = await refused(client, "GrantConsent", b"no", headers={"x": "h" * 130_000})
+@pytest.mark.parametrize("size", [4_100, 130_000])
+async def test_headers_that_are_too_large_are_left_out(client: Client, size: int) -> None:
+    reply, kept = await refused(client, "GrantConsent", b"no", headers={"x": "h" * size})
     assert reply["error"] == "validation_error"
     assert kept.headers["x-consent-error"] == "validation_error"
-    assert kept.headers["x-consent-headers"] == "left out: too large or odd"
+    assert kept.headers["x-consent-headers"] == "left out: too large"
     assert kept.body == b"no"
 
 
@@ -384,8 +387,15 @@ def _nested(depth: int) -> bytes:
 UNREADABLE: Final = {
     "a name that is not UTF-8": table((NOT_UTF8, b"V")),
     "a time beyond the calendar": table((b"when", b"T" + b"\x7f" + b"\xff" * 7)),
-    "2,000 arrays in one another": _nested(2_000),
     "480 arrays in one another": _nested(480),
+}
+LARGE: Final = {
+    "2,000 arrays in one another": _nested(2_000),
+    "120,000 values in an array": table(
+        (b"many", b"A" + struct.pack(">I", 120_000) + b"V" * 120_000)
+    ),
+    "16,000 headers": table(*((f"{n:05}".encode(), b"V") for n in range(16_000))),
+    "101 headers": table(*((f"{n:05}".encode(), b"V") for n in range(101))),
 }
 READABLE: Final = {
     "text that is not UTF-8": table((b"text", b"S\x00\x00\x00\x03" + NOT_UTF8)),
@@ -396,10 +406,10 @@ READABLE: Final = {
     "the same name twice": table((b"n", b"V"), (b"n", b"t\x01")),
     "a name of 255 bytes": table((b"n" * 255, b"V")),
 }
+ODD_HEADERS: Final = UNREADABLE | LARGE | READABLE
 
 
-@pytest.mark.parametrize("headers", [*UNREADABLE.values(), *READABLE.values()],
-                         ids=[*UNREADABLE, *READABLE])  # fmt: skip
+@pytest.mark.parametrize("headers", ODD_HEADERS.values(), ids=ODD_HEADERS)
 async def test_a_good_command_with_odd_headers_is_accepted(
     client: Client, raw: RawPublisher, headers: bytes
 ) -> None:
@@ -411,8 +421,7 @@ async def test_a_good_command_with_odd_headers_is_accepted(
     assert reply["status"] == "accepted"
 
 
-@pytest.mark.parametrize("headers", [*UNREADABLE.values(), *READABLE.values()],
-                         ids=[*UNREADABLE, *READABLE])  # fmt: skip
+@pytest.mark.parametrize("headers", ODD_HEADERS.values(), ids=ODD_HEADERS)
 async def test_a_bad_command_with_odd_headers_is_kept(
     client: Client, raw: RawPublisher, headers: bytes
 ) -> None:
@@ -423,6 +432,8 @@ async def test_a_bad_command_with_odd_headers_is_kept(
     assert kept.headers["x-consent-error"] == "validation_error"
     if headers in UNREADABLE.values():
         assert kept.headers["x-consent-headers"] == "left out: unreadable"
+    if headers in LARGE.values():
+        assert kept.headers["x-consent-headers"] == "left out: too large"
 
 
 @pytest.mark.parametrize("seconds", [2**63 - 1, 2**64 - 1, 253_402_300_800_000])

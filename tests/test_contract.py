@@ -56,7 +56,7 @@ def patient_in(partition: int, partitions: int) -> str:
         "p.#.*",
         "'; DROP TABLE events; --",
         "%s{0}",
-        "\u202e",
+        "患者",
         "0",
     ],
 )
@@ -90,7 +90,7 @@ async def test_odd_properties_make_no_command_bad(client: Client, odd: str) -> N
 
 async def test_white_space_around_the_json_makes_no_command_bad(client: Client) -> None:
     patient = new_patient()
-    body = b" " * (1 << 20) + json.dumps(body_of("GrantConsent", patient)).encode() + b"\r\n\t"
+    body = b" " * 65_000 + json.dumps(body_of("GrantConsent", patient)).encode() + b"\r\n\t"
     key = client.key("GrantConsent", patient)
     accepted = await client.reply(await client.send("GrantConsent", body, key=key))
     assert accepted["status"] == "accepted"
@@ -206,7 +206,7 @@ def has(**changes: object) -> Json:
 BAD_QUERIES: Final[dict[str, tuple[str, Json | bytes, str]]] = {
     "an empty body": ("ListConsents", b"", "body"),
     "garbage": ("HasConsent", b"\xff" * 1000, "body"),
-    "deep nesting": ("ReadEvents", b"[" * 100_000, "body"),
+    "deep nesting": ("ReadEvents", b"[" * 60_000, "body"),
     "an array": ("ReadEvents", b"[]", "body"),
     "an unknown field": ("ListConsents", {"patient_id": "p", "surprise": 1}, "surprise"),
     "no patient": ("ListConsents", {}, "patient_id"),
@@ -298,7 +298,8 @@ NO_EVENTS: Final[dict[str, tuple[Json | bytes, str]]] = {
     "garbage": (b"\xff" * 100, "body"),
     "an empty body": (b"", "body"),
     "another document": ({"hello": "world"}, "id"),
-    "deep nesting": (b'{"data":' + b"[" * 100_000, "body"),
+    "deep nesting": (b'{"data":' + b"[" * 16_000, "body"),
+    "16 KiB and a byte": (b" " * 16_385, "body"),
     "another queue's event": (forged(1, 1, "p"), "partition"),
     "position 0": (forged(0, 0, "p"), "position"),
     "a position that no log has": (forged(0, 10**30, "p"), "position"),
@@ -322,7 +323,9 @@ async def test_what_is_no_event_is_set_aside_and_later_events_are_applied(
     assert field in [
         one.split(":")[0] for one in str(kept.headers["x-consent-details"]).split("; ")
     ]
-    assert kept.body == (body if isinstance(body, bytes) else json.dumps(body).encode())
+    whole = body if isinstance(body, bytes) else json.dumps(body).encode()
+    assert whole.startswith(kept.body)
+    assert len(kept.body) >= min(len(whole), 8_192)
     patient = patient_in(0, client.partitions)
     await client.command("GrantConsent", patient)
     held = await client.query("ListConsents", patient_id=patient, min_version=1)

@@ -1,6 +1,8 @@
 """The published contract is what the models say, is valid, and breaks nobody."""
 
 import json
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +18,14 @@ from shared.contract.messages import all_messages
 from shared.contract.schemas import schema_file
 from shared.queries import ANSWERS
 from shared.topology import queues
-from shared.vocabulary import Id
+from shared.vocabulary import Id, RecordedId
 from tests.javascript import NoNode
 from tests.official_parser import complaints
 
 Json = dict[str, Any]
 MESSAGES: Final = {message.name: message for message in all_messages()}
 ID: Final[TypeAdapter[str]] = TypeAdapter(Id)
+RECORDED_ID: Final[TypeAdapter[str]] = TypeAdapter(RecordedId)
 
 
 def validator(name: str) -> Draft202012Validator:
@@ -32,6 +35,7 @@ def validator(name: str) -> Draft202012Validator:
 
 
 LISTS: Final = validator("ListConsents")
+ASKS: Final = validator("AskConsent")
 
 
 def read(path: Path) -> Json:
@@ -78,17 +82,41 @@ def test_the_official_parser_finds_nothing_wrong_and_what_was_planted(tmp_path: 
         pytest.skip(str(why))
 
 
-@settings(max_examples=100)
-@given(st.text(st.sampled_from(" \t\n\x85\xa0\u2028\u3000\ufeff\x7fx😀"), max_size=4))
-def test_the_schema_takes_exactly_the_ids_that_the_services_take(text: str) -> None:
+def takes(ids: TypeAdapter[str], text: str) -> bool:
     try:
-        ID.validate_python(text)
+        ids.validate_python(text)
     except ValidationError:
-        is_id = False
-    else:
-        is_id = True
+        return False
+    return True
+
+
+def asked_for(patient_id: str) -> Json:
+    return {"patient_id": patient_id, "by_entity": "doctor", "by_id": "d-1", "target": "all"}
+
+
+@settings(max_examples=200)
+@given(
+    st.text(
+        st.sampled_from(" \t\n\x85\xa0\u2028\u3000\ufeff\x7fx😀\u200b\u202e\ufe0f\ue000"),
+        max_size=4,
+    )
+)
+def test_the_schema_takes_exactly_the_ids_that_the_services_take(text: str) -> None:
     # Python's `$` also matches before a final line break, which other languages' doesn't.
-    assert LISTS.is_valid({"patient_id": text}) == is_id or text.endswith("\n")
+    assert LISTS.is_valid({"patient_id": text}) == takes(RECORDED_ID, text) or text.endswith("\n")
+    assert ASKS.is_valid(asked_for(text)) == takes(ID, text) or text.endswith("\n")
+
+
+def test_the_schema_knows_every_hidden_character_of_the_basic_plane_that_is_assigned() -> None:
+    pattern = re.compile(ASKS.schema["properties"]["patient_id"]["pattern"])
+    for number in (*range(0xD800), *range(0xE000, 0x10000)):
+        one = chr(number)
+        as_pattern = pattern.search(f"x{one}x") is not None
+        as_service = takes(ID, f"x{one}x")
+        if as_pattern != as_service:
+            assert not as_service, f"the schema alone refuses U+{number:04X}"
+            composed = unicodedata.normalize("NFC", f"x{one}x")
+            assert unicodedata.category(one) == "Cn" or composed != f"x{one}x", hex(number)
 
 
 def test_an_id_is_no_longer_than_the_schema_says() -> None:

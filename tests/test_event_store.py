@@ -8,8 +8,9 @@ import asyncpg
 import pytest
 
 from command_service.decisions import Batch, Decision
-from command_service.decode import Received, fingerprint
+from command_service.decode import Received
 from command_service.event_store import Appended, EventStore
+from command_service.fingerprint import fingerprint
 from shared.commands import ConsentCommand, GrantConsent, RevokeConsent
 from shared.database import Pool
 from shared.errors import Conflict, DecidedBefore, Fenced

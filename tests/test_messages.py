@@ -9,16 +9,17 @@ from cloudevents.core.bindings.rabbitmq import RabbitMQMessage, from_rabbitmq
 from cloudevents.core.formats.json import JSONFormat
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from command_service.decode import fingerprint
+from command_service.fingerprint import fingerprint
 from command_service.recorded_event import RecordedEvent
 from shared import names
 from shared.cloud_event import CloudEvent
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.events import UnknownEventError
 from shared.partition import partition_of
-from shared.validation import MOST_DETAILS, details_of
+from shared.queries import ConsentHistory, ListConsents
+from shared.validation import MOST_DETAILS, MOST_FIELDS, details_of, read_json
 from shared.vocabulary import Id
 
 ID: TypeAdapter[str] = TypeAdapter(Id)
@@ -143,7 +144,7 @@ def test_a_command_is_sent_to_its_verb_and_partition(command: ConsentCommand, ke
     assert names.command_key(command, 8) == key
 
 
-@pytest.mark.parametrize("good", ["x", "x" * 128, "😀" * 128, "a b", "Zoë", "\u200bhidden"])
+@pytest.mark.parametrize("good", ["x", "x" * 128, "😀" * 128, "a b", "Zoë", "患者"])
 def test_an_id_is_one_to_128_code_points(good: str) -> None:
     assert ID.validate_python(good) == good
 
@@ -195,6 +196,37 @@ def test_a_flood_of_wrong_fields_gets_a_short_answer() -> None:
     details = details_of(caught.value)
     assert len(details) == MOST_DETAILS
     assert all(len(one.field) <= 64 and "secret" not in one.message for one in details)
+
+
+@pytest.mark.parametrize("model", [ListConsents, GrantConsent])
+def test_a_flood_of_unknown_fields_becomes_few_errors(model: type[BaseModel]) -> None:
+    flood = json.dumps({f"f{number}": 0 for number in range(5_000)}).encode()
+    with pytest.raises(ValidationError) as caught:
+        read_json(model, flood)
+    assert caught.value.error_count() <= MOST_FIELDS + len(model.model_fields)
+
+
+PLACE = b'{"entity_name":"nurse","entity_id":"n","record_type":"exams","kind":"period","version":1}'
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"patient_id":"p","patient_id":"p"}', "patient_id"),
+        (b'{"patient_id":"p","min_version":1,"min_version":2}', "min_version"),
+        (b'{"patient_id":"p","after":%b}' % PLACE.replace(b"1", b'1,"version":2'), "version"),
+        (b'{"patient_id":"a","patient\\u005fid":"b"}', "patient_id"),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_given_twice_is_named(body: bytes, field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        read_json(ConsentHistory, body)
+    assert [one.field for one in details_of(caught.value)] == [field]
+
+
+def test_quotation_marks_in_an_id_are_no_second_field() -> None:
+    body = b'{"patient_id":"\\"p\\":\\"","limit":1}'
+    assert read_json(ConsentHistory, body).patient_id == '"p":"'
 
 
 def test_the_same_content_has_the_same_fingerprint_however_its_json_is_written() -> None:

@@ -13,8 +13,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from shared.history import joined
+from shared.legible import visible
 from shared.queries import Change, History, Period, Place, RequestMade
-from shared.timeline import Axis, lay_out, visible
+from shared.timeline import Axis, lay_out
 from shared.timeline_svg import picture
 from shared.timeline_text import ASCII, UNICODE, Glyphs, draw
 

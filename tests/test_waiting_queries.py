@@ -76,7 +76,7 @@ async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
         async with connect(deployment.rabbitmq_url, name="test") as broker:
             intake = Intake(broker, prefetch=500)
             await intake.open(names.QUERIES)
-            replies = await ReplyChannel.open(broker, deployment.rabbitmq_url)
+            replies = await ReplyChannel.open(broker, deployment.rabbitmq_url, lambda *_: None)
             found = Answers(intake, replies, ReadModel(database), Past(database))
             task = asyncio.create_task(found.run())
             yield Responder(found, database, pool)

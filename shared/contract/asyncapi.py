@@ -19,6 +19,7 @@ from shared.contract.messages import (
 )
 from shared.contract.schemas import DEFINITIONS, every_schema, schema_of
 from shared.events import EVENTS
+from shared.oversized import LARGEST_ANSWER, LARGEST_REQUEST
 from shared.topology import EXCHANGES, queues
 from shared.vocabulary import ENTITIES, RECORD_TYPES
 
@@ -27,11 +28,12 @@ BINDING: Final = "0.3.0"
 """The version of the AMQP bindings, of channels, operations and messages alike."""
 REPLIES: Final = "replies"
 
-ABOUT: Final = """May this person see this patient's records?
+ABOUT: Final = f"""May this person see this patient's records?
 
 Commands, queries and events travel over RabbitMQ, by AMQP 0-9-1, as JSON in UTF-8.
 `x-amqp-properties` is the JSON Schema of a message's AMQP properties.
-A received message may have no unknown field; of a sent one, ignore what you don't know.
+A received message may have no unknown field, and none twice; of a sent one, ignore what you don't
+know. A command or query has at most {LARGEST_REQUEST:,} bytes, an answer {LARGEST_ANSWER:,}.
 `x-topology` lists exchanges, queues and bindings; queues that end in .0 exist for each partition.
 """
 PARTITION: Final = {

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
 from command_service.decisions import EMPTY, Batch, Decision, Stream
-from command_service.decode import Received, fingerprint
+from command_service.decode import Received
 from command_service.event_store import EventStore
+from command_service.fingerprint import fingerprint
 from shared.commands import ConsentCommand, GrantConsent, RevokeConsent
 from shared.partition import partition_of
 
