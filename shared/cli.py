@@ -28,6 +28,7 @@ from shared.partition import partition_of
 from shared.queries import ConsentHeld, Consents
 from shared.replies import CommandAccepted, Outcome
 from shared.settings import ClientSettings, PartitionSettings, read_settings
+from shared.standard_error import guard_standard_streams
 from shared.subscription import Start
 from shared.timeline import lay_out
 from shared.timeline_svg import picture
@@ -249,6 +250,7 @@ def partition(patient_id: Patient) -> None:
 
 def main() -> None:
     """Run the command line."""
+    guard_standard_streams()
     hush_libraries()
     app()
 

@@ -13,13 +13,14 @@ from pydantic_settings import BaseSettings
 from shared.broker import BROKER_ERRORS
 from shared.errors import NotConnected, NotNow, SchemaError, SettingsError
 from shared.logs import hush_libraries, set_up_logs
-from shared.metrics import tell_build
+from shared.metrics import LOG_LINES_DROPPED, tell_build
 from shared.observer import Observer
 from shared.process import run_process
 from shared.readiness import Readiness
 from shared.reasons import words_of
 from shared.session import Service, run_session
 from shared.settings import WorkerSettings
+from shared.standard_error import guard_standard_streams
 from shared.tracing import tracing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
@@ -89,6 +90,7 @@ def print_json(value: object) -> None:
 
 def run_worker(service: Service, settings: WorkerSettings) -> None:
     """Run a worker process to its end."""
+    stream = guard_standard_streams()
     set_up_logs(
         settings.log_level,
         settings.log_format,
@@ -96,6 +98,7 @@ def run_worker(service: Service, settings: WorkerSettings) -> None:
         worker_id=settings.worker_id,
     )
     tell_build(service.package)
+    LOG_LINES_DROPPED.set_function(lambda: stream.dropped)
     readiness = Readiness()
     observer = Observer(service.package, service.database_url, settings, readiness, service.outlook)
     with tracing(service.package, settings.worker_id):

@@ -32,6 +32,9 @@ LAST_LOOK: Final = Gauge(
     "When the observer last saw the database, the broker, the log",
     ["at"],
 )
+LOG_LINES_DROPPED: Final = Gauge(
+    "consent_log_lines_dropped", "Log lines that nobody was there to read, since the start"
+)
 BUILD: Final = Info("consent_build", "Which version runs")
 
 

@@ -29,6 +29,7 @@ from shared.operations import serve_operations
 from shared.readiness import Readiness
 from shared.reasons import reason_of, words_of
 from shared.settings import WorkerSettings
+from shared.standard_error import last_words
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 DRAIN_S: Final = 8
@@ -102,6 +103,7 @@ def _stop(stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
 def _leave_at_once(why: str) -> None:
     """Leave without tidying up: what was in hand is delivered again, and decided once."""
     log.warning("worker.left_at_once", reason=why)
+    last_words()
     os._exit(HURRIED)
 
 
