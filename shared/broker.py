@@ -7,7 +7,7 @@ is not mended in place: whoever used it lets go of all that was in hand and begi
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -25,6 +25,7 @@ from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 from yarl import URL
 
+from shared.alarm import Alarm
 from shared.odd_properties import read_odd_properties
 from shared.refusals import BROKER, explained
 
@@ -34,6 +35,8 @@ Properties = Basic.Properties
 
 HEARTBEAT_S: Final = 5
 CONNECT_TIMEOUT_S: Final = 10
+CLOSE_TIMEOUT_S: Final = 3
+"""A broker that reads nothing does not answer a good-bye either."""
 PUBLISH_WINDOW: Final = 250
 """Publishes in flight at once: one confirm for many makes aiormq walk all that are outstanding."""
 PERSISTENT: Final = 2
@@ -70,6 +73,7 @@ class Broker:
         self._connection = connection
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._expected: set[Channel] = set()
+        self.alarm = Alarm(connection)
 
     @property
     def version(self) -> str:
@@ -142,7 +146,9 @@ async def connect(url: str, *, name: str) -> AsyncIterator[Broker]:
             raise ConnectionLost("the connection closed while it was opened")
         yield Broker(transport.connection)
     finally:
-        await connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await connection.close()
 
 
 async def consume(
@@ -154,7 +160,12 @@ async def consume(
 
 
 async def publish(channel: Channel, message: Outgoing, *, mandatory: bool = False) -> None:
-    """Publish one message; on a channel with confirms, return when the broker has it."""
+    """Publish one message; on a channel with confirms, return when the broker has it.
+
+    Like all that publishes, it writes nothing while the broker reads nothing: what piles up
+    unread would hold up this side's heartbeats too.
+    """
+    await channel.connection.ready()
     await channel.basic_publish(
         message.body,
         exchange=message.exchange,
@@ -178,6 +189,7 @@ async def publish_in_order(channel: Channel, messages: Sequence[Outgoing]) -> No
 async def publish_at_once(channel: Channel, messages: Sequence[Outgoing]) -> None:
     """Publish without confirms; return when all is written, as fast as the broker reads it."""
     if messages:
+        await channel.connection.ready()
         written = channel.create_future()
         async with channel.lock:
             await channel.write_queue.put(_as_one_write(channel, messages, drain_future=written))
@@ -219,6 +231,7 @@ async def _publish_window(channel: Channel, window: Sequence[Outgoing]) -> None:
     returns = channel.message_id_delivery_tag
     ids = [str(message.properties.message_id) for message in window]
     write = _as_one_write(channel, window, mandatory=True)
+    await channel.connection.ready()
     try:
         async with channel.lock:
             await channel.write_queue.put(write)

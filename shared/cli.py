@@ -20,7 +20,14 @@ from shared.broker import BROKER_ERRORS
 from shared.client import ConsentClient
 from shared.cloud_event import timestamp
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.errors import NoAnswer, NotAllowed, NotConnected, QueryRefused, SettingsError
+from shared.errors import (
+    BrokerBlocked,
+    NoAnswer,
+    NotAllowed,
+    NotConnected,
+    QueryRefused,
+    SettingsError,
+)
 from shared.log_client import Page
 from shared.logs import hush_libraries, set_up_logs
 from shared.moments import REMEDY, Moment
@@ -282,7 +289,7 @@ def _clear_errors() -> Iterator[None]:
     except QueryRefused as error:
         _end(str(error), NO_ANSWER if error.error == "not_yet_projected" else WRONG_USE)
     except NoAnswer as error:
-        _end(f"{error}: {_remedy(error)}", NO_ANSWER)
+        _end(f"{error}{_remedy(error)}", NO_ANSWER)
     except BROKER_ERRORS as error:
         why = f"{error or type(error).__name__}"
         _end(f"the broker is not reached: {why}: check RABBITMQ_URL", NO_ANSWER)
@@ -290,8 +297,10 @@ def _clear_errors() -> Iterator[None]:
 
 def _remedy(error: NoAnswer) -> str:
     if isinstance(error.__cause__, ChannelNotFoundEntity):
-        return "run `python -m command_service topology`"
-    return "are the workers running?"
+        return ": run `python -m command_service topology`"
+    if isinstance(error.__cause__, BrokerBlocked):
+        return ""
+    return ": are the workers running?"
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 from shared import names
 from shared.broker import BROKER_ERRORS, Broker, Delivery, connect
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.errors import NoAnswer, NotAllowed
+from shared.errors import BrokerBlocked, NoAnswer, NotAllowed
 from shared.history import joined
 from shared.log_client import PAGE, Page, query_request, read_answer
 from shared.queries import (
@@ -216,6 +216,9 @@ class ConsentClient:
             try:
                 requests = await self._connected()
                 return await requests.ask(request, max(0.0, deadline - monotonic()))
+            except NoAnswer:
+                self._blame_alarm(request)
+                raise
             except BROKER_ERRORS as error:
                 refused += isinstance(error, ChannelAccessRefused)
                 if refused == REFUSED_TWICE:
@@ -223,6 +226,12 @@ class ConsentClient:
                 if monotonic() + PAUSE_S > deadline:
                     raise NoAnswer(f"no answer to {request.type}: {error}") from error
                 await asyncio.sleep(PAUSE_S)
+
+    def _blame_alarm(self, request: Request) -> None:
+        """Raise NoAnswer with the better reason, where the broker takes nothing from anybody."""
+        if self._broker is not None and self._broker.alarm.reason:
+            blocked = BrokerBlocked(self._broker.alarm.reason)
+            raise NoAnswer(f"no answer to {request.type}: {blocked}") from blocked
 
     async def _connected(self) -> Requests:
         async with self._opening:

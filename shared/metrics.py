@@ -13,6 +13,9 @@ LEASED: Final = Gauge(
     "consent_partition_leased", "1 while any worker of this kind holds a lease on it", ["partition"]
 )
 READY: Final = Gauge("consent_ready", "1 while the worker is ready")
+BLOCKED: Final = Gauge(
+    "consent_broker_blocked", "1 while the broker, short of memory or disk, takes nothing"
+)
 SESSIONS_LOST: Final = Counter("consent_sessions_lost", "How often the worker had to begin anew")
 QUERIES: Final = Counter("consent_queries", "Queries answered", ["type", "status"])
 QUEUE_MESSAGES: Final = Gauge(

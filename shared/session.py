@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -85,6 +86,7 @@ async def run_session(
         )  # its queues included: reading them fails where one is missing
         name = f"{service.package} {settings.worker_id}"
         async with connect(settings.rabbitmq_url, name=name) as broker:
+            broker.alarm.tell(partial(readiness.blocked, "session"))
             await _work(service, settings, owner, broker, pool, readiness, stop)
     finally:
         pool.terminate()
