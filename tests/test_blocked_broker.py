@@ -13,7 +13,7 @@ import pytest
 
 from shared.client import ConsentClient
 from shared.errors import BrokerBlocked, NoAnswer
-from tests.amqp import Client, body_of
+from tests.amqp import Client, Json
 from tests.conftest import PARTITIONS
 from tests.deployment import SERVICES, Deployment, Worker
 from tests.eventually import eventually
@@ -32,6 +32,8 @@ ALARMS: Final = {
 ENDS_WITHIN_S: Final = 25
 COMMANDS: Final = 1_000
 """As many as a worker takes in hand."""
+PAGES: Final = 20
+"""Queries for long pages, whose answers fill whatever buffers there are."""
 BEYOND_HEARTBEATS_S: Final = 45
 """By then a connection whose heartbeats are held up would be given up."""
 
@@ -85,10 +87,17 @@ async def test_workers_that_do_nothing_know_that_the_broker_is_blocked_and_when_
 async def test_work_in_hand_waits_out_an_alarm_and_is_answered_once_it_is_over(
     deployment: Deployment, sandbox: Sandbox, client: Client
 ) -> None:
+    worker = deployment.start("command_service")
+    done = [await client.send("GrantConsent", command(number, "to")) for number in range(COMMANDS)]
+    for one in done:
+        await client.reply(one, within=60)
+    assert worker.stop() == 0
+
     sent = [
-        await client.send("GrantConsent", body_of("GrantConsent", f"p-{number}", target="all"))
-        for number in range(COMMANDS)
+        await client.send("RevokeConsent", command(number, "from")) for number in range(COMMANDS)
     ]
+    pages = {"exchange": "consent.queries", "key": "ReadEvents"}
+    sent += [await client.send("ReadEvents", {"partition": 0}, **pages) for _ in range(PAGES)]
     with alarm(sandbox):
         workers = [deployment.start(service) for service in SERVICES]
         for worker in workers:
@@ -97,10 +106,15 @@ async def test_work_in_hand_waits_out_an_alarm_and_is_answered_once_it_is_over(
         await asyncio.sleep(BEYOND_HEARTBEATS_S)
         assert all(client.waiting[one].empty() for one in sent)
     outcomes = [await client.reply(one, within=60) for one in sent]
-    assert {outcome["status"] for outcome in outcomes} == {"accepted"}
+    assert {outcome["status"] for outcome in outcomes} == {"accepted", "ok"}
     for worker in workers:
         await eventually(well(worker), within=60)
         assert "session.lost" not in worker.log
+
+
+def command(number: int, preposition: str) -> Json:
+    who = {f"{preposition}_entity": "doctor", f"{preposition}_id": "d-1"}
+    return {"patient_id": f"p-{number}", "target": "all", **who}
 
 
 def appended(worker: Worker) -> Callable[[], Awaitable[bool]]:
