@@ -26,6 +26,7 @@ from pamqp.header import ContentHeader
 from yarl import URL
 
 from shared.alarm import Alarm
+from shared.errors import NotConnected
 from shared.odd_properties import read_odd_properties
 from shared.refusals import BROKER, explained
 
@@ -130,12 +131,22 @@ def virtual_host(url: str) -> str:
     return URL(url).path[1:].replace("%2F", "/") or "/"
 
 
+def _refuse_unverified(url: URL) -> None:
+    """Refuse TLS that trusts anybody: passwords and patients' data would go to whoever answers."""
+    if url.scheme == "amqps" and url.query.get("no_verify_ssl", "0") != "0":
+        raise NotConnected(
+            "RABBITMQ_URL switches the check of the broker's certificate off (no_verify_ssl): "
+            "leave that out, and name who signed it by cafile"
+        )
+
+
 @asynccontextmanager
 async def connect(url: str, *, name: str) -> AsyncIterator[Broker]:
     """Connect under a name that operators see in the broker's list of connections.
 
     Raises NotConnected where the URL must be mended.
     """
+    _refuse_unverified(URL(url))
     read_odd_properties()
     address = URL(url).update_query({"name": name, "heartbeat": str(HEARTBEAT_S)})
     with explained(BROKER):
