@@ -35,7 +35,7 @@ from shared.partition import partition_of
 from shared.queries import ConsentHeld, Consents
 from shared.replies import CommandAccepted, Outcome
 from shared.settings import ClientSettings, PartitionSettings, read_settings
-from shared.standard_error import guard_standard_streams
+from shared.standard_streams import guard_standard_streams
 from shared.subscription import Start
 from shared.timeline import lay_out
 from shared.timeline_svg import picture

@@ -20,7 +20,7 @@ from shared.readiness import Readiness
 from shared.reasons import words_of
 from shared.session import Service, run_session
 from shared.settings import WorkerSettings
-from shared.standard_error import guard_standard_streams
+from shared.standard_streams import guard_standard_streams
 from shared.tracing import tracing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]

@@ -13,7 +13,7 @@ from structlog.typing import ExcInfo, Processor
 
 from shared.broker import Delivery
 from shared.settings import LogFormat, LogLevel
-from shared.standard_error import StandardError, guard_standard_streams
+from shared.standard_streams import StandardError, guard_standard_streams
 
 _TELL_US_THEMSELVES = ("aiormq", "aio_pika")
 """Libraries whose errors reach us as exceptions; their own lines would say it twice."""

@@ -29,7 +29,7 @@ from shared.operations import serve_operations
 from shared.readiness import Readiness
 from shared.reasons import reason_of, words_of
 from shared.settings import WorkerSettings
-from shared.standard_error import last_words
+from shared.standard_streams import last_words
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 DRAIN_S: Final = 8

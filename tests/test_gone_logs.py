@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from shared.standard_error import MOST_WAITING, StandardError
+from shared.standard_streams import MOST_WAITING, StandardError
 from tests.amqp import Client
 from tests.deployment import Deployment, Worker
 from tests.eventually import eventually
@@ -151,7 +151,7 @@ def test_lines_that_do_not_fit_are_dropped_and_counted_and_told_once_there_is_ro
 def test_what_is_said_last_is_waited_for_but_not_for_ever() -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE)
-    program = "import sys; from shared.standard_error import *; guard_standard_streams(); {}"
+    program = "import sys; from shared.standard_streams import *; guard_standard_streams(); {}"
     for size in (PIPE, 3 * PIPE):
         said = program.format(f"sys.stderr.write('x' * {size}); sys.exit(5)")
         done = subprocess.run([sys.executable, "-c", said], stderr=writer, check=False, timeout=60)
@@ -159,3 +159,24 @@ def test_what_is_said_last_is_waited_for_but_not_for_ever() -> None:
         assert os.read(reader, PIPE) == b"x" * PIPE
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([CONSENT, "partition", "p-1"], 0),
+        ([sys.executable, "-m", "command_service", "permissions", "clinic", "asker"], 0),
+        ([sys.executable, "-m", "command_service", "check", "--json"], 1),
+    ],
+)
+def test_a_verb_whose_output_nobody_reads_ends_with_its_own_code(
+    deployment: Deployment, words: list[str], code: int
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    nowhere = deployment.environment(RABBITMQ_URL="amqp://127.0.0.1:1/")
+    done = subprocess.run(
+        words, env=nowhere, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (code, "")

@@ -1,4 +1,4 @@
-"""Standard error that holds nobody up: closed, broken or full, it costs lines and never work.
+"""Standard streams that hold nobody up: closed, broken or full, they cost lines and never work.
 
 A pipe that nobody reads blocks whoever writes to it, and one whose reader is gone fails. So lines
 are taken at once and written by a thread of their own; what does not fit is dropped, and counted.
@@ -13,7 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 MOST_WAITING: Final = 4 * 1024 * 1024
 """Bytes kept for a reader that is slow; later lines are dropped."""
@@ -115,8 +118,28 @@ class StandardError(io.TextIOBase):
         self.dropped += lines
 
 
+class _Output(io.FileIO):
+    """Standard output, which goes nowhere once its reader, as `head`, has had enough."""
+
+    gone = False
+
+    def write(self, data: "ReadableBuffer") -> int:
+        """Write what somebody reads."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            self.gone = True
+            return memoryview(data).nbytes
+
+
+def output_is_read() -> bool:
+    """Whether somebody reads the standard output yet."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return not (isinstance(raw, _Output) and raw.gone)
+
+
 def guard_standard_streams() -> StandardError:
-    """Make `sys.stderr` a stream that holds nobody up, if it is not, and return it.
+    """Make the standard streams hold nobody up, if they do, and return that of errors.
 
     Where a process begins with closed streams their places are taken first: what is opened later
     must not land there, since libuv aborts where such a descriptor is closed.
@@ -134,7 +157,21 @@ def guard_standard_streams() -> StandardError:
     stream.start()
     atexit.register(stream.drain)
     sys.stderr = stream
+    _guard_output()
     return stream
+
+
+def _guard_output() -> None:
+    """Have what nobody reads end no program and change no exit code."""
+    before = sys.stdout
+    if isinstance(before, io.TextIOWrapper):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(before.fileno(), "w", closefd=False)),
+            encoding=before.encoding,
+            errors=before.errors,
+            line_buffering=before.line_buffering,
+            write_through=before.write_through,
+        )
 
 
 def last_words() -> None:
