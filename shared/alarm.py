@@ -18,6 +18,8 @@ Handler = Callable[[Any], Coroutine[Any, Any, None]]
 
 _HANDLER: Final = "_Connection__handle_connection_"
 """How aiormq names what it does with these frames; it keeps the reason to itself."""
+_OVER: Final = Connection.Unblocked()
+"""Told to aiormq where the connection ends, or whoever waits for it would wait for ever."""
 
 
 class Alarm:
@@ -29,7 +31,9 @@ class Alarm:
         self._raised = asyncio.Event()
         self._tell: Callable[[str], None] = lambda _: None
         self._hear(connection, "blocked", self._blocked)
-        self._hear(connection, "unblocked", self._unblocked)
+        release = self._hear(connection, "unblocked", self._unblocked)
+        self._releases = connection.closing
+        self._releases.add_done_callback(lambda _: asyncio.ensure_future(release(_OVER)))
 
     def tell(self, whom: Callable[[str], None]) -> None:
         """Have somebody told the reason now, and whenever it changes."""
@@ -52,7 +56,7 @@ class Alarm:
             doing.cancel()
             raised.cancel()
 
-    def _hear(self, connection: AbstractConnection, what: str, also: Handler) -> None:
+    def _hear(self, connection: AbstractConnection, what: str, also: Handler) -> Handler:
         own: Handler = getattr(connection, _HANDLER + what)
 
         async def heard(frame: object) -> None:
@@ -60,6 +64,7 @@ class Alarm:
             await also(frame)
 
         setattr(connection, _HANDLER + what, heard)
+        return own
 
     async def _blocked(self, frame: Connection.Blocked) -> None:
         self.reason = frame.reason or "for no reason that it gives"

@@ -173,10 +173,9 @@ async def consume(
 async def publish(channel: Channel, message: Outgoing, *, mandatory: bool = False) -> None:
     """Publish one message; on a channel with confirms, return when the broker has it.
 
-    Like all that publishes, it writes nothing while the broker reads nothing: what piles up
-    unread would hold up this side's heartbeats too.
+    Raises ConnectionLost where the connection ends while the broker is blocked.
     """
-    await channel.connection.ready()
+    await _until_read(channel)
     await channel.basic_publish(
         message.body,
         exchange=message.exchange,
@@ -185,6 +184,13 @@ async def publish(channel: Channel, message: Outgoing, *, mandatory: bool = Fals
         mandatory=mandatory,
         wait=False,
     )
+
+
+async def _until_read(channel: Channel) -> None:
+    """Wait while the broker reads nothing: what piled up would hold up this side's heartbeats."""
+    await channel.connection.ready()
+    if channel.connection.is_closed:
+        raise ConnectionLost("the connection closed while the broker was blocked")
 
 
 async def publish_in_order(channel: Channel, messages: Sequence[Outgoing]) -> None:
@@ -200,7 +206,7 @@ async def publish_in_order(channel: Channel, messages: Sequence[Outgoing]) -> No
 async def publish_at_once(channel: Channel, messages: Sequence[Outgoing]) -> None:
     """Publish without confirms; return when all is written, as fast as the broker reads it."""
     if messages:
-        await channel.connection.ready()
+        await _until_read(channel)
         written = channel.create_future()
         async with channel.lock:
             await channel.write_queue.put(_as_one_write(channel, messages, drain_future=written))
@@ -242,8 +248,8 @@ async def _publish_window(channel: Channel, window: Sequence[Outgoing]) -> None:
     returns = channel.message_id_delivery_tag
     ids = [str(message.properties.message_id) for message in window]
     write = _as_one_write(channel, window, mandatory=True)
-    await channel.connection.ready()
     try:
+        await _until_read(channel)
         async with channel.lock:
             await channel.write_queue.put(write)
             for message_id in ids:  # nothing is read from the broker before the next await

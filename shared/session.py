@@ -89,6 +89,7 @@ async def run_session(
             broker.alarm.tell(partial(readiness.blocked, "session"))
             await _work(service, settings, owner, broker, pool, readiness, stop)
     finally:
+        readiness.blocked("session", "")
         pool.terminate()
 
 

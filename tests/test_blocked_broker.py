@@ -8,9 +8,20 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Final
+from urllib.parse import quote
 
 import pytest
 
+from shared.alarm_bell import AlarmBell
+from shared.broker import (
+    BROKER_ERRORS,
+    Outgoing,
+    Properties,
+    connect,
+    publish,
+    publish_at_once,
+    publish_in_order,
+)
 from shared.client import ConsentClient
 from shared.errors import BrokerBlocked, NoAnswer
 from tests.amqp import Client, Json
@@ -132,6 +143,43 @@ async def test_a_command_fails_within_its_own_deadline_and_says_why(
             assert "no answer to GrantConsent: the broker is blocked (low on disk)" in done["said"]
             assert done["took"] < ENDS_WITHIN_S
         assert (await client.grant("p-1", "doctor", "d-2", "exams")).status == "accepted"
+
+
+async def test_a_publish_that_waits_ends_with_its_connection(
+    deployment: Deployment, sandbox: Sandbox
+) -> None:
+    with alarm(sandbox):
+        async with connect(deployment.rabbitmq_url, name="test of waiting") as broker:
+            bell, channel = await AlarmBell.open(broker), await broker.channel()
+            await_confirms = await broker.channel(confirms=True)
+            with pytest.raises(BrokerBlocked):
+                await bell.ring()
+            message = Outgoing("", "nobody", b"", Properties())
+            waiting = [
+                asyncio.ensure_future(one)
+                for one in (
+                    publish(channel, message),
+                    publish_at_once(channel, [message]),
+                    publish_in_order(await_confirms, [message]),
+                )
+            ]
+            assert not (await asyncio.wait(waiting, timeout=1))[0]
+            await cut_off(sandbox, "test of waiting")
+            for ended in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(ended, BROKER_ERRORS)
+
+
+async def cut_off(sandbox: Sandbox, name: str) -> None:
+    """Have the broker close the connection of this name, once it knows of it."""
+
+    async def closed() -> bool:
+        for one in sandbox.broker.api("GET", "/connections"):
+            if one.get("client_properties", {}).get("connection_name") == name:
+                sandbox.broker.api("DELETE", f"/connections/{quote(one['name'])}")
+                return True
+        return False
+
+    await eventually(closed)
 
 
 def test_check_ends_and_names_the_alarm(deployment: Deployment, sandbox: Sandbox) -> None:

@@ -18,8 +18,16 @@ async def test_a_url_that_switches_the_check_of_certificates_off_is_refused(valu
     server = await asyncio.start_server(lambda *_: called.set(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     url = f"amqps://user:secret@127.0.0.1:{port}/?no_verify_ssl={value}"
-    done = await asyncio.to_thread(
-        subprocess.run,
+    done = await asyncio.to_thread(list_consents, url)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {REFUSED}: leave that out")
+    assert "secret" not in done.stderr
+    assert not called.is_set()
+    server.close()
+
+
+def list_consents(url: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
         [CONSENT, "list", "p-1", "--within", "2"],
         env={**os.environ, "RABBITMQ_URL": url},
         capture_output=True,
@@ -27,8 +35,3 @@ async def test_a_url_that_switches_the_check_of_certificates_off_is_refused(valu
         timeout=60,
         check=False,
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {REFUSED}: leave that out")
-    assert "secret" not in done.stderr
-    assert not called.is_set()
-    server.close()
