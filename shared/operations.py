@@ -22,7 +22,8 @@ EVERYWHERE: Final = "*"
 PATIENCE_S: Final = 5.0
 """A connection that is open after one to two times as long is cut off."""
 SHUTDOWN_TIMEOUT_S: Final = 1.0
-METRICS_LAST_S: Final = 0.5
+EFFORT: Final = 10
+"""The metrics are counted up again after a pause of so many times what that takes."""
 
 
 @asynccontextmanager
@@ -65,16 +66,22 @@ async def _end_slow_ones(runner: web.AppRunner) -> None:
 
 
 class _Metrics:
-    """The metrics as text, at most so old."""
+    """The metrics as text, some hundredths of a second old: however many ask, they cost the same.
+
+    Not older, since whoever saw a command answered may look for it here at once.
+    """
 
     def __init__(self) -> None:
         self._text = b""
-        self._made_at = -METRICS_LAST_S
+        self._good_until = 0.0
 
     def text(self) -> bytes:
         """Count them up, or return what was counted just now."""
-        if monotonic() - self._made_at >= METRICS_LAST_S:
-            self._text, self._made_at = generate_latest(), monotonic()
+        began = monotonic()
+        if began >= self._good_until:
+            self._text = generate_latest()
+            now = monotonic()
+            self._good_until = now + EFFORT * (now - began)
         return self._text
 
 
