@@ -1,6 +1,7 @@
 # Both services and the consent command in one image; which one runs is the command's choice:
 #   docker run … consent python -m command_service run
 # It runs as an unprivileged user and writes nothing: give it a read-only file system.
+# Only the job that defines the broker's users writes a file, as the broker's own user (999).
 FROM python:3.11-slim AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
@@ -16,9 +17,10 @@ RUN /opt/consent/bin/pip install --no-deps --no-build-isolation . \
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin consent \
-    && install --directory --owner=consent --mode=755 /definitions
+    && install --directory --owner=999 --mode=700 /definitions
 COPY --from=build /opt/consent /opt/consent
-ENV PATH=/opt/consent/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HTTP_PORT=8080
+ENV PATH=/opt/consent/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    HTTP_HOST=* HTTP_PORT=8080
 USER 10001:10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM

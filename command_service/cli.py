@@ -31,6 +31,7 @@ from shared.database import migrate as migrate_database
 from shared.definitions import definitions, read_user
 from shared.findings import Needs
 from shared.permissions import Role, rabbitmqctl_lines
+from shared.private_file import write_private
 from shared.purging import read_age
 from shared.settings import ClientSettings, read_settings
 from shared.topology import declare
@@ -92,7 +93,7 @@ def definitions_(
         list[str],
         typer.Argument(metavar="NAME=ROLE[,ROLE]...", help="Its password is in PASSWORD_<NAME>."),
     ],
-    output: Annotated[Path, typer.Option(help="The file to write.")],
+    output: Annotated[Path, typer.Option(help="The file to write, for its owner alone.")],
 ) -> None:
     """Write a definitions file that gives a broker its users when it boots.
 
@@ -101,7 +102,7 @@ def definitions_(
     with clear_errors():
         vhost = virtual_host(read_settings(ClientSettings).rabbitmq_url)
         content = definitions(vhost, [read_user(user) for user in users])
-        output.write_text(json_module.dumps(content, indent=1), encoding="utf-8")
+        write_private(output, json_module.dumps(content, indent=1), "--output")
         typer.echo(f"defined {len(users)} users in {output}")
 
 

@@ -7,7 +7,7 @@ is not mended in place: whoever used it lets go of all that was in hand and begi
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -25,6 +25,8 @@ from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 from yarl import URL
 
+from shared.alarm import Alarm
+from shared.errors import NotConnected
 from shared.odd_properties import read_odd_properties
 from shared.refusals import BROKER, explained
 
@@ -34,6 +36,8 @@ Properties = Basic.Properties
 
 HEARTBEAT_S: Final = 5
 CONNECT_TIMEOUT_S: Final = 10
+CLOSE_TIMEOUT_S: Final = 3
+"""A broker that reads nothing does not answer a good-bye either."""
 PUBLISH_WINDOW: Final = 250
 """Publishes in flight at once: one confirm for many makes aiormq walk all that are outstanding."""
 PERSISTENT: Final = 2
@@ -70,6 +74,7 @@ class Broker:
         self._connection = connection
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._expected: set[Channel] = set()
+        self.alarm = Alarm(connection)
 
     @property
     def version(self) -> str:
@@ -126,6 +131,15 @@ def virtual_host(url: str) -> str:
     return URL(url).path[1:].replace("%2F", "/") or "/"
 
 
+def _refuse_unverified(url: URL) -> None:
+    """Refuse TLS that trusts anybody: passwords and patients' data would go to whoever answers."""
+    if url.scheme == "amqps" and url.query.get("no_verify_ssl", "0") != "0":
+        raise NotConnected(
+            "RABBITMQ_URL switches the check of the broker's certificate off (no_verify_ssl): "
+            "leave that out, and name who signed it by cafile"
+        )
+
+
 @asynccontextmanager
 async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> AsyncIterator[Broker]:
     """Connect under a name that operators see in the broker's list of connections.
@@ -133,6 +147,7 @@ async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> Asy
     Whichever side hears nothing for three heartbeats takes the other for dead.
     Raises NotConnected where the URL must be mended.
     """
+    _refuse_unverified(URL(url))
     read_odd_properties()
     address = URL(url).update_query({"name": name, "heartbeat": str(heartbeat_s)})
     with explained(BROKER):
@@ -143,7 +158,9 @@ async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> Asy
             raise ConnectionLost("the connection closed while it was opened")
         yield Broker(transport.connection)
     finally:
-        await connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await connection.close()
 
 
 async def consume(
@@ -155,7 +172,11 @@ async def consume(
 
 
 async def publish(channel: Channel, message: Outgoing, *, mandatory: bool = False) -> None:
-    """Publish one message; on a channel with confirms, return when the broker has it."""
+    """Publish one message; on a channel with confirms, return when the broker has it.
+
+    Raises ConnectionLost where the connection ends while the broker is blocked.
+    """
+    await _until_read(channel)
     await channel.basic_publish(
         message.body,
         exchange=message.exchange,
@@ -164,6 +185,13 @@ async def publish(channel: Channel, message: Outgoing, *, mandatory: bool = Fals
         mandatory=mandatory,
         wait=False,
     )
+
+
+async def _until_read(channel: Channel) -> None:
+    """Wait while the broker reads nothing: what piled up would hold up this side's heartbeats."""
+    await channel.connection.ready()
+    if channel.connection.is_closed:
+        raise ConnectionLost("the connection closed while the broker was blocked")
 
 
 async def publish_in_order(channel: Channel, messages: Sequence[Outgoing]) -> None:
@@ -179,6 +207,7 @@ async def publish_in_order(channel: Channel, messages: Sequence[Outgoing]) -> No
 async def publish_at_once(channel: Channel, messages: Sequence[Outgoing]) -> None:
     """Publish without confirms; return when all is written, as fast as the broker reads it."""
     if messages:
+        await _until_read(channel)
         written = channel.create_future()
         async with channel.lock:
             await channel.write_queue.put(_as_one_write(channel, messages, drain_future=written))
@@ -221,6 +250,7 @@ async def _publish_window(channel: Channel, window: Sequence[Outgoing]) -> None:
     ids = [str(message.properties.message_id) for message in window]
     write = _as_one_write(channel, window, mandatory=True)
     try:
+        await _until_read(channel)
         async with channel.lock:
             await channel.write_queue.put(write)
             for message_id in ids:  # nothing is read from the broker before the next await

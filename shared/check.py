@@ -1,6 +1,7 @@
 """Looks whether everything that a service needs is there, and says what to do where it is not."""
 
 import asyncio
+import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,12 +20,40 @@ from shared.errors import SettingsError
 from shared.findings import Finding, Needs, Ownership
 from shared.legible import shown
 
+_PASSWORD: Final = "RABBITMQ_MANAGEMENT_PASSWORD"  # noqa: S105 - a variable's name
+
+
+def _with_password(
+    context: typer.Context, parameter: typer.CallbackParam, text: str | None
+) -> str | None:
+    """Add the password to the URL; raises BadParameter where it was on the command line."""
+    if text is None:
+        return None
+    try:
+        url = URL(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"it is no URL ({error})") from None
+    given = context.get_parameter_source(parameter.name or "")
+    on_the_line = given is not None and given.name == "COMMANDLINE"
+    if url.password is not None and on_the_line:
+        raise typer.BadParameter(
+            "every user of this machine can read a command line: leave the password out and set "
+            f"{_PASSWORD}, or set the whole URL as RABBITMQ_MANAGEMENT_URL"
+        )
+    password = os.environ.get(_PASSWORD)
+    if url.user is None or url.password is not None or password is None:
+        return text
+    return str(url.with_password(password))
+
+
 Management = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
         envvar="RABBITMQ_MANAGEMENT_URL",
-        help="RabbitMQ's management API, http://user:password@host:15672: compare bindings too.",
+        callback=_with_password,
+        help="RabbitMQ's management API, http://user@host:15672, to compare bindings too; "
+        f"the password is in {_PASSWORD}.",
     ),
 ]
 AMQP_PORT: Final = 5672

@@ -1,29 +1,37 @@
 """What `check` finds out about the broker, without changing anything there."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Final
 
 import aiormq
 
+from shared.alarm_bell import AlarmBell
 from shared.broker import BROKER_ERRORS, Broker, Channel, Outgoing, Properties, connect, publish
 from shared.broker import virtual_host as virtual_host_of
-from shared.errors import ConsentError
+from shared.errors import BrokerBlocked, ConsentError
 from shared.findings import Finding, Needs, is_too_old
 from shared.management import Managed, NotManaged, read_topology
 from shared.topology import EXCHANGES, Exchange, Queue, beyond, is_declared_beyond, queues
 
 OLDEST_RABBITMQ: Final = (3, 10)
 """The first whose quorum queues dead-letter at least once."""
+GIVE_UP_S: Final = 30
 MOST_NAMED: Final = 10
 RUN_TOPOLOGY: Final = "run `python -m command_service topology`"
 DEFAULT_EXCHANGE: Final = "the default exchange"
 
 
 async def broker_findings(needs: Needs, management: str | None) -> AsyncIterator[Finding]:
-    """Look at the server, the topology, and what this user may do."""
+    """Look at the server, the topology, and what this user may do, and give up in the end."""
+    url, name = needs.settings.rabbitmq_url, f"{needs.package} check"
     try:
-        async with connect(needs.settings.rabbitmq_url, name=f"{needs.package} check") as broker:
+        async with (
+            connect(url, name=name) as broker,
+            asyncio.timeout(GIVE_UP_S),
+        ):
             yield server_finding(broker.version)
+            await (await AlarmBell.open(broker)).ring()
             if management is None:
                 topology = await _seen_topology(broker, needs.settings.consent_partitions)
             else:
@@ -34,6 +42,10 @@ async def broker_findings(needs: Needs, management: str | None) -> AsyncIterator
             yield topology
             if topology.ok:
                 yield await _rights(broker, needs)
+    except BrokerBlocked as error:
+        yield Finding("broker alarm", False, str(error))
+    except TimeoutError:
+        yield Finding("broker", False, "it does not answer in time: see how it is, and its log")
     except (ConsentError, *BROKER_ERRORS) as error:
         yield Finding("broker", False, f"not reached: {error or type(error).__name__}")
 

@@ -19,7 +19,14 @@ from shared.broker import BROKER_ERRORS
 from shared.client import ConsentClient
 from shared.cloud_event import CloudEvent, timestamp
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.errors import NoAnswer, NotAllowed, NotConnected, QueryRefused, SettingsError
+from shared.errors import (
+    BrokerBlocked,
+    NoAnswer,
+    NotAllowed,
+    NotConnected,
+    QueryRefused,
+    SettingsError,
+)
 from shared.events import UnknownEventError
 from shared.legible import shown, visible_json
 from shared.log_client import Page
@@ -29,6 +36,7 @@ from shared.partition import partition_of
 from shared.queries import ConsentHeld, Consents, ListConsents
 from shared.replies import CommandAccepted, Outcome
 from shared.settings import ClientSettings, PartitionSettings, read_settings
+from shared.standard_streams import guard_standard_streams
 from shared.subscription import Start
 from shared.timeline import lay_out
 from shared.timeline_svg import picture
@@ -251,6 +259,7 @@ def partition(patient_id: Patient) -> None:
 
 def main() -> None:
     """Run the command line."""
+    guard_standard_streams()
     hush_libraries()
     app()
 
@@ -282,7 +291,7 @@ def _clear_errors() -> Iterator[None]:
     except QueryRefused as error:
         _end(str(error), NO_ANSWER if error.error == "not_yet_projected" else WRONG_USE)
     except NoAnswer as error:
-        _end(f"{error}: {_remedy(error)}", NO_ANSWER)
+        _end(f"{error}{_remedy(error)}", NO_ANSWER)
     except BROKER_ERRORS as error:
         why = f"{error or type(error).__name__}"
         _end(f"the broker is not reached: {why}: check RABBITMQ_URL", NO_ANSWER)
@@ -290,8 +299,10 @@ def _clear_errors() -> Iterator[None]:
 
 def _remedy(error: NoAnswer) -> str:
     if isinstance(error.__cause__, ChannelNotFoundEntity):
-        return "run `python -m command_service topology`"
-    return "are the workers running?"
+        return ": run `python -m command_service topology`"
+    if isinstance(error.__cause__, BrokerBlocked):
+        return ""
+    return ": are the workers running?"
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 from shared import names
 from shared.broker import BROKER_ERRORS, Broker, Delivery, connect
 from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.errors import NoAnswer, NotAllowed
+from shared.errors import BrokerBlocked, NoAnswer, NotAllowed
 from shared.history import joined
 from shared.log_client import PAGE, Page, query_request, read_answer, readable
 from shared.queries import (
@@ -241,6 +241,9 @@ class ConsentClient:
                     try:
                         requests = await self._connected()
                         return await requests.ask(request, max(0.0, deadline - monotonic()))
+                    except NoAnswer:
+                        self._blame_alarm(request)
+                        raise
                     except BROKER_ERRORS as error:
                         failure = error
                         refused += isinstance(error, ChannelAccessRefused)
@@ -250,7 +253,14 @@ class ConsentClient:
                             ) from error
                     await asyncio.sleep(PAUSE_S)
         except TimeoutError:
+            self._blame_alarm(request)
             raise _no_answer(request, self._within, failure) from failure
+
+    def _blame_alarm(self, request: Request) -> None:
+        """Raise NoAnswer with the better reason, where the broker takes nothing from anybody."""
+        if self._broker is not None and self._broker.alarm.reason:
+            blocked = BrokerBlocked(self._broker.alarm.reason)
+            raise NoAnswer(f"no answer to {request.type}: {blocked}") from blocked
 
     async def _connected(self) -> Requests:
         """Return what asks over the connection, which is opened where it is lost."""

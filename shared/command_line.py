@@ -14,7 +14,7 @@ from shared.broker import BROKER_ERRORS
 from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsure
 from shared.legible import visible, visible_json
 from shared.logs import hush_libraries, set_up_logs
-from shared.metrics import tell_build
+from shared.metrics import LOG_LINES_DROPPED, tell_build
 from shared.observer import Observer
 from shared.odd_properties import bound_headers
 from shared.process import run_process
@@ -22,6 +22,7 @@ from shared.readiness import Readiness
 from shared.reasons import words_of
 from shared.session import Service, run_session
 from shared.settings import WorkerSettings
+from shared.standard_streams import guard_standard_streams
 from shared.tracing import tracing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
@@ -92,6 +93,7 @@ def print_json(value: object) -> None:
 def run_worker(service: Service, settings: WorkerSettings) -> None:
     """Run a worker process to its end."""
     bound_headers()
+    stream = guard_standard_streams()
     set_up_logs(
         settings.log_level,
         settings.log_format,
@@ -99,6 +101,7 @@ def run_worker(service: Service, settings: WorkerSettings) -> None:
         worker_id=settings.worker_id,
     )
     tell_build(service.package)
+    LOG_LINES_DROPPED.set_function(lambda: stream.dropped)
     readiness = Readiness()
     observer = Observer(service.package, service.database_url, settings, readiness, service.outlook)
     with tracing(service.package, settings.worker_id):

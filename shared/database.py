@@ -214,9 +214,9 @@ async def _grant(connection: Connection, package: str, role: str) -> None:
 def _too_mighty(role: str, excess: Sequence[str]) -> str:
     more = f" and {len(excess) - 1} more" if len(excess) > 1 else ""
     return (
-        f"the role {role} can't be bound, it has {excess[0]}{more} by another way: "
-        "give the worker a role that owns nothing, is in no other role and is no superuser; "
-        "revoke what everybody (PUBLIC) has"
+        f"the role {role} can't be bound, it has {excess[0]}{more} beside what it is given here: "
+        "give the worker a role that owns nothing, is in no other role and has no attribute but "
+        "LOGIN; revoke what everybody (PUBLIC) has"
     )
 
 

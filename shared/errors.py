@@ -9,6 +9,7 @@ class ConsentError(Exception):
     ├── SchemaError          the operator must migrate; exit code 2
     ├── NotConnected         a server refuses us: TLS, login or address; an operator must mend it
     ├── NotAllowed           the broker's user may not do that; ask for the permission
+    ├── BrokerBlocked        the broker is short of memory or disk; wait until it has room again
     ├── TopologyMissing      a queue or exchange is not there (yet); wait for the operator
     ├── Fenced               another worker owns the partition now; let go of it
     ├── Conflict             somebody appended first; read again, decide again
@@ -38,6 +39,17 @@ class NotConnected(ConsentError, ConnectionError):
 
 class NotAllowed(ConsentError):
     """The broker's user lacks the permission for what was sent."""
+
+
+class BrokerBlocked(ConsentError):
+    """The broker has raised an alarm; until it is over it takes nothing from whoever publishes."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the broker is blocked ({reason}), it takes nothing from whoever publishes: "
+            "make room there; what waits goes on by itself"
+        )
 
 
 class TopologyMissing(ConsentError):

@@ -6,11 +6,13 @@ from http.client import HTTPConnection, HTTPException
 from typing import Final
 
 WITHIN_S: Final = 3.0
+WILDCARDS: Final = {"": "127.0.0.1", "*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Where a worker is met that listens everywhere, or at the usual address."""
 
 
-def health_check(port: int) -> tuple[bool, str]:
+def health_check(port: int, host: str = "") -> tuple[bool, str]:
     """Tell whether the worker on a port of this machine is ready, and what it says."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=WITHIN_S)
+    connection = HTTPConnection(WILDCARDS.get(host, host), port, timeout=WITHIN_S)
     try:
         connection.request("GET", "/health/ready")
         answer = connection.getresponse()
@@ -26,7 +28,7 @@ def main() -> int:
     port = int(os.environ.get("HTTP_PORT") or 0)
     if port == 0:
         return 0
-    ready, said = health_check(port)
+    ready, said = health_check(port, os.environ.get("HTTP_HOST", ""))
     sys.stdout.write(f"{said}\n")
     return 0 if ready else 1
 

@@ -5,6 +5,8 @@ from typing import Final, NoReturn
 
 import structlog
 
+from shared.standard_streams import last_words
+
 HURRIED: Final = 3
 """Exit code of a worker that left before it was drained, or because it could not end a session."""
 
@@ -14,4 +16,5 @@ log = structlog.get_logger()
 def leave_at_once(why: str) -> NoReturn:
     """End the process now, whatever still runs in it."""
     log.warning("worker.left_at_once", reason=why)
+    last_words()
     os._exit(HURRIED)

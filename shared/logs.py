@@ -5,7 +5,7 @@ these may quote the record that they stumbled over.
 """
 
 import logging
-import sys
+from contextvars import copy_context
 from typing import Any, Final, TextIO
 
 import structlog
@@ -13,35 +13,48 @@ from structlog.typing import ExcInfo, Processor
 
 from shared.broker import Delivery
 from shared.settings import LogFormat, LogLevel
+from shared.standard_streams import StandardError, guard_standard_streams
 
 _TELL_US_THEMSELVES = ("aiormq", "aio_pika")
 """Libraries whose errors reach us as exceptions; their own lines would say it twice."""
 _TRACEBACKS: Final = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 _KEPT: Final = ("exc_type", "is_cause", "is_group", "frames")
 
+log = structlog.get_logger()
+
 
 def set_up_logs(level: LogLevel, format_: LogFormat, **bound: str) -> None:
-    """Log to standard error from here on; `bound` is on every line."""
+    """Log to standard error from here on; `bound` is on every line.
+
+    Where lines are lost since nobody reads them, the next one that arrives says how many.
+    """
+    stream = guard_standard_streams()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, *_renderer(format_)],
+        processors=[*shared, *_renderer(format_, stream)],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),  # type: ignore[arg-type] # it is one in all but name
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**bound)
-    _adopt_standard_logging(shared, format_)
+    _adopt_standard_logging(shared, format_, stream)
+    context = copy_context()
+    stream.told = lambda lines: context.run(_tell_lost, lines)
 
 
-def _renderer(format_: LogFormat) -> list[Processor]:
+def _tell_lost(lines: int) -> None:
+    log.warning("log.dropped", lines=lines)
+
+
+def _renderer(format_: LogFormat, stream: StandardError) -> list[Processor]:
     if format_ == "console":
         return [
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
+                colors=stream.isatty(),
                 repr_native_str=True,  # what others sent may hold line breaks and escape codes
                 exception_formatter=_write_traceback,
             )
@@ -86,15 +99,17 @@ def ids_of(delivery: Delivery) -> dict[str, str | None]:
     return {"message_id": properties.message_id, "correlation_id": properties.correlation_id}
 
 
-def _adopt_standard_logging(shared: list[Processor], format_: LogFormat) -> None:
+def _adopt_standard_logging(
+    shared: list[Processor], format_: LogFormat, stream: StandardError
+) -> None:
     """Give the lines of libraries that use the standard logging the same form."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_renderer(format_),
+                *_renderer(format_, stream),
             ],
         )
     )

@@ -13,6 +13,9 @@ LEASED: Final = Gauge(
     "consent_partition_leased", "1 while any worker of this kind holds a lease on it", ["partition"]
 )
 READY: Final = Gauge("consent_ready", "1 while the worker is ready")
+BLOCKED: Final = Gauge(
+    "consent_broker_blocked", "1 while the broker, short of memory or disk, takes nothing"
+)
 SESSIONS_LOST: Final = Counter("consent_sessions_lost", "How often the worker had to begin anew")
 QUERIES: Final = Counter("consent_queries", "Queries answered", ["type", "status"])
 REPLIES_LOST: Final = Counter(
@@ -39,6 +42,9 @@ LAST_LOOK: Final = Gauge(
     "consent_last_look_timestamp_seconds",
     "When the observer last saw the database, the broker, the log",
     ["at"],
+)
+LOG_LINES_DROPPED: Final = Gauge(
+    "consent_log_lines_dropped", "Log lines that nobody was there to read, since the start"
 )
 BUILD: Final = Info("consent_build", "Which version runs")
 

@@ -7,15 +7,17 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Final
 
 import aiormq
 import asyncpg
 
+from shared.alarm_bell import AlarmBell
 from shared.broker import Broker, Channel, connect
 from shared.database import BY_INDEX, Connection, compare_schema
-from shared.errors import NoAnswer, QueryRefused, SchemaError, TopologyMissing
+from shared.errors import BrokerBlocked, NoAnswer, QueryRefused, SchemaError, TopologyMissing
 from shared.lag import FRESH_S
 from shared.log_client import LogClient
 from shared.metrics import LAST_LOOK, QUEUE_CONSUMERS, QUEUE_MESSAGES
@@ -64,6 +66,7 @@ class Observer:
         self._database: Connection | None = None
         self._broker = AsyncExitStack()
         self._channel: Channel | None = None
+        self._bell: AlarmBell | None = None
         self._log: LogClient | None = None
         self._stopping = asyncio.Event()
 
@@ -103,6 +106,9 @@ class Observer:
         try:
             await look()
         except Exception as error:  # noqa: BLE001 - whatever it was, the next look may hold
+            if isinstance(error, BrokerBlocked):  # the connection waits, and hears when it is over
+                self._readiness.saw(at)
+                return
             self._readiness.saw(at, *_trouble(at, error))
             await leave()
         else:
@@ -130,8 +136,9 @@ class Observer:
 
     async def _look_at_broker(self) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            if self._channel is None:
-                self._channel = await self._connect_broker()
+            if self._channel is None or self._bell is None:
+                self._channel, self._bell = await self._connect_broker()
+            await self._bell.ring()
             await self._look_at_topology(self._channel)
         if self._outlook.ask and self._log:
             with suppress(NoAnswer, QueryRefused, TimeoutError):
@@ -139,13 +146,14 @@ class Observer:
                     await self._outlook.ask(self._log)
                 LAST_LOOK.labels("log").set_to_current_time()
 
-    async def _connect_broker(self) -> Channel:
+    async def _connect_broker(self) -> tuple[Channel, AlarmBell]:
         name = f"{self._package} {self._settings.worker_id} observer"
         broker: Broker = await self._broker.enter_async_context(
             connect(self._settings.rabbitmq_url, name=name)
         )
         self._log = LogClient(await Requests.open(broker))
-        return await broker.channel()
+        broker.alarm.tell(partial(self._readiness.blocked, "observer"))
+        return await broker.channel(), await AlarmBell.open(broker)
 
     async def _look_at_topology(self, channel: Channel) -> None:
         """Ask for each exchange and queue; that needs no permission, and tells how much waits."""
@@ -163,7 +171,7 @@ class Observer:
             QUEUE_CONSUMERS.labels(queue.name).set(found.consumer_count or 0)
 
     async def _leave_broker(self) -> None:
-        self._channel = self._log = None
+        self._channel = self._bell = self._log = None
         with suppress(Exception):
             async with asyncio.timeout(CLOSE_WITHIN_S):
                 await self._broker.aclose()

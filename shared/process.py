@@ -73,7 +73,7 @@ async def _run(
     for number in STOPPING:
         loop.add_signal_handler(number, _stop, stop, loop)
     observing = observer.running() if settings.http_port else nullcontext()
-    async with serve_operations(settings.http_port, readiness), observing:
+    async with serve_operations(settings.http_host, settings.http_port, readiness), observing:
         log.info("worker.started", worker_id=settings.worker_id)
         await supervise(session, readiness, stop)
         for number in STOPPING:  # to ask again must not turn a good end into a bad one now

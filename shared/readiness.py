@@ -8,7 +8,8 @@ from typing import Final
 
 import structlog
 
-from shared.metrics import READY
+from shared.errors import BrokerBlocked
+from shared.metrics import BLOCKED, READY
 
 OVERDUE_S: Final = 3.0
 """After three missed renewals something is wrong; the leases hold for two seconds more."""
@@ -38,6 +39,7 @@ class Readiness:
         self.missing: str | None = "start"
         self.reason = "starting"
         self._seen: dict[str, Trouble] = {}
+        self._alarms: dict[str, str] = {}
         self._since_renewal: Callable[[], float] | None = None
         self._waited_until = monotonic()
         READY.set_function(lambda: not self.troubles())
@@ -67,6 +69,16 @@ class Readiness:
                 log.info("trouble.seen", missing=missing, reason=reason)
         elif before is not None:
             log.info("trouble.passed", missing=before.missing)
+
+    def blocked(self, whose: str, reason: str) -> None:
+        """Note why the broker takes nothing from a connection; nothing while it does."""
+        self._alarms[whose] = reason
+        reasons = [one for one in self._alarms.values() if one]
+        BLOCKED.set(bool(reasons))
+        if reasons:
+            self.saw("alarm", "broker_blocked", str(BrokerBlocked(reasons[0])))
+        else:
+            self.saw("alarm")
 
     def troubles(self) -> list[Trouble]:
         """Everything that is not right, the session's own first; empty while it is ready."""

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -101,9 +102,11 @@ async def run_session(
                 session.watched(),
                 connect(settings.rabbitmq_url, name=name, heartbeat_s=HEARTBEAT_S) as broker,
             ):
+                broker.alarm.tell(partial(readiness.blocked, "session"))
                 await session.work(broker, stop)
         finally:
             readiness.renewals(None)
+            readiness.blocked("session", "")
     log.info("session.drained", owner=owner)
 
 

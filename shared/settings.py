@@ -65,6 +65,7 @@ class WorkerSettings(ClientSettings):
     worker_id: Annotated[str, Field(min_length=1, max_length=100)] = Field(
         default_factory=_default_worker_id
     )
+    http_host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     log_level: LogLevel = "INFO"
     log_format: LogFormat = "json"

@@ -1,6 +1,5 @@
 """Shows events as they happen: one line each, for a person or for a program."""
 
-import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from shared.legible import shown, visible_json
 from shared.partition import partition_of
 from shared.patterns import EVERYTHING
 from shared.settings import ClientSettings
+from shared.standard_streams import output_is_read
 from shared.subscription import Start, subscribe
 
 STYLES: Final = {
@@ -50,6 +50,8 @@ async def watch(
         if patient_id in {None, event.subject}:
             sys.stdout.write(line(event) + "\n")
             sys.stdout.flush()
+            if not output_is_read():
+                raise BrokenPipeError
 
     async def given() -> Mapping[int, int]:
         return positions
@@ -72,7 +74,6 @@ async def watch(
     except NotHandled as error:
         if not isinstance(error.__cause__, BrokenPipeError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
 
 
 def read_positions(text: str) -> dict[int, int]:

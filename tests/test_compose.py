@@ -237,7 +237,7 @@ def test_every_key_is_one_that_compose_knows() -> None:
     """So that a slip of the pen is seen where there is no engine."""
     known = (
         "build cap_drop command depends_on entrypoint environment healthcheck hostname image init "
-        "ports profiles read_only restart security_opt stop_grace_period tmpfs volumes"
+        "ports profiles read_only restart security_opt stop_grace_period tmpfs user volumes"
     )
     for name, one in services().items():
         assert not set(one) - set(known.split()), name

@@ -185,13 +185,13 @@ async def test_what_the_role_had_more_is_taken_and_doing_it_again_changes_nothin
 @pytest.mark.parametrize(
     ("before", "complaint"),
     [
-        ("ALTER ROLE {} SUPERUSER", "it has ownership of"),
-        ("GRANT consent TO {}", "it has ownership of"),
-        ("GRANT consent TO {} ; ALTER ROLE {} NOINHERIT", "it has ownership of"),
-        ("GRANT pg_write_all_data TO {}", "it has .* by another way"),
-        ("GRANT UPDATE ON events TO PUBLIC", "it has UPDATE on events by another way"),
+        ("ALTER ROLE {} SUPERUSER", "it has SUPERUSER and"),
+        ("GRANT consent TO {}", "it has membership in consent"),
+        ("GRANT consent TO {} ; ALTER ROLE {} NOINHERIT", "it has membership in consent"),
+        ("GRANT pg_write_all_data TO {}", "it has membership in pg_write_all_data"),
+        ("GRANT UPDATE ON events TO PUBLIC", "it has UPDATE on events beside what it is given"),
         ("GRANT CREATE ON SCHEMA public TO PUBLIC", "it has CREATE on the schema public"),
-        ("ALTER TABLE workers OWNER TO {}", "it has ownership of workers"),
+        ("ALTER TABLE workers OWNER TO {}", "it has ownership of table workers"),
     ],
 )
 async def test_a_role_that_grants_cannot_bind_is_refused(

@@ -163,7 +163,7 @@ async def test_a_worker_whose_session_can_not_end_leaves_with_exit_code_3(
 @asynccontextmanager
 async def served(readiness: Readiness) -> AsyncIterator[str]:
     (port,) = free_ports(1)
-    async with serve_operations(port, readiness):
+    async with serve_operations("127.0.0.1", port, readiness):
         yield f"http://127.0.0.1:{port}/health/live"
 
 
