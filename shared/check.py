@@ -16,6 +16,7 @@ from yarl import URL
 from shared.check_broker import broker_findings
 from shared.check_database import database_findings, ownership
 from shared.command_line import print_json
+from shared.database_url import place_of
 from shared.errors import SettingsError
 from shared.findings import Finding, Needs, Ownership
 
@@ -28,7 +29,6 @@ Management = Annotated[
     ),
 ]
 AMQP_PORT: Final = 5672
-POSTGRES_PORT: Final = 5432
 
 
 @dataclass(slots=True)
@@ -67,11 +67,9 @@ async def _findings(needs: Needs, management: str | None) -> AsyncIterator[Findi
 
 def _told(needs: Needs) -> Iterator[str]:
     """Say which servers are meant, without users and passwords."""
-    for name, url, port in (
-        ("broker", URL(needs.settings.rabbitmq_url), AMQP_PORT),
-        ("database", URL(needs.database_url), POSTGRES_PORT),
-    ):
-        yield f"{name} {url.host}:{url.port or port}{url.path}"
+    broker = URL(needs.settings.rabbitmq_url)
+    yield f"broker {broker.host}:{broker.port or AMQP_PORT}{broker.path}"
+    yield f"database {place_of(needs.database_url)}"
     yield f"{needs.settings.consent_partitions} partitions"
 
 

@@ -19,8 +19,10 @@ from shared.leases import Lease, LeaseKeeper
 from shared.metrics import OWNED
 from shared.observer import Outlook
 from shared.readiness import Readiness
+from shared.refusals import DATABASES
 from shared.reply_channel import ReplyChannel
 from shared.settings import WorkerSettings
+from shared.surroundings import check_surroundings
 
 POOL_SIZE: Final = 6
 ABANDON_S: Final = 2
@@ -78,6 +80,8 @@ async def run_session(
         service.database_url, name=owner, size=POOL_SIZE, package=service.package
     )
     try:
+        async with pool.acquire() as connection:
+            await check_surroundings(connection, service.database_url, DATABASES[service.package])
         await check_schema(pool, service.package)
         await check_partitions(pool, settings.consent_partitions)
         readiness.waits_for(
