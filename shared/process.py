@@ -19,7 +19,6 @@ from shared.errors import (
     ConsentError,
     SchemaError,
     SettingsError,
-    TopologyMissing,
     first_cause,
 )
 from shared.garbage import collect_seldom
@@ -27,7 +26,7 @@ from shared.metrics import SESSIONS_LOST
 from shared.observer import Observer
 from shared.operations import serve_operations
 from shared.readiness import Readiness
-from shared.reasons import reason_of, words_of
+from shared.reasons import missing_for, reason_of, words_of
 from shared.settings import WorkerSettings
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -139,8 +138,8 @@ async def _one_session(
         if isinstance(reason, (SettingsError, SchemaError)):
             raise reason from None
         was_ready = readiness.missing is None
-        if isinstance(reason, TopologyMissing):
-            readiness.waits_for("topology")
+        if readiness.missing != "drain" and (missing := missing_for(reason)):
+            readiness.waits_for(missing)
         readiness.failed(words_of(reason))
         if not was_ready:
             raise reason from None
