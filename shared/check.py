@@ -19,16 +19,21 @@ from shared.command_line import print_json
 from shared.database_url import place_of
 from shared.errors import SettingsError
 from shared.findings import Finding, Needs, Ownership
+from shared.terminal import can_show
 
 Management = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
         envvar="RABBITMQ_MANAGEMENT_URL",
-        help="RabbitMQ's management API, http://user:password@host:15672: compare bindings too.",
+        help="RabbitMQ's management API, http://user:password@host:15672: compare bindings, and "
+        "look for harmful policies.",
     ),
 ]
 AMQP_PORT: Final = 5672
+MARKS: Final = ("✓", "✗")
+ASCII_MARKS: Final = ("ok", "NO")
+"""For a terminal whose encoding lacks the others."""
 
 
 @dataclass(slots=True)
@@ -76,8 +81,9 @@ def _told(needs: Needs) -> Iterator[str]:
 def show(report: Report) -> None:
     """Print a report for people."""
     console = Console(highlight=False)
+    good, bad = MARKS if can_show("".join(MARKS)) else ASCII_MARKS
     for finding in report.findings:
-        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
+        mark = f"[green]{good}[/]" if finding.ok else f"[red]{bad}[/]"
         console.print(f"{mark} {finding.name}: {escape(finding.detail)}", soft_wrap=True)
     if report.partitions:
         table = Table("partition", "owner", "epoch")

@@ -62,7 +62,8 @@ def place_of(text: str) -> str:
     told = [unquote(one) for one in hosts.split(",")]
     numbers = ports * len(told) if len(ports) == 1 else ports
     named = [_with_port(one, port) for one, port in zip(told, numbers, strict=False)]
-    return ",".join(named) + (unquote(parts.path) or f"/{query.get('dbname', '')}".rstrip("/"))
+    place = ",".join(named) + (unquote(parts.path) or f"/{query.get('dbname', '')}".rstrip("/"))
+    return place.encode(errors="backslashreplace").decode()  # what was no text may be shown
 
 
 def _with_port(host: str, port: str) -> str:

@@ -20,6 +20,7 @@ from shared.partition import partition_of
 from shared.patterns import EVERYTHING
 from shared.settings import ClientSettings
 from shared.subscription import Start, subscribe
+from shared.terminal import shown_json
 
 STYLES: Final = {
     "asked": ("yellow", "asked by"),
@@ -98,7 +99,7 @@ def _patterns_of(patient_id: str | None, partitions: int) -> Sequence[str]:
 
 def json_line(event: CloudEvent) -> str:
     """Write an event as it was received."""
-    return event.to_json().decode()
+    return shown_json(event.to_json().decode())
 
 
 def readable_line(event: CloudEvent) -> str:
