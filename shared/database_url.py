@@ -120,7 +120,8 @@ def _url(parts: SplitResult, netloc: str, instead: dict[str, str]) -> str:
     """Write a URL anew, for one host, without what the driver does not know."""
     kept = [one for one in parts.query.split("&") if one and _name(one) not in {_TIMEOUT, *instead}]
     given = [f"{name}={_quoted(value)}" for name, value in instead.items() if value]
-    return urlunsplit((parts.scheme, netloc, parts.path, "&".join([*kept, *given]), ""))
+    path = "" if parts.path == "/" else parts.path  # the driver takes it for a name without letters
+    return urlunsplit((parts.scheme, netloc, path, "&".join([*kept, *given]), ""))
 
 
 def _name(pair: str) -> str:
