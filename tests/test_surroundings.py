@@ -105,7 +105,7 @@ async def test_a_database_that_takes_bytes_as_they_come_is_served(
 @pytest.fixture
 def narrow(sandbox: Sandbox, deployment: Deployment) -> Iterator[dict[str, str]]:
     """Give both URLs for a worker's role, which the tests restrict."""
-    urls = {}
+    urls: dict[str, str] = {}
     for service in SERVICES:
         server_of(sandbox, service).execute(f"CREATE ROLE {ROLE} LOGIN PASSWORD 'pw'")
         bound = deployment.run(service, "migrate", "--worker-role", ROLE)
