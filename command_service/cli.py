@@ -31,6 +31,7 @@ from shared.database import migrate as migrate_database
 from shared.definitions import definitions, read_user
 from shared.findings import Needs
 from shared.permissions import Role, rabbitmqctl_lines
+from shared.policies import policy_warnings
 from shared.private_file import write_private
 from shared.purging import read_age
 from shared.settings import ClientSettings, read_settings
@@ -61,8 +62,10 @@ def migrate(worker_role: WorkerRole = None) -> None:
 
 
 @app.command()
-def topology() -> None:
+def topology(management: Management = None) -> None:
     """Declare the exchanges, queues and bindings. Doing it again changes nothing.
+
+    Policies of the broker that would take messages away are warned of.
 
     Example: RABBITMQ_URL=amqp://… python -m command_service topology
     """
@@ -70,6 +73,9 @@ def topology() -> None:
         settings = read_settings(ClientSettings)
         count = asyncio.run(_declare(settings))
         typer.echo(f"declared {count} exchanges, queues and bindings")
+        if management:
+            for line in asyncio.run(policy_warnings(settings, management)):
+                typer.echo(f"warning: {line}", err=True)
 
 
 @app.command()

@@ -5,7 +5,8 @@ A batch is appended by one statement, over all its partitions, events and receip
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -22,7 +23,7 @@ from command_service.decisions import Decision, Receipt, Stream, unreadable_hist
 from command_service.recorded_event import RecordedEvent
 from command_service.replay import replay
 from command_service.snapshot import FORMAT, Snapshot, SnapshotError
-from shared.database import Pool
+from shared.database import Queryable
 from shared.errors import Conflict, DecidedBefore, Fenced
 from shared.events import UnknownEventError, read_event
 from shared.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
@@ -74,8 +75,20 @@ class Head:
 class EventStore:
     """Reads and appends; it never changes what it holds."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Queryable) -> None:
         self._pool = pool
+
+    @asynccontextmanager
+    async def on_trial(self) -> AsyncIterator["EventStore"]:
+        """Give a store on which everything is taken back in the end."""
+        assert isinstance(self._pool, asyncpg.Pool)  # noqa: S101 - a trial has no trials
+        async with self._pool.acquire() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield EventStore(connection)
+            finally:
+                await transaction.rollback()
 
     async def append(
         self, decisions: Sequence[Decision], epochs: Mapping[int, int], *, looked: bool = False

@@ -8,6 +8,7 @@ from command_service.event_store import EventStore
 from command_service.outlook import outlook
 from command_service.publisher import Publisher
 from command_service.read_events import LogReader
+from command_service.rehearsal import Rehearsal
 from command_service.settings import CommandSettings
 from command_service.settle import Settler
 from command_service.snapshot_writer import SnapshotWriter
@@ -28,12 +29,13 @@ class CommandWorker:
 
     def __init__(
         self, path: CommandPath, publisher: Publisher, log_reader: LogReader,
-        snapshots: SnapshotWriter, intake: Intake, queries: Intake,
+        snapshots: SnapshotWriter, rehearsal: Rehearsal, intake: Intake, queries: Intake,
     ) -> None:  # fmt: skip
         self._path = path
         self._publisher = publisher
         self._log_reader = log_reader
         self._snapshots = snapshots
+        self._rehearsal = rehearsal
         self._intake = intake
         self._queries = queries
 
@@ -47,7 +49,8 @@ class CommandWorker:
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         publisher = Publisher(await broker.channel(confirms=True), store, opened.may_write)
         settler = Settler(intake, opened.replies, await broker.channel(confirms=True))
-        suspects = Suspects(opened.pool)
+        rehearsal = Rehearsal(store, settings.consent_partitions)
+        suspects = Suspects(opened.pool, rehearsal)
         snapshots = SnapshotWriter(store)
         path = CommandPath(
             intake, store, settler, publisher, suspects, snapshots, settings.consent_partitions
@@ -55,7 +58,7 @@ class CommandWorker:
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await intake.open(names.UNROUTABLE)
         await queries.open(names.LOG, counts=False)
-        return cls(path, publisher, log_reader, snapshots, intake, queries)
+        return cls(path, publisher, log_reader, snapshots, rehearsal, intake, queries)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
@@ -69,7 +72,11 @@ class CommandWorker:
         )
 
     async def take(self, lease: Lease) -> None:
-        """Publish what the last owner left, and read the partition's commands."""
+        """Publish what the last owner left, and read the partition's commands.
+
+        A command is rehearsed first: where none can be decided, none is taken off its queue.
+        """
+        await self._rehearsal.hold(lease)
         self._path.streams.forget(lease.partition)
         await self._publisher.open(lease)
         await self._intake.open(names.command_queue(lease.partition), lease)

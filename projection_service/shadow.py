@@ -23,7 +23,9 @@ from shared.database import (
     open_pool,
 )
 from shared.errors import NotNow, SettingsError
+from shared.refusals import DATABASES
 from shared.statements import statement
+from shared.surroundings import check_surroundings
 
 SCHEMA: Final = "consent_shadow"
 REBUILD_LOCK: Final = 0xC045E48
@@ -152,6 +154,7 @@ async def open_shadow(url: str, partitions: int) -> AsyncIterator[Shadow]:
     """
     connection = await connect_once(url, PACKAGE, name="rebuild")
     try:
+        await check_surroundings(connection, url, DATABASES[PACKAGE])
         await check_partitions(connection, partitions)
         await compare_schema(connection, PACKAGE)
         owner = await _become_owner(connection)

@@ -16,9 +16,11 @@ from yarl import URL
 from shared.check_broker import broker_findings
 from shared.check_database import database_findings, ownership
 from shared.command_line import print_json
+from shared.database_url import place_of
 from shared.errors import SettingsError
 from shared.findings import Finding, Needs, Ownership
 from shared.legible import shown
+from shared.terminal import can_show
 
 _PASSWORD: Final = "RABBITMQ_MANAGEMENT_PASSWORD"  # noqa: S105 - a variable's name
 
@@ -52,12 +54,14 @@ Management = Annotated[
         metavar="URL",
         envvar="RABBITMQ_MANAGEMENT_URL",
         callback=_with_password,
-        help="RabbitMQ's management API, http://user@host:15672, to compare bindings too; "
-        f"the password is in {_PASSWORD}.",
+        help="RabbitMQ's management API, http://user@host:15672, to compare bindings, "
+        f"and look for harmful policies; the password is in {_PASSWORD}.",
     ),
 ]
 AMQP_PORT: Final = 5672
-POSTGRES_PORT: Final = 5432
+MARKS: Final = ("✓", "✗")
+ASCII_MARKS: Final = ("ok", "NO")
+"""For a terminal whose encoding lacks the others."""
 
 
 @dataclass(slots=True)
@@ -96,19 +100,18 @@ async def _findings(needs: Needs, management: str | None) -> AsyncIterator[Findi
 
 def _told(needs: Needs) -> Iterator[str]:
     """Say which servers are meant, without users and passwords."""
-    for name, url, port in (
-        ("broker", URL(needs.settings.rabbitmq_url), AMQP_PORT),
-        ("database", URL(needs.database_url), POSTGRES_PORT),
-    ):
-        yield f"{name} {url.host}:{url.port or port}{url.path}"
+    broker = URL(needs.settings.rabbitmq_url)
+    yield f"broker {broker.host}:{broker.port or AMQP_PORT}{broker.path}"
+    yield f"database {place_of(needs.database_url)}"
     yield f"{needs.settings.consent_partitions} partitions"
 
 
 def show(report: Report) -> None:
     """Print a report for people."""
     console = Console(highlight=False)
+    good, bad = MARKS if can_show("".join(MARKS)) else ASCII_MARKS
     for finding in report.findings:
-        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
+        mark = f"[green]{good}[/]" if finding.ok else f"[red]{bad}[/]"
         console.print(f"{mark} {finding.name}: {shown(finding.detail)}", soft_wrap=True)
     if report.partitions:
         table = Table("partition", "owner", "epoch")

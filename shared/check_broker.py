@@ -12,6 +12,7 @@ from shared.broker import virtual_host as virtual_host_of
 from shared.errors import BrokerBlocked, ConsentError
 from shared.findings import Finding, Needs, is_too_old
 from shared.management import Managed, NotManaged, read_topology
+from shared.policies import policy_complaints
 from shared.topology import EXCHANGES, Exchange, Queue, beyond, is_declared_beyond, queues
 
 OLDEST_RABBITMQ: Final = (3, 10)
@@ -77,17 +78,23 @@ async def _managed_topology(needs: Needs, management: str) -> Finding:
     except NotManaged as error:
         return Finding("topology", False, f"not compared, the management API {error}")
     expected = Managed.of(EXCHANGES, list(queues(partitions)))
-    return _topology(expected.missing_from(found), expected.unlike(found), partitions, "")
+    policies = policy_complaints(found, queues(partitions))
+    return _topology(expected.missing_from(found), expected.unlike(found), partitions, "", policies)
 
 
 def _topology(
-    missing: Iterable[str], different: Iterable[str], partitions: int, left_out: str
+    missing: Iterable[str],
+    different: Iterable[str],
+    partitions: int,
+    left_out: str,
+    more: Iterable[str] = (),
 ) -> Finding:
     complaints = []
     if named := list(missing):
         complaints.append(f"{RUN_TOPOLOGY}; missing: {_some(named)}")
     if named := list(different):
         complaints.append(f"different: {_some(named)}: delete these when empty, {RUN_TOPOLOGY}")
+    complaints += more
     if complaints:
         return Finding("topology", False, "; ".join(complaints))
     count = sum(1 for _ in queues(partitions))

@@ -10,11 +10,19 @@ import asyncpg
 from shared.database import Pool, check_partitions, check_schema, open_pool
 from shared.errors import ConsentError
 from shared.findings import Finding, Needs, Ownership, is_too_old
+from shared.refusals import DATABASES
 from shared.statements import statement
+from shared.surroundings import check_surroundings, too_few_connections
 
 OLDEST_POSTGRES: Final = (13,)
 MOST_SKEW: Final = timedelta(seconds=2)
-DATABASE_ERRORS: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+DATABASE_ERRORS: Final = (
+    ConsentError,
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
 _GRANT: Final = re.compile(r"GRANT ([^']+?)\s+ON\s+(?!SCHEMA)([^']+?)\s+TO %I")
 _PRIVILEGE: Final = re.compile(r"([A-Z]+)(?: \(([^)]+)\))?")
 _MISSING_RIGHTS: Final = statement("shared", "missing_rights")
@@ -29,7 +37,10 @@ async def database_findings(needs: Needs) -> AsyncIterator[Finding]:
         yield Finding("database", False, f"not reached: {error or type(error).__name__}")
         return
     try:
-        yield server_finding(await pool.fetchval("SHOW server_version"))
+        told = await _told(pool, needs)
+        yield told
+        if not told.ok:
+            return
         yield await clock_finding(pool, lambda: datetime.now(UTC))
         schema = await _tried("schema", "up to date", lambda: check_schema(pool, needs.package))
         yield schema
@@ -76,6 +87,18 @@ async def clock_finding(pool: Pool, now: Callable[[], datetime]) -> Finding:
         remedy = "set both by NTP, or the times of logs and events can't be compared"
         return Finding("clock", False, f"this machine's is {told}: {remedy}")
     return Finding("clock", True, told)
+
+
+async def _told(pool: Pool, needs: Needs) -> Finding:
+    """Look at the server, and at what it gives a session."""
+    try:
+        async with pool.acquire() as session:
+            given = await check_surroundings(session, needs.database_url, DATABASES[needs.package])
+            told = await session.fetchval("SHOW server_version")
+    except DATABASE_ERRORS as error:
+        return Finding("database", False, f"{error or type(error).__name__}")
+    few = too_few_connections(given)
+    return Finding("database", False, few) if few else server_finding(told)
 
 
 async def _open(needs: Needs) -> Pool:

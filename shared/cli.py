@@ -38,6 +38,7 @@ from shared.replies import CommandAccepted, Outcome
 from shared.settings import ClientSettings, PartitionSettings, read_settings
 from shared.standard_streams import guard_standard_streams
 from shared.subscription import Start
+from shared.terminal import Program, shown_json
 from shared.timeline import lay_out
 from shared.timeline_svg import picture
 from shared.timeline_text import ASCII, UNICODE, draw
@@ -60,7 +61,7 @@ RABBITMQ_URL and CONSENT_PARTITIONS say where; `--json` prints what was received
 Exit codes: 0 accepted or yes, 1 rejected or no, 2 wrong use, 3 no answer.
 """
 
-app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+app = Program(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(highlight=False)
 problems = Console(stderr=True, highlight=False)
 
@@ -322,7 +323,7 @@ def _begin_low(text: str) -> str:
 
 
 def _print_json(message: BaseModel) -> None:
-    sys.stdout.write(visible_json(message.model_dump_json(exclude_none=True)) + "\n")
+    sys.stdout.write(shown_json(visible_json(message.model_dump_json(exclude_none=True))) + "\n")
 
 
 def _show_outcome(outcome: Outcome, json: bool) -> None:

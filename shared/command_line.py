@@ -23,6 +23,7 @@ from shared.reasons import words_of
 from shared.session import Service, run_session
 from shared.settings import WorkerSettings
 from shared.standard_streams import guard_standard_streams
+from shared.terminal import Program, shown_json
 from shared.tracing import tracing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
@@ -57,7 +58,7 @@ def new_app(help_: str, settings: type[BaseSettings] | None = None) -> typer.Typ
     shell completes what follows `python -m`.
     """
     told = f"Settings, from the environment: {_names(settings)}. {EXIT_CODES}" if settings else None
-    return typer.Typer(
+    return Program(
         help=help_,
         epilog=told,
         no_args_is_help=True,
@@ -87,7 +88,7 @@ def clear_errors() -> Iterator[None]:
 
 def print_json(value: object) -> None:
     """Print a value on one line, for a machine to read."""
-    sys.stdout.write(visible_json(to_json(value).decode()) + "\n")
+    sys.stdout.write(shown_json(visible_json(to_json(value).decode())) + "\n")
 
 
 def run_worker(service: Service, settings: WorkerSettings) -> None:

@@ -5,38 +5,27 @@ from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 from pogo_core.error import BadMigrationError
 from pogo_core.migration import Migration, topological_sort
 from pogo_core.util import migrate as pogo
 
+from shared import dial
 from shared.errors import NotConnected, SchemaError, SettingsError
-from shared.refusals import DATABASES, SOME_DATABASE, explained
+from shared.refusals import DATABASES, SOME_DATABASE
 from shared.statements import statement
+from shared.surroundings import check_surroundings
 
 MIGRATION_LOCK: Final = 0xC045E47
 """One number for everybody who migrates a consent database, so that they wait for each other."""
 COMMAND_TIMEOUT_S: Final = 30
-LONGEST_NAME: Final = 63
 
-Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-Session: TypeAlias = "Connection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
-"""A connection of one's own, or borrowed from a pool."""
-Queryable: TypeAlias = "Session | Pool"
-
-BY_INDEX: Final = {
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "max_parallel_workers_per_gather": "0",
-    "jit": "off",
-}
-"""Every statement of the workers looks up some rows by their keys, in tables that grow faster than
-their statistics: left to itself the planner reads whole tables, at a hundred times the price."""
+Pool: TypeAlias = dial.Pool
+Connection: TypeAlias = dial.Connection
+Session: TypeAlias = dial.Session
+Queryable: TypeAlias = dial.Queryable
 
 _SILENT = logging.getLogger("consent.migrations")
 """The library says each step as a warning; our command line says them itself."""
@@ -58,30 +47,31 @@ async def open_pool(
     package: str = "",
     settings: Mapping[str, str] | None = None,
 ) -> Pool:
-    """Open a pool of at most `size` connections; pg_stat_activity shows the end of the name.
+    """Open a pool of `size` connections at once, so that a lack of room shows at the start.
 
     `settings` are PostgreSQL's own, such as `search_path`, for each of its sessions.
-    Raises NotConnected where the URL must be mended.
+    Raises NotConnected and SettingsError as `dial` does.
     """
-    with explained(DATABASES.get(package, SOME_DATABASE)):
-        return await asyncpg.create_pool(
-            url,
-            min_size=1,
-            max_size=size,
-            command_timeout=COMMAND_TIMEOUT_S,
-            reset=_nothing_to_reset,
-            server_settings={
-                "application_name": name[-LONGEST_NAME:],
-                **BY_INDEX,
-                **(settings or {}),
-            },
-        )
+    server = DATABASES.get(package, SOME_DATABASE)
+    wanted = {**dial.BY_INDEX, **(settings or {})}
+
+    async def connect(dsn: str | None = None, **passed: Any) -> Connection:  # noqa: ANN401
+        return await dial.dial(dsn or url, server, name=name, settings=wanted, **passed)
+
+    pool: Pool = await asyncpg.create_pool(
+        url,
+        connect=connect,
+        min_size=size,
+        max_size=size,
+        command_timeout=COMMAND_TIMEOUT_S,
+        reset=_nothing_to_reset,
+    )
+    return pool
 
 
 async def connect_once(url: str, package: str, *, name: str) -> Connection:
     """Open one connection to a service's database; raises NotConnected as `open_pool` does."""
-    with explained(DATABASES[package]):
-        return await asyncpg.connect(url, server_settings={"application_name": name})
+    return await dial.dial(url, DATABASES[package], name=name)
 
 
 async def _nothing_to_reset(_: object) -> None:
@@ -96,11 +86,12 @@ async def migrate(
     Everything happens under one lock, each migration in a transaction of its own. The lock
     belongs to the connection: it ends with a process that is killed.
     With `worker_role`, that role has in the end what the package's worker needs, and no more.
-    Raises SettingsError where the database was made with another number of partitions, or the
-    role can't be bound.
+    Raises SettingsError where the database was made with another number of partitions, or is in
+    another encoding than UTF-8, or the role can't be bound.
     """
     connection = await connect_once(url, package, name="migrate")
     try:
+        await check_surroundings(connection, url, DATABASES[package])
         await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
         before = await _applied(connection)
         _refuse_another_service(before, package)

@@ -8,6 +8,7 @@ class ConsentError(Exception):
     ├── SettingsError        the operator must mend a setting; exit code 2
     ├── SchemaError          the operator must migrate; exit code 2
     ├── NotConnected         a server refuses us: TLS, login or address; an operator must mend it
+    ├── SurroundingsWrong    a database refuses whatever is written; wait for the operator
     ├── NotAllowed           the broker's user may not do that; ask for the permission
     ├── BrokerBlocked        the broker is short of memory or disk; wait until it has room again
     ├── TopologyMissing      a queue or exchange is not there (yet); wait for the operator
@@ -35,6 +36,10 @@ class NotConnected(ConsentError, ConnectionError):
 
     A worker waits all the same: what is refused may be mended on the other side.
     """
+
+
+class SurroundingsWrong(ConsentError):
+    """A database refuses what any message would write; no message is to blame for it."""
 
 
 class NotAllowed(ConsentError):

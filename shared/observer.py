@@ -12,18 +12,18 @@ from time import monotonic
 from typing import Final
 
 import aiormq
-import asyncpg
 
 from shared.alarm_bell import AlarmBell
 from shared.broker import Broker, Channel, connect
-from shared.database import BY_INDEX, Connection, compare_schema
+from shared.database import Connection, compare_schema
+from shared.dial import BY_INDEX, dial
 from shared.errors import BrokerBlocked, NoAnswer, QueryRefused, SchemaError, TopologyMissing
 from shared.lag import FRESH_S
 from shared.log_client import LogClient
 from shared.metrics import LAST_LOOK, QUEUE_CONSUMERS, QUEUE_MESSAGES
 from shared.readiness import Readiness
 from shared.reasons import words_of
-from shared.refusals import DATABASES, explained
+from shared.refusals import DATABASES
 from shared.requests import Requests
 from shared.settings import WorkerSettings
 from shared.topology import EXCHANGES, queues
@@ -124,10 +124,8 @@ class Observer:
 
     async def _connect_database(self) -> Connection:
         name = f"{self._package} observer"
-        with explained(DATABASES[self._package]):
-            return await asyncpg.connect(
-                self._database_url, server_settings={"application_name": name, **BY_INDEX}
-            )
+        server = DATABASES[self._package]
+        return await dial(self._database_url, server, name=name, settings=BY_INDEX)
 
     async def _leave_database(self) -> None:
         if self._database is not None:

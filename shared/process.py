@@ -18,7 +18,6 @@ from shared.errors import (
     ConsentError,
     SchemaError,
     SettingsError,
-    TopologyMissing,
     first_cause,
 )
 from shared.garbage import collect_seldom
@@ -27,7 +26,7 @@ from shared.metrics import SESSIONS_LOST
 from shared.observer import Observer
 from shared.operations import serve_operations
 from shared.readiness import Readiness
-from shared.reasons import reason_of, words_of
+from shared.reasons import missing_for, reason_of, words_of
 from shared.settings import WorkerSettings
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -134,8 +133,8 @@ class _Failures:
     def note(self, reason: BaseException) -> None:
         """Note what ended a session, or kept it from beginning."""
         was_ready = self._readiness.missing is None
-        if isinstance(reason, TopologyMissing):
-            self._readiness.waits_for("topology")
+        if missing := missing_for(reason):
+            self._readiness.waits_for(missing)
         self._readiness.failed(words_of(reason))
         if was_ready:
             SESSIONS_LOST.inc()

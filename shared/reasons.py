@@ -3,14 +3,29 @@
 from typing import Final
 
 import asyncpg
+from aiormq.exceptions import AMQPError
 
-from shared.broker import BROKER_ERRORS
-from shared.errors import ConsentError
+from shared.broker import BROKER_ERRORS, ConnectionLost
+from shared.errors import ConsentError, SurroundingsWrong, TopologyMissing
 
 WITHOUT_VALUES: Final = (ConsentError, *BROKER_ERRORS, asyncpg.InterfaceError)
 """Whose words are about the servers and us. Those of others may quote what they stumbled over."""
 _ABOUT_VALUES: Final = ("22", "23")
 """Classes of SQLSTATE, data and integrity, whose messages quote what was to be written."""
+
+
+def missing_for(error: BaseException) -> str | None:
+    """Name what a worker has to wait for after an error; None where the error does not tell."""
+    match error:
+        case TopologyMissing():
+            return "topology"
+        case asyncpg.PostgresError() | asyncpg.InterfaceError() | asyncpg.InternalClientError():
+            return "database"
+        case SurroundingsWrong():
+            return "database"
+        case AMQPError() | ConnectionLost():
+            return "broker"
+    return None
 
 
 def reason_of(error: BaseException) -> str:

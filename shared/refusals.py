@@ -22,6 +22,8 @@ class Server:
     """The option of its URL that says whose certificates to trust."""
 
 
+WORKER_CONNECTIONS: Final = 7
+"""What one worker takes of its database: the pool of its session, and its observer's own."""
 BROKER: Final = Server("the broker", "RABBITMQ_URL", "cafile")
 DATABASES: Final = {
     "command_service": Server("the event store", "EVENT_STORE_URL", "sslrootcert"),
@@ -38,10 +40,14 @@ SOME_DATABASE: Final = Server("the database", "the database's URL", "sslrootcert
 def explained(server: Server) -> Iterator[None]:
     """Raise NotConnected, in one line, where a setting must be mended to get a connection.
 
-    What may pass by itself is raised as it is. No line holds a password.
+    What may pass by itself is raised as it is, or with more words. No line holds a password.
     """
     try:
         yield
+    except asyncpg.TooManyConnectionsError as error:
+        raise type(error)(_no_room(error, server)) from error
+    except asyncpg.TargetServerAttributeNotMatched as error:
+        raise NotConnected(_no_such_host(server)) from error
     except (OSError, AMQPError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         line = _tls(error, server) or _login(error, server) or _address(error, server)
         if line is not None:
@@ -65,7 +71,7 @@ def _tls(error: BaseException, server: Server) -> str | None:
                 f"no TLS with {server.name} ({failed.reason or failed}): check the certificate "
                 f"files in {server.setting}, and whether that port speaks TLS"
             )
-        case FileNotFoundError() | PermissionError() as unread if unread is error:
+        case FileNotFoundError() | PermissionError() as unread if server is BROKER:
             return (
                 f"a certificate file named in {server.setting} can't be read "
                 f"({unread.strerror}): check {server.authority} and the other files there"
@@ -96,9 +102,29 @@ def _address(error: BaseException, server: Server) -> str | None:
             )
         case asyncpg.InvalidCatalogNameError():
             return f"{server.name} refuses: {error}: check the path of {server.setting}"
+        case asyncpg.UndefinedObjectError() | asyncpg.InvalidParameterValueError():
+            return f"{server.setting} is wrong: {error}"
+        case asyncpg.ProtocolViolationError():  # PostgreSQL never says so, poolers say it of all
+            return (
+                f"{server.name}'s pooler refuses: {error}: check {server.setting} and its settings"
+            )
         case asyncpg.InterfaceError():
             return f"{server.setting} is wrong: {error}"
     return None
+
+
+def _no_room(error: asyncpg.TooManyConnectionsError, server: Server) -> str:
+    return (
+        f"{server.name} has no connection left ({error}): each worker takes "
+        f"{WORKER_CONNECTIONS}; raise the CONNECTION LIMIT of the role, or max_connections"
+    )
+
+
+def _no_such_host(server: Server) -> str:
+    return (
+        f"read-only or not what is asked for: no host of {server.name} that answers is as "
+        f"target_session_attrs in {server.setting} wants it"
+    )
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -29,8 +29,10 @@ from shared.leaving import leave_at_once
 from shared.metrics import OWNED
 from shared.observer import Outlook
 from shared.readiness import Readiness
+from shared.refusals import DATABASES
 from shared.reply_channel import ReplyChannel
 from shared.settings import WorkerSettings
+from shared.surroundings import check_surroundings
 
 POOL_SIZE: Final = 5
 """One more connection is the lease keeper's."""
@@ -91,6 +93,8 @@ async def run_session(
     readiness.waits_for("database")
     owner = f"{settings.worker_id}/{secrets.token_hex(4)}"
     async with _database(service, owner) as database:
+        server = DATABASES[service.package]
+        await check_surroundings(database.keeping, service.database_url, server)
         await check_schema(database.pool, service.package)
         await check_partitions(database.pool, settings.consent_partitions)
         session = _Session(service, settings, owner, database, readiness)

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from yarl import URL
 
+from shared.database_url import read_database_url
 from shared.errors import SettingsError
 
 Settings = TypeVar("Settings", bound=BaseSettings)
@@ -37,8 +38,16 @@ def _url_with(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _database_url(text: str) -> str:
+    try:
+        read_database_url(text)
+    except ValueError as error:
+        raise PydanticCustomError("url", "{why}", {"why": f"{error}"}) from None
+    return text
+
+
 AmqpUrl = Annotated[str, _url_with("amqp", "amqps")]
-PostgresUrl = Annotated[str, _url_with("postgresql", "postgres")]
+PostgresUrl = Annotated[str, AfterValidator(_database_url)]
 
 
 def _default_worker_id() -> str:

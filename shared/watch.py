@@ -20,6 +20,7 @@ from shared.patterns import EVERYTHING
 from shared.settings import ClientSettings
 from shared.standard_streams import output_is_read
 from shared.subscription import Start, subscribe
+from shared.terminal import shown_json
 
 STYLES: Final = {
     "asked": ("yellow", "asked by"),
@@ -99,7 +100,7 @@ def _patterns_of(patient_id: str | None, partitions: int) -> Sequence[str]:
 
 def json_line(event: CloudEvent) -> str:
     """Write an event as it was received; what can't be seen in it is escaped."""
-    return visible_json(event.to_json().decode())
+    return shown_json(visible_json(event.to_json().decode()))
 
 
 def readable_line(event: CloudEvent) -> str:

@@ -10,7 +10,7 @@
 --   $3  counts       integer[]   how many events it gets; 0 where all was rejected
 --   per event
 --   $4  partitions       integer[]
---   $5  ordinals         integer[]   1, 2, 3 … within its partition's part of the batch
+--   $5  ordinals         integer[]   1, 2, 3 ... within its partition's part of the batch
 --   $6  stream_ids       text[]
 --   $7  stream_versions  bigint[]
 --   $8  event_ids        uuid[]

@@ -1,6 +1,6 @@
 -- grant_to_worker
 -- Give the projection worker's role what its statements need, and take whatever else it has.
--- The same role may run the verbs `parked …`.
+-- The same role may run the verbs `parked ...`.
 -- The role's name is what `name_worker_role` said in this transaction.
 DO $$
 DECLARE

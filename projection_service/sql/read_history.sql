@@ -10,7 +10,7 @@
 --   $7  limits          integer[]
 --
 -- Returns   (number, version, known_since, entity_name, entity_id, record_type, kind,
---           began_…, ended_…): a row per period or request, number counting the pages from 1;
+--           began_..., ended_...): a row per period or request, number counting the pages from 1;
 --           one row without an entity where a page is empty.
 SELECT asked.number, coalesce(p.version, 0) AS version, horizon.known_since, page.*
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],

@@ -1,0 +1,37 @@
+"""What a terminal can show, in whatever encoding it is."""
+
+import io
+import json
+import sys
+from typing import Any
+
+import typer
+
+
+class Program(typer.Typer):
+    """A command line that says all it has to say, on whatever terminal."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as typer has it
+        """Run it; what the terminal's encoding lacks is written as an escape, never an error."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().__call__(*args, **kwargs)
+
+
+def can_show(text: str) -> bool:
+    """Whether the terminal's encoding has all of this."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown_json(text: str) -> str:
+    """Write JSON so that the terminal can show it, and that it stays JSON."""
+    return text if can_show(text) else "".join(map(_in_ascii, text))
+
+
+def _in_ascii(character: str) -> str:
+    return character if character.isascii() else json.dumps(character)[1:-1]
