@@ -15,6 +15,7 @@ from tests.sandbox.servers import (
     POSTGRES_SETTINGS,
     USER,
     Broker,
+    BrokerRefused,
     DatabaseServer,
     Sandbox,
     Server,
@@ -81,6 +82,11 @@ class ContainedBroker(Contained, Broker):
             password=password,
             host=container.get_container_host_ip(),
         )
+
+    def ctl(self, *words: str) -> None:
+        code, said = self.container.get_wrapped_container().exec_run(["rabbitmqctl", *words])
+        if code:
+            raise BrokerRefused(said.decode(errors="replace"))
 
 
 class ContainedDatabaseServer(Contained, DatabaseServer):

@@ -16,6 +16,7 @@ from tests.sandbox.servers import (
     POSTGRES_SETTINGS,
     USER,
     Broker,
+    BrokerRefused,
     DatabaseServer,
     Sandbox,
     ServerDidNotStart,
@@ -236,6 +237,15 @@ class RabbitmqProgram(Broker):
         """Use `put_on_disk` first for what was declared a moment before."""
         if self._program:
             self._program.end(signal.SIGKILL, SECONDS_TO_STOP)
+
+    def ctl(self, *words: str) -> None:
+        # Not with the home of links, in which this program is looked for in vain.
+        environment = {**self._environment}
+        environment.pop("RABBITMQ_SCRIPTS_DIR", None)
+        program = self._server.with_name("rabbitmqctl")
+        running = self._home.launch("rabbitmqctl", program, *words, **environment)
+        if running.process.wait(SECONDS_TO_START):
+            raise BrokerRefused(running.account("failed"))
 
     def _start_names(self) -> None:
         """Before the broker, which would otherwise start one that outlives it."""

@@ -143,6 +143,10 @@ class Broker(Server):
         self.stop()
         self.start()
 
+    @abstractmethod
+    def ctl(self, *words: str) -> None:
+        """Runs `rabbitmqctl` on it; raises `BrokerRefused` with what it said."""
+
     def create_vhost(self, name: str) -> str:
         """Gives the new virtual host's URL; the sandbox's user may do everything in it."""
         path = quote(name, safe="")
