@@ -92,7 +92,10 @@ def _keep(result: Result, deployment: Deployment) -> Path:
 def _show_logs(result: Result, kept: Path | None) -> None:
     if kept is not None:
         typer.echo(f"The workers' logs and the evidence are in {kept}; play it again with:")
-        typer.echo(f"  make chaos ARGS='--seed {result.settings.seed}'")
+        settings = result.settings
+        only = "".join(f" --only {kind}" for kind in settings.only)
+        again = f"--seed {settings.seed} --seconds {settings.seconds:.0f}{only}"
+        typer.echo(f"  make chaos ARGS='{again}'")
 
 
 class Teller:

@@ -59,6 +59,8 @@ class Slot:
     database: Link
     worker: Worker = field(init=False)
     strange_ends: list[str] = field(default_factory=list)
+    left: int = 0
+    """How many workers here left by themselves, lest they hang."""
     largest_mb: float = 0.0
     """The most memory that was seen in a worker here."""
 
@@ -83,9 +85,14 @@ class Slot:
         return "session.started" in self.worker.log
 
     def look(self) -> None:
-        """Note it where a worker has ended by itself, and replace it."""
+        """Note it where a worker has ended by itself, and replace it.
+
+        It may: rather than that it hangs at its end, it leaves, for whoever watches it to replace.
+        """
         if (code := self.worker.process.poll()) is not None:
-            self.strange_ends.append(f"{self.name} ended by itself with {code}")
+            self.left += code == HURRIED
+            if code != HURRIED:
+                self.strange_ends.append(f"{self.name} ended by itself with {code}")
             self.start()
 
     def weigh(self) -> None:
@@ -283,8 +290,10 @@ class Faults:
 
     async def _stall(self, fault: Fault) -> None:
         """Let a worker's database fall silent, for long, and see that another one takes over."""
-        kind, victims_turn = fault.target, fault.amount < 0.5
-        victim, other = (f"{kind}-{number}" for number in (victims_turn, not victims_turn))
+        kind = fault.target
+        victim, other = f"{kind}-0", f"{kind}-1"
+        if fault.amount < 0.5:
+            victim, other = other, victim
         slot = self._slots[victim]
         async with self._undisturbed(victim, f"{victim}/database"):
             async with self._undisturbed(*self._needed_to_take_over(kind, victim, other)):

@@ -60,6 +60,7 @@ def counts(result: Result) -> dict[str, int]:
         "partitions taken from silent workers": len(evidence.takeovers),
         "of them, seconds at most": round(max(waits, default=0)),
         "megabytes of a worker, at most": round(max(evidence.largest_mb.values(), default=0)),
+        "workers that left by themselves": sum(slot.left for slot in result.faults.slots),
         **{name: result.faults.counts[kind] for kind, name in FAULT_NAMES.items()},
     }
 
