@@ -32,8 +32,10 @@ from tests.chaos.evidence import (
     Receipt,
     Received,
     Reply,
+    Span,
     Takeover,
 )
+from tests.chaos.faults import when_alone
 from tests.chaos.plan import DECK, plan, repeats_allowed
 from tests.eventually import eventually
 from tests.sandbox import Sandbox
@@ -256,7 +258,17 @@ def test_the_checker_allows_what_the_new_neighbours_may_cost(book: Evidence) -> 
     book.takeovers = [Takeover(BEGAN, "command_service-1", 1, 12.9)]
     book.forgeries = [Forgery(BEGAN, asked=20, unanswered=5, never_answered=0)]
     book.largest_mb = {"command-0": 299.0}
+    book.alone = [Span("trap", BEGAN, BEGAN + timedelta(seconds=60))]
     assert check(book) == []
+
+
+def test_a_neighbour_is_alone_where_nothing_else_is_or_was_just_before() -> None:
+    def span(kind: str, began: int, ended: int) -> Span:
+        return Span(kind, BEGAN + timedelta(seconds=began), BEGAN + timedelta(seconds=ended))
+
+    alone = [span("trap", 5, 10), span("giant", 8, 9), span("forge", 36, 40)]
+    beside = [span("trap", 13, 17), span("giant", 30, 31)]
+    assert when_alone([*alone, *beside, span("kill", 11, 15), span("cut", 41, 42)]) == alone
 
 
 def without_a_received_event(book: Evidence) -> None:
@@ -432,6 +444,12 @@ def direct_replies_that_stay_away(book: Evidence) -> None:
     book.forgeries = [Forgery(BEGAN, asked=0, unanswered=0, never_answered=1)]
 
 
+def answered_late_beside_a_neighbour(book: Evidence) -> None:
+    last = book.replies[-1]
+    book.replies = [*book.replies[:-1], replace(last, at=last.at + timedelta(seconds=5))]
+    book.alone = [Span("trap", BEGAN, BEGAN + timedelta(seconds=60))]
+
+
 def a_worker_grown_large(book: Evidence) -> None:
     book.largest_mb = {"command-0": 301.0}
 
@@ -480,6 +498,7 @@ def written_by_somebody_else(book: Evidence) -> None:
         (a_partition_that_was_taken_over_late, "by others after 13.5 s, not within 13 s"),
         (direct_replies_lost, "6 of 20 direct replies were lost"),
         (direct_replies_that_stay_away, "got no direct reply, however often"),
+        (answered_late_beside_a_neighbour, "1 of 6 commands waited longer than 5 s"),
         (a_worker_grown_large, "took 301 MB"),
         (written_by_somebody_else, "when two owned it"),
     ],

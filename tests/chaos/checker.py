@@ -25,6 +25,7 @@ VERB_OF = {"ConsentAsked": "asked", "ConsentGranted": "granted", "ConsentRevoked
 
 MOST_UNANSWERED = 0.25
 """Of honest direct replies: a wire that is cut at that moment takes those under way with it."""
+ANSWERED_BESIDE_NEIGHBOURS_S = 5.0
 MOST_MB = 300
 
 
@@ -422,6 +423,27 @@ def check_forgeries(story: Story) -> Iterator[Finding]:
             )
 
 
+def check_neighbours(story: Story) -> Iterator[Finding]:
+    """Where nothing but a bad neighbour is at work, commands are answered as ever."""
+    replied: dict[str, datetime] = {}
+    for reply in story.evidence.replies:
+        replied.setdefault(reply.command_id, reply.at)
+    waits = [
+        (sent, (replied[one.id] - sent).total_seconds() if one.id in replied else float("inf"))
+        for one in story.evidence.commands
+        if one.sender.startswith("sender") and (sent := one.sent[0][0])
+    ]
+    for span in story.evidence.alone:
+        meanwhile = [wait for sent, wait in waits if span.began <= sent <= span.ended]
+        late = [wait for wait in meanwhile if wait > ANSWERED_BESIDE_NEIGHBOURS_S]
+        if late:
+            yield Finding(
+                f"beside no other fault than {span.kind}, from {span.began:%H:%M:%S}"
+                f" to {span.ended:%H:%M:%S}, {len(late)} of {len(meanwhile)} commands waited"
+                f" longer than {ANSWERED_BESIDE_NEIGHBOURS_S:g} s, and {max(late):.1f} s at most"
+            )
+
+
 def check_memory(story: Story) -> Iterator[Finding]:
     """No message makes a worker large."""
     for where, most in story.evidence.largest_mb.items():
@@ -447,5 +469,6 @@ CHECKS: tuple[Callable[[Story], Iterator[Finding]], ...] = (
     check_repeats,
     check_takeovers,
     check_forgeries,
+    check_neighbours,
     check_memory,
 )

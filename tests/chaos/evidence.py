@@ -119,6 +119,15 @@ class Forgery:
 
 
 @dataclass(frozen=True)
+class Span:
+    """From when to when a fault was under way."""
+
+    kind: str
+    began: datetime
+    ended: datetime
+
+
+@dataclass(frozen=True)
 class Giant:
     """A message that is far too large."""
 
@@ -154,6 +163,8 @@ class Evidence:
     dead_letters: Sequence[str | None] = ()
     """The ids of the messages in there."""
     giants: Sequence[Giant] = ()
+    alone: Sequence[Span] = ()
+    """When nothing but bad neighbours was under way, and nothing else shortly before."""
     takeovers: Sequence[Takeover] = ()
     forgeries: Sequence[Forgery] = ()
     largest_mb: dict[str, float] = field(default_factory=dict)

@@ -6,15 +6,16 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from tests.chaos.evidence import Span
 from tests.chaos.links import Direction, Disorder, Link
 from tests.chaos.neighbours import Neighbours
-from tests.chaos.plan import LATE_S, SENDERS, Fault
+from tests.chaos.plan import LATE_S, NEIGHBOURS, OVER_AFTER_S, SENDERS, Fault
 from tests.chaos.takeovers import Takeovers
 from tests.deployment import Deployment, ServiceName, Worker
 from tests.eventually import eventually
@@ -138,6 +139,7 @@ class Faults:
         self.happened: list[tuple[datetime, Fault]] = []
         self.under_way = 0
         self.problems: list[str] = []
+        self.spans: list[Span] = []
 
     @property
     def slots(self) -> Sequence[Slot]:
@@ -163,8 +165,10 @@ class Faults:
                 return
             self.under_way += 1
             self.counts[fault.kind] += 1
-            self.happened.append((datetime.now(UTC), fault))
+            began = datetime.now(UTC)
+            self.happened.append((began, fault))
             await self._deeds()[fault.kind](fault)
+            self.spans.append(Span(fault.kind, began, datetime.now(UTC)))
             self.under_way -= 1
 
     def _deeds(self) -> dict[str, Callable[[Fault], Coroutine[Any, Any, None]]]:
@@ -348,6 +352,18 @@ class Faults:
         for slot in self._slots.values():
             slot.worker.send(signal.SIGCONT)
             slot.look()
+
+
+def when_alone(spans: Sequence[Span]) -> list[Span]:
+    """Return when bad neighbours were at work, and nothing else was or had just been."""
+    others = [one for one in spans if one.kind not in NEIGHBOURS]
+    over = timedelta(seconds=OVER_AFTER_S)
+    return [
+        span
+        for span in spans
+        if span.kind in NEIGHBOURS
+        and all(one.ended + over < span.began or one.began > span.ended for one in others)
+    ]
 
 
 def _directions(named: str) -> tuple[Direction, ...]:

@@ -50,6 +50,11 @@ TARGETS = {
     "forge": ("reply_to",),
 }
 
+NEIGHBOURS = frozenset({"trap", "giant", "forge"})
+"""What others do who share the broker, and what must stop nobody."""
+OVER_AFTER_S = 20.0
+"""So long after a fault of another kind, answers may still be late for its sake."""
+
 FIRST_AFTER_S = 3.0
 STALLS_BEFORE_S = 15.0
 """Into a minute; they are long, and a round that ends soon after would only wait for them."""

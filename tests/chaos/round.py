@@ -17,7 +17,7 @@ from tests.chaos.databases import (
     set_up_witnesses,
 )
 from tests.chaos.evidence import Command, Evidence
-from tests.chaos.faults import Faults, Slot
+from tests.chaos.faults import Faults, Slot, when_alone
 from tests.chaos.links import Link, Wires, open_wires
 from tests.chaos.listeners import ReplyListener, declare_queues, read_dead_letters, read_events
 from tests.chaos.neighbours import Neighbours
@@ -282,6 +282,7 @@ class Round:
             received=await read_events(deployment.rabbitmq_url),
             dead_letters=await read_dead_letters(deployment.rabbitmq_url),
             giants=self._neighbours.giants,
+            alone=when_alone(self._faults.spans),
             takeovers=self._takeovers.found,
             forgeries=self._neighbours.forgeries,
             largest_mb={slot.name: slot.largest_mb for slot in self._faults.slots},
