@@ -51,8 +51,8 @@ VERBS = {"ConsentAsked": "asked", "ConsentGranted": "granted", "ConsentRevoked":
 
 
 @pytest.mark.timeout(700)
-def test_two_minutes_of_chaos_lose_double_and_reorder_nothing() -> None:
-    round_ = [sys.executable, "-m", "tests.chaos", "--seconds", "120", "--seed", "20"]
+def test_a_minute_and_a_half_of_chaos_loses_doubles_and_reorders_nothing() -> None:
+    round_ = [sys.executable, "-m", "tests.chaos", "--seconds", "90", "--seed", "20"]
     done = subprocess.run(round_, capture_output=True, text=True, timeout=690, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

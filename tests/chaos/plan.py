@@ -71,13 +71,19 @@ ANSWERED_WITHIN_S = 10.0
 MARGIN_S = 3.0
 """More, for a machine that is as busy as one in a round of chaos."""
 
-REPEATS_AFTER = dict.fromkeys(DECK, 50) | {"delay": 0, "trickle": 0, "giant": 5, "forge": 5}
+REPEATS_AFTER = dict.fromkeys(DECK, 30) | {
+    "delay": 0,
+    "trickle": 0,
+    "trap": 20,
+    "giant": 5,
+    "forge": 5,
+}
 """How many events each fault of a kind may bring the subscriber once more.
 
-Whatever ends a session has what was sent and not yet noted as sent be sent again. Two thirds of
-the faults do; seed 20 has 9 repeats for each of them, so this leaves room for bad luck.
-A full queue beside it costs a subscriber the window in hand at most, a message or an address that
-is refused nothing at all; a few are let pass, since slow wires may end a session, too.
+Whatever ends a session has what was sent and not yet noted as sent be sent again. Most faults do:
+rounds had 6 to 9 repeats for each of them, so this leaves room for bad luck. A full queue beside it
+costs a subscriber the windows in hand, a few events of each partition. A message or an address
+that is refused costs it nothing; a few are let pass, since a slow machine may end a session, too.
 """
 MOST_COPIES = 8
 """Of one event: each fault may repeat it, but the same event meets few of them in a row."""
