@@ -315,9 +315,9 @@ class Faults:
 
         Workers before wires before servers, lest two faults wait for each other.
         """
-        database = {"command": "event_store", "projection": "read_model"}[kind]
         wires = (f"{other}/database", f"{victim}/broker", f"{other}/broker")
-        return (other, *wires, *SENDERS, database, "broker")
+        needed = {"command": (*SENDERS, "event_store"), "projection": ("read_model",)}
+        return (other, *wires, *needed[kind], "broker")
 
     async def _owned_by(self, slot: Slot, other: Slot, kind: str) -> set[int]:
         for one in (slot, other):

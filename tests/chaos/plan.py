@@ -56,8 +56,10 @@ OVER_AFTER_S = 20.0
 """So long after a fault of another kind, answers may still be late for its sake."""
 
 FIRST_AFTER_S = 3.0
-STALLS_BEFORE_S = 15.0
-"""Into a minute; they are long, and a round that ends soon after would only wait for them."""
+STALLS_EVERY_S = 25.0
+STALLS_WITHIN_S = 7.0
+"""Of such a time's beginning: each needs some peace, in which the other faults wait, and not for
+two in a row."""
 LATE_S = 20.0
 """What could not begin so long after the end of a round, since others were in its way, is left
 out: however many wait for each other, the faults end."""
@@ -119,7 +121,9 @@ def repeats_allowed(happened: Counter[str]) -> int:
 
 
 def _minute(random: Random, begins: float) -> Iterator[Fault]:
-    moments = sorted((_moment(random, kind), kind) for kind in DECK for _ in range(DECK[kind]))
+    moments = sorted(
+        (_moment(random, kind, number), kind) for kind in DECK for number in range(DECK[kind])
+    )
     # In turns, so that a minute has every variant on every target, as far as there are as many.
     targets = {kind: _in_turns(random, TARGETS[kind]) for kind in DECK}
     variants = {kind: _in_turns(random, _variants(kind)) for kind in DECK}
@@ -127,8 +131,10 @@ def _minute(random: Random, begins: float) -> Iterator[Fault]:
         yield _fault(random, begins + at, kind, next(targets[kind]), next(variants[kind]))
 
 
-def _moment(random: Random, kind: str) -> float:
-    return random.uniform(FIRST_AFTER_S, STALLS_BEFORE_S if kind == "stall" else 60.0)
+def _moment(random: Random, kind: str, number: int) -> float:
+    if kind == "stall":
+        return FIRST_AFTER_S + number * STALLS_EVERY_S + random.uniform(0, STALLS_WITHIN_S)
+    return random.uniform(FIRST_AFTER_S, 60.0)
 
 
 def _in_turns(random: Random, choices: tuple[str, ...]) -> Iterator[str]:
