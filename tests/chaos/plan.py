@@ -59,14 +59,14 @@ FIRST_AFTER_S = 3.0
 STALLS_EVERY_S = 25.0
 STALLS_WITHIN_S = 7.0
 """Of such a time's beginning: each needs some peace, in which the other faults wait, and not for
-two in a row."""
+two in a row. And they are long."""
 LATE_S = 20.0
 """What could not begin so long after the end of a round, since others were in its way, is left
-out: however many wait for each other, the faults end."""
+out, and a long silence already at its end: however many wait for each other, the faults end."""
 LEASE_S = 5.0
 BROKER_NOTICES_S = 15.0
 """After so long without a heartbeat the broker takes a connection for dead."""
-LASTING_S = {"stall": (30.0, 40.0), "trap": (5.0, 9.0), "block": (3.0, 8.0), "forge": (4.0, 6.0)}
+LASTING_S = {"stall": (30.0, 40.0), "trap": (5.0, 9.0), "block": (2.0, 5.0), "forge": (4.0, 6.0)}
 
 ANSWERED_WITHIN_S = 10.0
 """Where a worker's database falls silent, another one answers within this time."""
@@ -134,7 +134,9 @@ def _minute(random: Random, begins: float) -> Iterator[Fault]:
 def _moment(random: Random, kind: str, number: int) -> float:
     if kind == "stall":
         return FIRST_AFTER_S + number * STALLS_EVERY_S + random.uniform(0, STALLS_WITHIN_S)
-    return random.uniform(FIRST_AFTER_S, 60.0)
+    # Each in its own part of the minute, lest the broker be away for half of it.
+    part = (60.0 - FIRST_AFTER_S) / DECK[kind]
+    return FIRST_AFTER_S + part * (number + random.random())
 
 
 def _in_turns(random: Random, choices: tuple[str, ...]) -> Iterator[str]:

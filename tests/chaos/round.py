@@ -194,8 +194,8 @@ class Round:
             breaking = group.create_task(self._faults.run(faults, seconds))
             sending = [group.create_task(lane.run(stop)) for lane in self._lanes]
             await asyncio.sleep(seconds)
-            stop.set()
             await breaking
+            stop.set()
             self._faults.heal()
             await asyncio.gather(*sending)
             telling.cancel()
