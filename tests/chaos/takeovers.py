@@ -66,11 +66,11 @@ class Takeovers:
         since: dict[int, float] = {}
         open_ones = set(partitions)
         while open_ones and monotonic() - began < WAITS_S + LATEST_WORK_S:
-            progress = await look()
+            progress, now = await look(), monotonic()
             for partition in open_ones & set(progress.waiting):
-                since.setdefault(partition, monotonic())
+                since.setdefault(partition, now)
             for partition in open_ones & set(progress.done):
-                seconds = monotonic() - since.get(partition, monotonic())
+                seconds = now - since.get(partition, now)
                 self.found.append(Takeover(at, worker, partition, seconds))
                 open_ones.discard(partition)
             await asyncio.sleep(LOOKS_EVERY_S)
@@ -83,6 +83,7 @@ class Takeovers:
             return self._look_at_commands(at)
 
         async def at_projections() -> Progress:
+            """Tell of what was sent to the partitions' queues since, and what came of it."""
             with suppress(*NOT_YET):
                 now = await self._cursors()
                 behind = {number for number, (_, sent, _) in now.items() if sent > reached[number]}
