@@ -43,6 +43,11 @@ class Worker:
     log_file: Path
 
     @property
+    def name(self) -> str:
+        """Its WORKER_ID."""
+        return self.log_file.stem
+
+    @property
     def log(self) -> str:
         """Everything that it has logged so far."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")

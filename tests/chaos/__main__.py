@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.status import Status
 
 from tests.chaos.checker import check
+from tests.chaos.plan import DECK
 from tests.chaos.report import show
 from tests.chaos.round import Result, Settings, play
 from tests.deployment import Deployment, WorkerDidNotStart, open_deployment
@@ -27,6 +28,7 @@ Partitions = Annotated[int, typer.Option(help="Partitions of the deployment.")]
 Rate = Annotated[float, typer.Option(help="Commands a second, beside bursts.")]
 Hot = Annotated[int, typer.Option(help="Patients at a time who get many commands.")]
 Others = Annotated[int, typer.Option(help="Patients who share the rest.")]
+Only = Annotated[list[str] | None, typer.Option(help=f"A kind of fault: {', '.join(DECK)}.")]
 
 app = typer.Typer(add_completion=False)
 
@@ -40,6 +42,7 @@ def main(
     rate: Rate = 150.0,
     hot: Hot = 10,
     others: Others = 3000,
+    only: Only = None,
 ) -> None:
     """Break everything that may break while commands come in, heal it, and check what is left.
 
@@ -48,7 +51,10 @@ def main(
     # The libraries tell of each broken connection, which is what this is about.
     for library in ("aiormq", "aio_pika", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
-    settings = Settings(seconds, seed, partitions, rate, hot=hot, others=others)
+    kinds = tuple(only or ())
+    if unknown := set(kinds) - DECK.keys():
+        raise typer.BadParameter(f"there is no fault of the kind {', '.join(sorted(unknown))}")
+    settings = Settings(seconds, seed, partitions, rate, hot=hot, others=others, only=kinds)
     try:
         found = _play(settings)
     except (WorkerDidNotStart, ServerDidNotStart) as error:
@@ -86,7 +92,10 @@ def _keep(result: Result, deployment: Deployment) -> Path:
 def _show_logs(result: Result, kept: Path | None) -> None:
     if kept is not None:
         typer.echo(f"The workers' logs and the evidence are in {kept}; play it again with:")
-        typer.echo(f"  make chaos ARGS='--seed {result.settings.seed}'")
+        settings = result.settings
+        only = "".join(f" --only {kind}" for kind in settings.only)
+        again = f"--seed {settings.seed} --seconds {settings.seconds:.0f}{only}"
+        typer.echo(f"  make chaos ARGS='{again}'")
 
 
 class Teller:

@@ -4,7 +4,7 @@ It shares no code with the services: it reads the contract in its own way, with 
 of the domain that there is.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +22,11 @@ EVENT_OF = {
 }
 PREFIX_OF = {"ConsentAsked": "by", "ConsentGranted": "to", "ConsentRevoked": "from"}
 VERB_OF = {"ConsentAsked": "asked", "ConsentGranted": "granted", "ConsentRevoked": "revoked"}
+
+MOST_UNANSWERED = 0.25
+"""Of honest direct replies: a wire that is cut at that moment takes those under way with it."""
+ANSWERED_BESIDE_NEIGHBOURS_S = 5.0
+MOST_MB = 300
 
 
 class Finding(NamedTuple):
@@ -345,7 +350,7 @@ def check_read_model(story: Story) -> Iterator[Finding]:
 
 
 def check_cursors(story: Story) -> Iterator[Finding]:
-    """Everything was published and projected, and nothing was set aside."""
+    """Everything was published and projected, and nothing is parked."""
     evidence = story.evidence
     heads: dict[int, int] = dict.fromkeys(range(evidence.partitions), 0)
     for row in evidence.log:
@@ -363,8 +368,87 @@ def check_cursors(story: Story) -> Iterator[Finding]:
                 )
     if evidence.parked:
         yield Finding(f"{evidence.parked} events are parked")
-    if evidence.dead_letters:
-        yield Finding(f"{evidence.dead_letters} messages are in the dead letters")
+
+
+def check_dead_letters(story: Story) -> Iterator[Finding]:
+    """Exactly what can't be read was set aside, and each answer to it is a refusal."""
+    found = set(story.evidence.dead_letters)
+    commands = {one.id: one for one in story.evidence.giants if one.type in EVENT_OF}
+    for id_ in found - commands.keys():
+        yield Finding(f"message {id_} is in the dead letters, and nothing is wrong with it")
+    for id_, giant in commands.items():
+        if giant.confirmed and id_ not in found:
+            yield Finding(f"a {giant.type} of {giant.size:,} bytes is lost: {id_}")
+    for giant in story.evidence.giants:
+        for answer in giant.answers:
+            if answer.get("status") not in ("rejected", "error"):
+                yield Finding(f"a {giant.type} of {giant.size:,} bytes was answered by {answer}")
+
+
+def check_repeats(story: Story) -> Iterator[Finding]:
+    """The subscriber got few events again: no more than the faults can account for."""
+    copies = Counter(one.body["id"] for one in story.evidence.received)
+    repeats, allowed = copies.total() - len(copies), story.evidence.repeats_allowed
+    if repeats > allowed:
+        yield Finding(f"the subscriber got {repeats} repeats, where {allowed} may be")
+    event_id, most = max(copies.items(), key=lambda item: item[1], default=("", 0))
+    if most > story.evidence.copies_allowed:
+        yield Finding(f"the subscriber got event {event_id} {most} times")
+
+
+def check_takeovers(story: Story) -> Iterator[Finding]:
+    """Where a worker's database falls silent, another one soon serves its partitions."""
+    within = story.evidence.answered_within
+    for one in story.evidence.takeovers:
+        if one.seconds is None or one.seconds > within:
+            took = "nobody" if one.seconds is None else f"others after {one.seconds:.1f} s"
+            yield Finding(
+                f"when the database of {one.worker} fell silent at {one.at:%H:%M:%S},"
+                f" partition {one.partition} was served by {took}, not within {within:g} s"
+            )
+
+
+def check_forgeries(story: Story) -> Iterator[Finding]:
+    """Forged addresses for replies cost those who are honest next to nothing."""
+    for one in story.evidence.forgeries:
+        if one.unanswered > one.asked * MOST_UNANSWERED:
+            yield Finding(
+                f"from {one.at:%H:%M:%S} on, beside forged addresses,"
+                f" {one.unanswered} of {one.asked} direct replies were lost"
+            )
+        if one.never_answered:
+            yield Finding(
+                f"after the forged addresses of {one.at:%H:%M:%S},"
+                f" {one.never_answered} commands got no direct reply, however often asked again"
+            )
+
+
+def check_neighbours(story: Story) -> Iterator[Finding]:
+    """Where nothing but a bad neighbour is at work, commands are answered as ever."""
+    replied: dict[str, datetime] = {}
+    for reply in story.evidence.replies:
+        replied.setdefault(reply.command_id, reply.at)
+    waits = [
+        (sent, (replied[one.id] - sent).total_seconds() if one.id in replied else float("inf"))
+        for one in story.evidence.commands
+        if one.sender.startswith("sender") and (sent := one.sent[0][0])
+    ]
+    for span in story.evidence.alone:
+        meanwhile = [wait for sent, wait in waits if span.began <= sent <= span.ended]
+        late = [wait for wait in meanwhile if wait > ANSWERED_BESIDE_NEIGHBOURS_S]
+        if late:
+            yield Finding(
+                f"beside no other fault than {span.kind}, from {span.began:%H:%M:%S}"
+                f" to {span.ended:%H:%M:%S}, {len(late)} of {len(meanwhile)} commands waited"
+                f" longer than {ANSWERED_BESIDE_NEIGHBOURS_S:g} s, and {max(late):.1f} s at most"
+            )
+
+
+def check_memory(story: Story) -> Iterator[Finding]:
+    """No message makes a worker large."""
+    for where, most in story.evidence.largest_mb.items():
+        if most > MOST_MB:
+            yield Finding(f"{where} took {most:.0f} MB, where {MOST_MB} are enough")
 
 
 def check_trespasses(story: Story) -> Iterator[Finding]:
@@ -381,4 +465,10 @@ CHECKS: tuple[Callable[[Story], Iterator[Finding]], ...] = (
     check_read_model,
     check_cursors,
     check_trespasses,
+    check_dead_letters,
+    check_repeats,
+    check_takeovers,
+    check_forgeries,
+    check_neighbours,
+    check_memory,
 )

@@ -1,6 +1,7 @@
 """Reads what the two databases hold, as evidence, and has them witness who wrote it."""
 
 import json
+from collections import defaultdict
 
 import asyncpg
 
@@ -68,6 +69,15 @@ async def cursors(event_store_url: str, read_model_url: str) -> dict[int, tuple[
         )
         for row in heads
     }
+
+
+async def owners(url: str) -> dict[str, set[int]]:
+    """Return what each worker owns, by the workers' ids."""
+    rows = await fetch(url, "SELECT owner, partition FROM partitions WHERE leased_until > now()")
+    owned: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        owned[row["owner"].partition("/")[0]].add(row["partition"])
+    return owned
 
 
 async def add_event_store(evidence: Evidence, url: str) -> None:

@@ -94,6 +94,50 @@ class ConsentRow:
     requested: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Takeover:
+    """How a partition fared whose worker's database had fallen silent."""
+
+    at: datetime
+    worker: str
+    partition: int
+    seconds: float | None
+    """Until another worker had done what there was to do; None: nobody had when we gave up."""
+
+
+@dataclass(frozen=True)
+class Forgery:
+    """How honest askers fared while somebody else forged addresses for replies."""
+
+    at: datetime
+    asked: int
+    """By a direct address, on a connection that stayed whole; 0 where it did not."""
+    unanswered: int
+    """Of these, when there had been all the time for it."""
+    never_answered: int
+    """Of all, however often they were asked again, afterwards."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """From when to when a fault was under way."""
+
+    kind: str
+    began: datetime
+    ended: datetime
+
+
+@dataclass(frozen=True)
+class Giant:
+    """A message that is far too large."""
+
+    id: str
+    type: str
+    size: int
+    confirmed: bool
+    answers: Sequence[Json] = ()
+
+
 @dataclass
 class Evidence:
     """Everything that the checker compares."""
@@ -116,4 +160,18 @@ class Evidence:
     trespasses: Sequence[str] = ()
     """Writes by a worker to a partition that another one owned."""
     parked: int = 0
-    dead_letters: int = 0
+    dead_letters: Sequence[str | None] = ()
+    """The ids of the messages in there."""
+    giants: Sequence[Giant] = ()
+    alone: Sequence[Span] = ()
+    """When nothing but bad neighbours was under way, and nothing else shortly before."""
+    takeovers: Sequence[Takeover] = ()
+    forgeries: Sequence[Forgery] = ()
+    largest_mb: dict[str, float] = field(default_factory=dict)
+    """The most memory that a worker in each place took."""
+    answered_within: float = 0.0
+    """How many seconds a partition may wait for another worker where its own fell silent."""
+    repeats_allowed: int = 0
+    """How many events may have come to the subscriber once more, in all."""
+    copies_allowed: int = 1
+    """How often one event may have come to it."""

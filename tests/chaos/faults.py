@@ -4,19 +4,23 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from tests.chaos.evidence import Span
 from tests.chaos.links import Direction, Disorder, Link
-from tests.chaos.plan import Fault
+from tests.chaos.neighbours import Neighbours
+from tests.chaos.plan import LATE_S, NEIGHBOURS, OVER_AFTER_S, SENDERS, Fault
+from tests.chaos.takeovers import Takeovers
 from tests.deployment import Deployment, ServiceName, Worker
 from tests.eventually import eventually
 from tests.sandbox import Sandbox
-from tests.sandbox.servers import NOT_YET, DatabaseServer, Server
+from tests.sandbox.servers import NOT_YET, Broker, DatabaseServer, Server
 
 MUTE_BEFORE_END_S = 1.2
 BEGINS_WITHIN_S = 4.0
@@ -24,6 +28,16 @@ STOPPED_WITHIN_S = 60.0
 HURRIED = 3
 """Exit code of a worker that left before it was drained."""
 GOOD_EXITS = (0, HURRIED)
+
+ALARMS = {
+    "memory": ("set_vm_memory_high_watermark", "0"),
+    "disk": ("set_disk_free_limit", "900000GB"),
+}
+"""By which the broker takes nothing more from whoever publishes."""
+ALARMS_OVER = {
+    "memory": ("set_vm_memory_high_watermark", "0.4"),
+    "disk": ("set_disk_free_limit", "50MB"),
+}
 
 ONLY_IN_WRITES = (b"exams", b"consultations", b"conditions", b"er_visits")
 """A worker sends the names of record types to its database only to write them."""
@@ -46,6 +60,10 @@ class Slot:
     database: Link
     worker: Worker = field(init=False)
     strange_ends: list[str] = field(default_factory=list)
+    left: int = 0
+    """How many workers here left by themselves, lest they hang."""
+    largest_mb: float = 0.0
+    """The most memory that was seen in a worker here."""
 
     def start(self) -> None:
         """Start a worker here."""
@@ -68,10 +86,23 @@ class Slot:
         return "session.started" in self.worker.log
 
     def look(self) -> None:
-        """Note it where a worker has ended by itself, and replace it."""
+        """Note it where a worker has ended by itself, and replace it.
+
+        It may: rather than that it hangs at its end, it leaves, for whoever watches it to replace.
+        """
         if (code := self.worker.process.poll()) is not None:
-            self.strange_ends.append(f"{self.name} ended by itself with {code}")
+            self.left += code == HURRIED
+            if code != HURRIED:
+                self.strange_ends.append(f"{self.name} ended by itself with {code}")
             self.start()
+
+    def weigh(self) -> None:
+        """Note the most memory that the worker has taken so far, where the system tells it."""
+        status = Path(f"/proc/{self.worker.process.pid}/status")
+        with contextlib.suppress(OSError, StopIteration):
+            lines = status.read_text(encoding="utf-8").splitlines()
+            most = next(line for line in lines if line.startswith("VmHWM:"))
+            self.largest_mb = max(self.largest_mb, int(most.split()[1]) / 1024)
 
     def note_exit(self, code: int) -> None:
         """Note it where a worker that was told to stop did not do so well."""
@@ -84,14 +115,21 @@ class Faults:
     """Everything that faults happen to, and what has happened."""
 
     def __init__(
-        self, sandbox: Sandbox, slots: Sequence[Slot], sender_links: Sequence[Link]
+        self,
+        sandbox: Sandbox,
+        slots: Sequence[Slot],
+        sender_links: Sequence[Link],
+        neighbours: Neighbours,
+        takeovers: Takeovers,
     ) -> None:
+        self._neighbours = neighbours
+        self._takeovers = takeovers
         self._slots = {slot.name: slot for slot in slots}
         self._links = {f"sender-{number}": link for number, link in enumerate(sender_links)}
         for slot in slots:
             self._links[f"{slot.name}/broker"] = slot.broker
             self._links[f"{slot.name}/database"] = slot.database
-        self._broker: Server = sandbox.broker
+        self._broker: Broker = sandbox.broker
         self._databases: dict[str, DatabaseServer] = {
             "event_store": sandbox.event_store_server,
             "read_model": sandbox.read_model_server,
@@ -100,26 +138,37 @@ class Faults:
         self.counts: Counter[str] = Counter()
         self.happened: list[tuple[datetime, Fault]] = []
         self.under_way = 0
+        self.problems: list[str] = []
+        self.spans: list[Span] = []
 
     @property
     def slots(self) -> Sequence[Slot]:
         """All places for workers."""
         return list(self._slots.values())
 
-    async def run(self, faults: Sequence[Fault]) -> None:
-        """Let all faults happen, each at its time; two on the same target wait for each other."""
+    async def run(self, faults: Sequence[Fault], seconds: float) -> None:
+        """Let all faults happen, each at its time; two on the same target wait for each other.
+
+        Whatever has waited until long after that many seconds does not happen.
+        """
         began = monotonic()
+        ends = began + seconds
         async with asyncio.TaskGroup() as group:
             for fault in faults:
                 await asyncio.sleep(max(0.0, began + fault.at - monotonic()))
-                group.create_task(self._happen(fault))
+                group.create_task(self._happen(fault, ends))
 
-    async def _happen(self, fault: Fault) -> None:
+    async def _happen(self, fault: Fault, ends: float) -> None:
         async with self._locks[fault.target]:
+            if monotonic() > ends + (0.0 if fault.kind == "stall" else LATE_S):
+                self.counts["left out"] += 1
+                return
             self.under_way += 1
             self.counts[fault.kind] += 1
-            self.happened.append((datetime.now(UTC), fault))
+            began = datetime.now(UTC)
+            self.happened.append((began, fault))
             await self._deeds()[fault.kind](fault)
+            self.spans.append(Span(fault.kind, began, datetime.now(UTC)))
             self.under_way -= 1
 
     def _deeds(self) -> dict[str, Callable[[Fault], Coroutine[Any, Any, None]]]:
@@ -135,6 +184,11 @@ class Faults:
             "broker": self._restart_broker,
             "database": self._restart_database,
             "terminate": self._terminate,
+            "stall": self._stall,
+            "block": self._block,
+            "trap": self._neighbours.trap,
+            "giant": self._neighbours.send_giant,
+            "forge": self._neighbours.forge,
         }
 
     async def _kill(self, fault: Fault) -> None:
@@ -201,13 +255,11 @@ class Faults:
 
     async def _zombie(self, fault: Fault) -> None:
         """Hold back what a worker wrote to its database until another has its partitions."""
-        both = [self._slots[f"{fault.target}-{number}"] for number in (0, 1)]
-        slot = both[fault.amount < 0.5]
-        async with contextlib.AsyncExitStack() as held:
-            # The other one is left in peace, to take over. In this order, lest two faults wait
-            # for each other: workers before wires.
-            for name in [one.name for one in both] + [f"{one.name}/database" for one in both]:
-                await held.enter_async_context(self._locks[name])
+        both = [f"{fault.target}-{number}" for number in (0, 1)]
+        slot = self._slots[both[fault.amount < 0.5]]
+        # The other one is left in peace, to take over. In this order, lest two faults wait
+        # for each other: workers before wires.
+        async with self._undisturbed(*both, *(f"{one}/database" for one in both)):
             await slot.ready()
             slot.database.disturb(Disorder("silence", ("up",), waits_for=ONLY_IN_WRITES))
             with contextlib.suppress(AssertionError):
@@ -240,6 +292,59 @@ class Faults:
         with contextlib.suppress(*NOT_YET):
             await asyncio.to_thread(partial(server.execute, TERMINATE))
 
+    async def _stall(self, fault: Fault) -> None:
+        """Let a worker's database fall silent, for long, and see that another one takes over."""
+        kind = fault.target
+        victim, other = f"{kind}-0", f"{kind}-1"
+        if fault.amount < 0.5:
+            victim, other = other, victim
+        slot = self._slots[victim]
+        async with self._undisturbed(victim, f"{victim}/database"):
+            async with self._undisturbed(*self._needed_to_take_over(kind, victim, other)):
+                partitions = await self._owned_by(slot, self._slots[other], kind)
+                slot.database.disturb(Disorder("silence"))
+                silent_since = monotonic()
+                await self._takeovers.measure(kind, slot.worker.name, partitions)
+            await asyncio.sleep(max(0.0, silent_since + fault.seconds - monotonic()))
+            if fault.variant == "cut at last":
+                slot.database.cut()
+            slot.database.disturb(None)
+
+    def _needed_to_take_over(self, kind: str, victim: str, other: str) -> Sequence[str]:
+        """Name what is left in peace meanwhile: only so it can be said how long it takes.
+
+        Workers before wires before servers, lest two faults wait for each other.
+        """
+        wires = (f"{other}/database", f"{victim}/broker", f"{other}/broker")
+        needed = {"command": (*SENDERS, "event_store"), "projection": ("read_model",)}
+        return (other, *wires, *needed[kind], "broker")
+
+    async def _owned_by(self, slot: Slot, other: Slot, kind: str) -> set[int]:
+        for one in (slot, other):
+            await one.ready()
+        names = [one.worker.name for one in (slot, other)]
+        try:
+            return (await self._takeovers.steady(kind, names))[slot.worker.name]
+        except AssertionError as error:
+            self.problems.append(f"in peace, {' and '.join(names)} did not share: {error}")
+            return set()
+
+    @contextlib.asynccontextmanager
+    async def _undisturbed(self, *targets: str) -> AsyncIterator[None]:
+        """Keep other faults away from these targets."""
+        async with contextlib.AsyncExitStack() as held:
+            for target in targets:
+                await held.enter_async_context(self._locks[target])
+            yield
+
+    async def _block(self, fault: Fault) -> None:
+        """Let the broker run out of memory, or of disk, by its own measure."""
+        try:
+            await asyncio.to_thread(self._broker.ctl, *ALARMS[fault.variant])
+            await asyncio.sleep(fault.seconds)
+        finally:
+            await asyncio.to_thread(self._broker.ctl, *ALARMS_OVER[fault.variant])
+
     def heal(self) -> None:
         """Let every wire carry, and a worker run in every slot."""
         for link in self._links.values():
@@ -247,6 +352,18 @@ class Faults:
         for slot in self._slots.values():
             slot.worker.send(signal.SIGCONT)
             slot.look()
+
+
+def when_alone(spans: Sequence[Span]) -> list[Span]:
+    """Return when bad neighbours were at work, and nothing else was or had just been."""
+    others = [one for one in spans if one.kind not in NEIGHBOURS]
+    over = timedelta(seconds=OVER_AFTER_S)
+    return [
+        span
+        for span in spans
+        if span.kind in NEIGHBOURS
+        and all(one.ended + over < span.began or one.began > span.ended for one in others)
+    ]
 
 
 def _directions(named: str) -> tuple[Direction, ...]:

@@ -54,7 +54,7 @@ class ReplyListener:
         try:
             channel = await connection.channel()
             queue = await channel.get_queue(REPLIES, ensure=False)
-            await queue.consume(self._receive, no_ack=True)
+            await queue.consume(self.receive, no_ack=True)
             while True:  # a question now and then, since a lost connection does not always say so
                 await asyncio.sleep(ASKS_EVERY_S)
                 asking = channel.declare_queue(REPLIES, passive=True)
@@ -63,7 +63,8 @@ class ReplyListener:
             with suppress(Exception):
                 await asyncio.wait_for(connection.close(), 2)
 
-    async def _receive(self, message: AbstractIncomingMessage) -> None:
+    async def receive(self, message: AbstractIncomingMessage) -> None:
+        """Note a reply, wherever it arrived."""
         content = json.loads(message.body)
         id_ = message.correlation_id or ""
         self.answered.add(id_)
@@ -88,6 +89,17 @@ async def read_events(url: str) -> list[Received]:
                 if len(received) % 500 == 0:
                     await message.channel.basic_ack(message.delivery_tag or 0, multiple=True)
     return received
+
+
+async def read_dead_letters(url: str) -> list[str | None]:
+    """Return the ids of all messages that were set aside; they stay there."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue("consent.dead-letters", ensure=False)
+        ids = []
+        while (message := await queue.get(fail=False, timeout=ANSWERS_WITHIN_S)) is not None:
+            ids.append(message.message_id)
+        return ids
 
 
 def _received(message: AbstractIncomingMessage) -> Received:

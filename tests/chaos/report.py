@@ -1,5 +1,6 @@
 """Shows a round to people: its counts, what was found, and the story of one patient."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -24,6 +25,12 @@ FAULT_NAMES = {
     "zombie": "workers whose writes came late",
     "delay": "wires delayed",
     "trickle": "wires trickling",
+    "stall": "databases fallen silent for long",
+    "trap": "full queues among the subscribers",
+    "block": "alarms of the broker",
+    "giant": "giant messages",
+    "forge": "times of forged addresses",
+    "left out": "faults left out, since they waited too long",
 }
 
 
@@ -31,7 +38,8 @@ def counts(result: Result) -> dict[str, int]:
     """Count what a round was made of."""
     evidence, commands = result.evidence, result.evidence.commands
     sends = sum(len(one.sent) for one in commands)
-    distinct = len({one.body["id"] for one in evidence.received})
+    copies = Counter(one.body["id"] for one in evidence.received)
+    waits = [one.seconds for one in evidence.takeovers if one.seconds is not None]
     return {
         "commands sent": sends,
         "distinct command ids": len({one.id for one in commands}),
@@ -41,10 +49,18 @@ def counts(result: Result) -> dict[str, int]:
         "outcomes rejected": sum(one.error is not None for one in evidence.receipts),
         "events": len(evidence.log),
         "received by the subscriber": len(evidence.received),
-        "repeats among them": len(evidence.received) - distinct,
+        "repeats among them": copies.total() - len(copies),
         "replies": len(evidence.replies),
         "asked again for a reply": result.asked_again,
         "senders' connections broken": result.reconnects,
+        "most copies of one event": max(copies.values(), default=0),
+        "commands beside forged addresses": sum(one.asked for one in evidence.forgeries),
+        "of them, not answered": sum(one.unanswered for one in evidence.forgeries),
+        "giant messages refused": sum(bool(one.answers) for one in evidence.giants),
+        "partitions taken from silent workers": len(evidence.takeovers),
+        "of them, seconds at most": round(max(waits, default=0)),
+        "megabytes of a worker, at most": round(max(evidence.largest_mb.values(), default=0)),
+        "workers that left by themselves": sum(slot.left for slot in result.faults.slots),
         **{name: result.faults.counts[kind] for kind, name in FAULT_NAMES.items()},
     }
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic
 from urllib.parse import quote
-
-import aio_pika
+from zlib import crc32
 
 from tests.chaos.databases import (
     add_event_store,
@@ -18,17 +17,28 @@ from tests.chaos.databases import (
     set_up_witnesses,
 )
 from tests.chaos.evidence import Command, Evidence
-from tests.chaos.faults import Faults, Slot
+from tests.chaos.faults import Faults, Slot, when_alone
 from tests.chaos.links import Link, Wires, open_wires
-from tests.chaos.listeners import ReplyListener, declare_queues, read_events
-from tests.chaos.plan import SENDERS, SLOTS, Fault, plan
+from tests.chaos.listeners import ReplyListener, declare_queues, read_dead_letters, read_events
+from tests.chaos.neighbours import Neighbours
+from tests.chaos.plan import (
+    ANSWERED_WITHIN_S,
+    MARGIN_S,
+    MOST_COPIES,
+    SENDERS,
+    SLOTS,
+    Fault,
+    plan,
+    repeats_allowed,
+)
 from tests.chaos.senders import Sender, make_lanes, plain
+from tests.chaos.takeovers import Progress, Takeovers
 from tests.deployment import Deployment, ServiceName
 from tests.eventually import eventually
 from tests.sandbox import Sandbox
 
 HEALED_WITHIN_S = 180.0
-ANSWERED_WITHIN_S = 120.0
+ASKED_AGAIN_WITHIN_S = 120.0
 WINDOW = 50
 STEADY_S = 6.0
 """The broker counts what its queues hold every five seconds."""
@@ -52,6 +62,8 @@ class Settings:
     lanes: int = 16
     hot: int = 10
     others: int = 3000
+    only: tuple[str, ...] = ()
+    """The kinds of faults; all where none is named."""
 
 
 @dataclass
@@ -91,16 +103,22 @@ class Round:
             rate=settings.rate,
             seed=settings.seed,
         )
-        self._faults = Faults(sandbox, [_slot(name, deployment, wires) for name in SLOTS], links)
         self._listener = ReplyListener(deployment.rabbitmq_url)
+        self._neighbours = Neighbours(deployment.rabbitmq_url, settings.partitions, self._listener)
+        self._takeovers = Takeovers(
+            deployment.event_store_url, deployment.read_model_url, self._answered_since
+        )
+        slots = [_slot(name, deployment, wires) for name in SLOTS]
+        self._faults = Faults(sandbox, slots, links, self._neighbours, self._takeovers)
         self._problems: list[str] = []
 
     async def play(self) -> Result:
         """Play it to the end, and return what it left behind."""
         await self._start()
         async with self._listening():
-            await self._break_things()
-            healed = await self._heal()
+            async with self._weighing():
+                await self._break_things()
+                healed = await self._heal()
             lost = frozenset(self._ids() - await decided_ids(self._deployment.event_store_url))
             asked_again = await self._ask_again() if healed else 0
         evidence = await self._gather(lost)
@@ -113,7 +131,11 @@ class Round:
             happened=self._faults.happened,
             reconnects=sum(one.reconnects for one in self._senders),
             asked_again=asked_again,
-            problems=self._problems + [end for s in self._faults.slots for end in s.strange_ends],
+            problems=[
+                *self._problems,
+                *self._faults.problems,
+                *(end for slot in self._faults.slots for end in slot.strange_ends),
+            ],
         )
 
     async def _start(self) -> None:
@@ -137,16 +159,43 @@ class Round:
             with suppress(asyncio.CancelledError):
                 await listening
 
+    @asynccontextmanager
+    async def _weighing(self) -> AsyncIterator[None]:
+        async def weigh() -> None:
+            while True:
+                for slot in self._faults.slots:
+                    slot.weigh()
+                await asyncio.sleep(0.5)
+
+        weighing = asyncio.create_task(weigh())
+        try:
+            yield
+        finally:
+            weighing.cancel()
+
+    def _answered_since(self, moment: datetime) -> Progress:
+        sent = {
+            command.id: crc32(command.patient_id.encode()) % self._settings.partitions
+            for lane in self._lanes
+            for command in lane.commands
+            if command.sent and command.sent[0][0] > moment
+        }
+        return Progress(
+            set(sent.values()),
+            {partition for id_, partition in sent.items() if id_ in self._listener.answered},
+        )
+
     async def _break_things(self) -> None:
         stop = asyncio.Event()
-        faults = plan(self._settings.seed, self._settings.seconds)
+        seconds = self._settings.seconds
+        faults = plan(self._settings.seed, seconds, self._settings.only)
         async with asyncio.TaskGroup() as group:
             telling = group.create_task(self._tell_now_and_then())
-            breaking = group.create_task(self._faults.run(faults))
+            breaking = group.create_task(self._faults.run(faults, seconds))
             sending = [group.create_task(lane.run(stop)) for lane in self._lanes]
-            await asyncio.sleep(self._settings.seconds)
-            stop.set()
+            await asyncio.sleep(seconds)
             await breaking
+            stop.set()
             self._faults.heal()
             await asyncio.gather(*sending)
             telling.cancel()
@@ -213,8 +262,8 @@ class Round:
             asking = (self._senders[0].send(one, "asked again", plain(one)) for one in some)
             await asyncio.gather(*asking)
         try:
-            await eventually(self._all_answered, within=ANSWERED_WITHIN_S, every=0.2)
-            await self._until_quiet(ANSWERED_WITHIN_S)
+            await eventually(self._all_answered, within=ASKED_AGAIN_WITHIN_S, every=0.2)
+            await self._until_quiet(ASKED_AGAIN_WITHIN_S)
         except (AssertionError, NotHealedError) as error:
             self._problems.append(f"after asking again: {error}")
         return len(silent)
@@ -231,14 +280,23 @@ class Round:
             without_outcome_when_healed=lost,
             replies=self._listener.replies,
             received=await read_events(deployment.rabbitmq_url),
-            dead_letters=await _depth(deployment.rabbitmq_url, "consent.dead-letters"),
+            dead_letters=await read_dead_letters(deployment.rabbitmq_url),
+            giants=self._neighbours.giants,
+            alone=when_alone(self._faults.spans),
+            takeovers=self._takeovers.found,
+            forgeries=self._neighbours.forgeries,
+            largest_mb={slot.name: slot.largest_mb for slot in self._faults.slots},
+            answered_within=ANSWERED_WITHIN_S + MARGIN_S,
+            repeats_allowed=repeats_allowed(self._faults.counts),
+            copies_allowed=MOST_COPIES,
         )
         await add_event_store(evidence, deployment.event_store_url)
         await add_read_model(evidence, deployment.read_model_url)
         return evidence
 
     def _commands(self) -> list[Command]:
-        return [command for lane in self._lanes for command in lane.commands]
+        of_lanes = [command for lane in self._lanes for command in lane.commands]
+        return of_lanes + self._neighbours.commands
 
     def _ids(self) -> set[str]:
         return {command.id for command in self._commands()}
@@ -250,13 +308,6 @@ def _slot(name: str, deployment: Deployment, wires: Wires) -> Slot:
     urls = {"command": deployment.event_store_url, "projection": deployment.read_model_url}
     broker: Link = wires.lay(deployment.rabbitmq_url)
     return Slot(name, service, deployment, broker, wires.lay(urls[kind]))
-
-
-async def _depth(url: str, queue: str) -> int:
-    async with await aio_pika.connect(url) as connection:
-        channel = await connection.channel()
-        declared = await channel.declare_queue(queue, passive=True)
-        return declared.declaration_result.message_count or 0
 
 
 def play(settings: Settings, sandbox: Sandbox, deployment: Deployment, tell: Tell) -> Result:

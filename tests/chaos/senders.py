@@ -11,7 +11,7 @@ from uuid import UUID
 from zlib import crc32
 
 import aio_pika
-from aio_pika.abc import AbstractConnection, AbstractExchange
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 
 from tests.chaos.evidence import Command
 
@@ -30,14 +30,21 @@ REMEMBERED = 300
 class Sender:
     """A connection that is made anew whenever it breaks; what was unconfirmed is sent again."""
 
-    def __init__(self, name: str, url: str, partitions: int) -> None:
+    def __init__(self, name: str, url: str, partitions: int, *, reply_to: str = REPLIES) -> None:
         self.name = name
+        self._reply_to = reply_to
         self.reconnects = 0
         self._url = url
         self._partitions = partitions
         self._connection: AbstractConnection | None = None
         self._exchange: AbstractExchange | None = None
         self._connecting = asyncio.Lock()
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether its connection was lost, so far."""
+        lost = self._connection is None or self._connection.is_closed
+        return lost or self.reconnects > 0
 
     async def send(self, command: Command, note: str, body: bytes) -> None:
         """Return when the broker has confirmed the command, however often that takes sending."""
@@ -52,7 +59,8 @@ class Sender:
         key = f"{VERBS[command.type]}.{crc32(command.patient_id.encode()) % self._partitions}"
         command.sent.append((datetime.now(UTC), note))
         # In a task of its own: a broken connection cancels whoever waits in the library.
-        publishing = asyncio.ensure_future(exchange.publish(_message(command, body), key))
+        message = _message(command, body, self._reply_to)
+        publishing = asyncio.ensure_future(exchange.publish(message, key))
         await asyncio.wait([publishing], timeout=CONFIRM_WITHIN_S)
         if publishing.done() and not publishing.cancelled() and publishing.exception() is None:
             return True
@@ -74,7 +82,11 @@ class Sender:
     async def _connect(self) -> AbstractExchange:
         self._connection = await aio_pika.connect(self._url, timeout=CONFIRM_WITHIN_S)
         channel = await self._connection.channel(publisher_confirms=True)
+        await self._prepare(channel)
         return await channel.get_exchange(COMMANDS, ensure=False)
+
+    async def _prepare(self, channel: AbstractChannel) -> None:
+        """Do with a new channel what else is needed."""
 
     async def _drop(self, exchange: AbstractExchange) -> None:
         if self._exchange is exchange:
@@ -91,14 +103,14 @@ class Sender:
             self._connection = None
 
 
-def _message(command: Command, body: bytes) -> aio_pika.Message:
+def _message(command: Command, body: bytes, reply_to: str) -> aio_pika.Message:
     return aio_pika.Message(
         body,
         type=command.type,
         message_id=command.id,
         correlation_id=command.id,
         content_type="application/json",
-        reply_to=REPLIES,
+        reply_to=reply_to,
         delivery_mode=2,
     )
 
