@@ -21,6 +21,11 @@ BATCH_SECONDS: Final = Histogram(
 )
 EVENTS_APPENDED: Final = Counter("consent_events_appended", "Events appended to the log")
 EVENTS_PUBLISHED: Final = Counter("consent_events_published", "Events confirmed by the broker")
+EVENTS_REFUSED: Final = Counter(
+    "consent_events_refused",
+    "Events that a queue bound to the exchange refused; the projection got them by themselves",
+    ["why"],
+)
 COMMAND_SECONDS: Final = Histogram(
     "consent_command_seconds",
     "From a command's arrival at the worker to its reply",

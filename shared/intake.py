@@ -37,9 +37,22 @@ class Source:
     """The newest delivery tag that is done with, together with all before it."""
     acknowledged: int = 0
     """The newest delivery tag that the broker was told so of."""
+    held: set[int] = field(default_factory=set)
+    """Delivery tags that stay unsettled for now, whatever comes after them is settled."""
+    apart: list[int] = field(default_factory=list)
+    """Delivery tags behind one that is held: done with, and to be acknowledged one by one."""
+    gone: set[int] = field(default_factory=set)
+    """Delivery tags that the broker has been told of, though their batch has not ended yet."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: dict[int, float] = field(default_factory=dict)
     """When each delivery in hand came, by its tag and the monotonic clock, the oldest first."""
+
+    def settle(self, tag: int) -> None:
+        """Be done with a delivery; none that is held is passed over by it."""
+        if self.held and tag > min(self.held):
+            self.apart.append(tag)
+        else:
+            self.settled = max(self.settled, tag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,7 @@ class Intake:
         self._broker = broker
         self._prefetch = prefetch
         self._many = prefetch // 4
+        self._most_held = prefetch * 2 // 5
         self._inbox: deque[Item] = deque()
         self._arrived = asyncio.Event()
         self._settled = asyncio.Event()
@@ -153,19 +167,24 @@ class Intake:
     async def settle(self, items: Iterable[Item]) -> None:
         """Be done with these items, and with all that came before them on their queues.
 
+        All but those that are held.
+
         They are acknowledged soon, many at once; one that is suspicious at once, and for certain.
         """
         suspicious: set[Source] = set()
         touched: set[Source] = set()
         for item in items:
             source = item.source
-            source.settled = max(source.settled, item.tag)
+            if item.tag not in source.held and item.tag not in source.gone:
+                source.settle(item.tag)
+            source.gone.discard(item.tag)
             touched.add(source)
             if item.returns >= SUSPICIOUS:
                 suspicious.add(source)
             self._done(item)
         for source in touched:
-            if source in suspicious or source.settled - source.acknowledged >= self._many:
+            many = source.settled - source.acknowledged + len(source.apart) >= self._many
+            if many or source in suspicious:
                 await _acknowledge(source)
         for source in suspicious:
             await self._barrier(source)
@@ -203,6 +222,33 @@ class Intake:
         """Acknowledge this item alone."""
         self._done(item)
         await item.source.channel.basic_ack(item.tag, wait=False)
+
+    async def hold(self, item: Item) -> bool:
+        """Keep an item unsettled, though its batch is settled, until it is released.
+
+        It goes back when its queue is closed, and nobody waits for it; but it takes up prefetch.
+        Where too much of that is taken up, the broker is told to set it aside by itself, and keeps
+        it until it can. Returns whether the item is held.
+        """
+        source = item.source
+        if len(source.held) < self._most_held or item.tag <= source.settled:
+            source.held.add(item.tag)
+            return True
+        source.gone.add(item.tag)
+        await source.channel.basic_reject(item.tag, requeue=False, wait=False)
+        return False
+
+    def is_held(self, source: Source, tag: int) -> bool:
+        """Whether this delivery is held, and its queue still read."""
+        return tag in source.held and self._sources.get(source.queue) is source
+
+    async def release(self, source: Source, tag: int) -> None:
+        """Acknowledge a delivery that is held."""
+        source.held.discard(tag)
+        if tag in source.arrived:
+            source.gone.add(tag)
+        if tag > source.settled:
+            await source.channel.basic_ack(tag, wait=False)
 
     def stop(self, queue: str) -> None:
         """Take nothing new from a queue: what nobody handles yet goes back when it is closed.
@@ -259,3 +305,6 @@ async def _acknowledge(source: Source) -> None:
     if source.settled > source.acknowledged:
         source.acknowledged = source.settled
         await source.channel.basic_ack(source.settled, multiple=True, wait=False)
+    apart, source.apart = source.apart, []
+    for tag in (one for one in apart if one > source.settled):
+        await source.channel.basic_ack(tag, wait=False)

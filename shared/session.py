@@ -47,6 +47,7 @@ class Opened:
     pool: Pool
     may_write: Callable[[], bool]
     """Whether the leases still hold by this machine's clock."""
+    readiness: Readiness
 
 
 class Worker(Protocol):
@@ -107,7 +108,7 @@ async def _work(
     )
     readiness.renewals(keeper.seconds_since_renewal)
     replies = await ReplyChannel.open(broker, settings.rabbitmq_url)
-    worker = await service.make_worker(Opened(broker, replies, pool, keeper.is_valid))
+    worker = await service.make_worker(Opened(broker, replies, pool, keeper.is_valid, readiness))
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(loop) for loop in worker.loops()]
