@@ -29,30 +29,46 @@ class Source:
     channel: Channel
     lease: Lease | None
     """None for a queue that every worker reads."""
+    counts: bool = True
+    """Whether the broker counts there how often a message comes back, as quorum queues do."""
     stopped: bool = False
     """Whether what is delivered now is left unsettled, to go back when the channel closes."""
     in_hand: int = 0
     """Delivered and not yet settled."""
-    settled: int = 0
-    """The newest delivery tag that is done with, together with all before it."""
-    acknowledged: int = 0
-    """The newest delivery tag that the broker was told so of."""
+    settled: set[int] = field(default_factory=set)
+    """Delivery tags that are done with, of which the broker has not been told yet."""
+    let_go: int | None = None
+    """The oldest delivery tag that was let go: it, and what follows it, is not acknowledged."""
     held: set[int] = field(default_factory=set)
-    """Delivery tags that stay unsettled for now, whatever comes after them is settled."""
-    apart: list[int] = field(default_factory=list)
-    """Delivery tags behind one that is held: done with, and to be acknowledged one by one."""
+    """Delivery tags that stay unsettled after their batch; what follows them is acknowledged."""
     gone: set[int] = field(default_factory=set)
     """Delivery tags that the broker has been told of, though their batch has not ended yet."""
+    telling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the broker is told: it minds the order of acknowledgements."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: dict[int, float] = field(default_factory=dict)
     """When each delivery in hand came, by its tag and the monotonic clock, the oldest first."""
 
     def settle(self, tag: int) -> None:
-        """Be done with a delivery; none that is held is passed over by it."""
-        if self.held and tag > min(self.held):
-            self.apart.append(tag)
-        else:
-            self.settled = max(self.settled, tag)
+        """Be done with a delivery, unless it is held."""
+        if tag not in self.held and tag not in self.gone:
+            self.settled.add(tag)
+        self.gone.discard(tag)
+
+    def take_settled(self) -> tuple[int | None, list[int]]:
+        """Take out what to acknowledge: all up to one tag, and others one by one.
+
+        All at once goes as far as nothing before it is still in hand, held or let go. Behind one
+        that is held for long, others would take up the prefetch if they waited for it.
+        """
+        undone = (next(iter(self.arrived), None), self.let_go, min(self.held, default=None))
+        first = min((tag for tag in undone if tag is not None), default=None)
+        before = {tag for tag in self.settled if first is None or tag < first}
+        behind = sorted(self.settled - before) if self.held else []
+        if self.let_go is not None:
+            behind = [tag for tag in behind if tag < self.let_go]
+        self.settled -= before.union(behind)
+        return max(before, default=None), behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +109,13 @@ class Item:
 
     @property
     def returns(self) -> int:
-        """How often it was delivered before and came back unsettled."""
+        """How often it was delivered before and came back unsettled.
+
+        The broker says so of what it delivers again; else it is the sender's word, or of another
+        life of the message, that ended in the dead letters.
+        """
+        if not self.delivery.redelivered or not self.source.counts:
+            return 0
         headers = self.delivery.header.properties.headers or {}
         count = headers.get("x-delivery-count", 0)
         return count if isinstance(count, int) else 0
@@ -121,9 +143,9 @@ class Intake:
         self._woken = False
         self._sources: dict[str, Source] = {}
 
-    async def open(self, queue: str, lease: Lease | None = None) -> Source:
-        """Begin to read a queue."""
-        source = Source(queue, await self._broker.channel(), lease)
+    async def open(self, queue: str, lease: Lease | None = None, *, counts: bool = True) -> Source:
+        """Begin to read a queue; a classic one does not count what comes back."""
+        source = Source(queue, await self._broker.channel(), lease, counts)
         source.idle.set()
         self._sources[queue] = source
         try:
@@ -148,7 +170,8 @@ class Intake:
         while not self._inbox and not self._woken:  # what had arrived may be let go meanwhile
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), within)
+                async with asyncio.timeout(within):
+                    await self._arrived.wait()
             except TimeoutError:
                 return []
         self._woken = False
@@ -165,26 +188,22 @@ class Intake:
         self._arrived.set()
 
     async def settle(self, items: Iterable[Item]) -> None:
-        """Be done with these items, and with all that came before them on their queues.
+        """Be done with these items, but for those that are held.
 
-        All but those that are held.
-
-        They are acknowledged soon, many at once; one that is suspicious at once, and for certain.
+        They are acknowledged soon, many at once, when all that came before them on their queues is
+        done with too; one that is suspicious at once, and for certain.
         """
         suspicious: set[Source] = set()
         touched: set[Source] = set()
         for item in items:
             source = item.source
-            if item.tag not in source.held and item.tag not in source.gone:
-                source.settle(item.tag)
-            source.gone.discard(item.tag)
+            source.settle(item.tag)
             touched.add(source)
             if item.returns >= SUSPICIOUS:
                 suspicious.add(source)
             self._done(item)
         for source in touched:
-            many = source.settled - source.acknowledged + len(source.apart) >= self._many
-            if many or source in suspicious:
+            if source in suspicious or len(source.settled) >= self._many:
                 await _acknowledge(source)
         for source in suspicious:
             await self._barrier(source)
@@ -216,6 +235,8 @@ class Intake:
     def let_go(self, items: Iterable[Item]) -> None:
         """Leave these items unsettled; they go back when their queue is closed."""
         for item in items:
+            source = item.source
+            source.let_go = item.tag if source.let_go is None else min(source.let_go, item.tag)
             self._done(item)
 
     async def settle_one(self, item: Item) -> None:
@@ -231,7 +252,7 @@ class Intake:
         it until it can. Returns whether the item is held.
         """
         source = item.source
-        if len(source.held) < self._most_held or item.tag <= source.settled:
+        if len(source.held) < self._most_held:
             source.held.add(item.tag)
             return True
         source.gone.add(item.tag)
@@ -244,10 +265,10 @@ class Intake:
 
     async def release(self, source: Source, tag: int) -> None:
         """Acknowledge a delivery that is held."""
-        source.held.discard(tag)
-        if tag in source.arrived:
-            source.gone.add(tag)
-        if tag > source.settled:
+        async with source.telling:
+            source.held.discard(tag)
+            if tag in source.arrived:
+                source.gone.add(tag)
             await source.channel.basic_ack(tag, wait=False)
 
     def stop(self, queue: str) -> None:
@@ -302,9 +323,9 @@ class Intake:
 
 async def _acknowledge(source: Source) -> None:
     """Tell the broker what is settled of a queue."""
-    if source.settled > source.acknowledged:
-        source.acknowledged = source.settled
-        await source.channel.basic_ack(source.settled, multiple=True, wait=False)
-    apart, source.apart = source.apart, []
-    for tag in (one for one in apart if one > source.settled):
-        await source.channel.basic_ack(tag, wait=False)
+    async with source.telling:
+        newest, apart = source.take_settled()
+        if newest is not None:
+            await source.channel.basic_ack(newest, multiple=True, wait=False)
+        for tag in apart:
+            await source.channel.basic_ack(tag, wait=False)
