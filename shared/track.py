@@ -22,12 +22,8 @@ class Track(Generic[Thing]):
 
     position: int
     """Up to here everything is applied."""
-    choice: bool = False
-    """Whether only a choice of events arrives: once the history is read, a hole is no loss."""
     anywhere: bool = False
     """Whether the first event that arrives says where the partition begins."""
-    jumps: bool = field(init=False, default=False)
-    """Whether holes are passed over by now."""
     placed: int = field(init=False)
     """The newest position found to be next; up to here everything is applied, or about to be."""
     held: dict[int, Thing] = field(default_factory=dict)
@@ -40,7 +36,7 @@ class Track(Generic[Thing]):
         """Tell where an event belongs; one that is next must be applied, or the track given up."""
         if self.anywhere:
             self.anywhere, self.position, self.placed = False, position - 1, position - 1
-        if position == self.placed + 1 or (self.jumps and position > self.placed):
+        if position == self.placed + 1:
             self.placed = position
             return Place.NEXT
         return Place.SEEN if position <= self.placed or position in self.held else Place.GAP
@@ -49,13 +45,9 @@ class Track(Generic[Thing]):
         """Note that all that was next has been applied."""
         self.position = self.placed
 
-    def reach(self, head: int) -> None:
-        """Note where the log ended when it was asked last."""
-        self.jumps = self.jumps or (self.choice and self.position >= head)
-
     def release(self) -> list[Thing]:
         """Take out what was held, in order, once the first of it is not behind a gap any more."""
-        if not self.held or (min(self.held) > self.position + 1 and not self.jumps):
+        if not self.held or min(self.held) > self.position + 1:
             return []
         released = [self.held[position] for position in sorted(self.held)]
         self.held.clear()
