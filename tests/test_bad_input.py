@@ -138,9 +138,7 @@ FAULTS: Final = (
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_a_command_at_fault_is_answered_once_and_kept(
-    client: Client, fault: Fault
-) -> None:
+async def test_a_command_at_fault_is_answered_once_and_kept(client: Client, fault: Fault) -> None:
     properties = {"message_id": str(uuid4()), "headers": {"x-tenant": "north"}, "app_id": "kiosk"}
     properties |= fault.properties
     key = "ask.0" if fault.type == "AskConsent" else "grant.0"
