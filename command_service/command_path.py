@@ -66,7 +66,8 @@ class CommandPath:
 
     async def _handle_suspect(self, item: Item) -> None:
         if await self._suspects.is_guilty(item):
-            await self._settler.give_up(item)
+            if not await self._settler.give_up(item):
+                return  # it may come again before it is set aside, and is still guilty then
         else:
             async with self._suspects.excused_from_what_others_do(item):
                 await self._handle_and_settle([item])

@@ -4,6 +4,7 @@ from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+from shared.broker import Why
 from shared.lag import Lag
 from shared.metrics import BATCH_SIZES, DURATIONS_S
 
@@ -21,6 +22,13 @@ BATCH_SECONDS: Final = Histogram(
 )
 EVENTS_APPENDED: Final = Counter("consent_events_appended", "Events appended to the log")
 EVENTS_PUBLISHED: Final = Counter("consent_events_published", "Events confirmed by the broker")
+EVENTS_REFUSED: Final = Counter(
+    "consent_events_refused",
+    "Events that a queue bound to the exchange refused; the projection got them by themselves",
+    ["why"],
+)
+for _why in Why:
+    EVENTS_REFUSED.labels(_why)
 COMMAND_SECONDS: Final = Histogram(
     "consent_command_seconds",
     "From a command's arrival at the worker to its reply",

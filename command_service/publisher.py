@@ -1,9 +1,15 @@
-"""Publishes the log, in order: the log is the outbox, and a cursor follows the confirms."""
+"""Publishes the log, in order: the log is the outbox, and a cursor follows the confirms.
+
+An exchange confirms an event once all queues bound to it have it; a single one that is full and
+says so makes it refuse the event to us, and never tells whose queue that was. So a refused event
+goes to the projection's queue by itself, and publishing goes on: the others have it already, and
+whose queue refused it finds it in the log.
+"""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Final
 
@@ -12,17 +18,24 @@ import structlog
 from command_service import metrics
 from command_service.event_store import EventStore
 from command_service.recorded_event import RecordedEvent
-from shared import tracing
-from shared.broker import PUBLISH_WINDOW, Channel, publish_in_order
+from shared import names, tracing
+from shared.broker import PUBLISH_WINDOW, Outgoing, Outlet, Why
 from shared.errors import Fenced
 from shared.leases import Lease
 from shared.metrics import LAST_PROGRESS
+from shared.readiness import Readiness
 
 MOST_IN_MEMORY: Final = 5_000
 """Events kept for a partition whose publishing lags; past that they are read from the log."""
 MARK_EVERY_S: Final = 0.5
 """How often the database is told what the broker has confirmed; what it was not told goes out
 again after a death."""
+CONFIRMED_WITHIN_S: Final = 5.0
+"""A queue that has lost its majority lets a publisher wait without end."""
+RETRY_S: Final = 1.0
+SAY_AGAIN_S: Final = 60.0
+PUBLISHING: Final = "publishing"
+"""Where the readiness keeps what is wrong with it."""
 
 log = structlog.get_logger()
 
@@ -33,10 +46,19 @@ class Outbox:
 
     lease: Lease
     published: int
+    """Up to here the projection's queue has everything."""
+    offered: int
+    """Up to here everything was published to the exchange, once; it may have refused some."""
     head: int
     fresh: deque[RecordedEvent] = field(default_factory=deque)
     """Just appended, to spare reading them back; always a run that ends at the head."""
     empty: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while everything has been published to the exchange."""
+
+    @property
+    def owes(self) -> bool:
+        """Whether the projection's queue has refused something."""
+        return self.published < self.offered
 
     def add(self, event: RecordedEvent) -> None:
         """Note an event that was just appended."""
@@ -46,29 +68,81 @@ class Outbox:
         self.fresh.append(event)
         self.empty.clear()
 
-    def confirm(self, position: int) -> None:
-        """Note that the broker has everything up to this position."""
-        self.published = position
+    def offer(self, position: int, refused_at: int | None = None) -> int:
+        """Note that everything up to this position was published, and what of it was refused.
+
+        Returns by how many events the confirmed part has grown.
+        """
+        before = self.published
+        if not self.owes:
+            self.published = position if refused_at is None else refused_at - 1
+        self.offered = position
         while self.fresh and self.fresh[0].position <= position:
             self.fresh.popleft()
-        if self.published >= self.head:
+        if self.offered >= self.head:
             self.empty.set()
+        return self.published - before
 
     def give_up(self) -> None:
         """Wait no more for what the log should have, and hasn't."""
-        self.head = self.published
+        self.head = self.offered
         self.empty.set()
+
+    def repay(self, position: int) -> int:
+        """Note how far its projection's queue has everything; returns by how many events more."""
+        before, self.published = self.published, position
+        return position - before
+
+
+Window = list[tuple[Outbox, list[RecordedEvent]]]
+"""What is published at once: some events of each partition."""
+
+
+class _Refusals:
+    """Counts what was refused, and says so now and then."""
+
+    def __init__(self) -> None:
+        self._said_at = -SAY_AGAIN_S
+        self._unsaid = 0
+
+    def note(self, refused: Mapping[RecordedEvent, Why], owed: Mapping[RecordedEvent, Why]) -> None:
+        """Note what the exchange refused, and what of it the projection's queues refused too."""
+        if not refused:
+            return
+        for why, count in Counter(refused.values()).items():
+            metrics.EVENTS_REFUSED.labels(why).inc(count)
+        self._unsaid += len(refused)
+        if monotonic() - self._said_at < SAY_AGAIN_S:
+            return
+        guilty = {names.projection_queue(event.partition) for event in owed}
+        log.warning(
+            "events.refused",
+            events=self._unsaid,
+            partitions=sorted({event.partition for event in refused}),
+            why=sorted(set(refused.values())),
+            queues=sorted(guilty) or f"one bound to {names.EVENTS}: `check --management` names it",
+        )
+        self._said_at, self._unsaid = monotonic(), 0
 
 
 class Publisher:
     """Publishes what the log has and the exchange hasn't, over all partitions owned."""
 
     def __init__(
-        self, channel: Channel, store: EventStore, may_publish: Callable[[], bool]
+        self,
+        exchange: Outlet,
+        straight: Outlet,
+        store: EventStore,
+        may_publish: Callable[[], bool],
+        readiness: Readiness,
     ) -> None:
-        self._channel = channel
+        """What was refused on the one way goes to its queue on the other."""
+        self._exchange = exchange
+        self._straight = straight
         self._store = store
         self._may_publish = may_publish
+        self._readiness = readiness
+        self._refusals = _Refusals()
         self._outboxes: dict[int, Outbox] = {}
         self._wake = asyncio.Event()
         self._marked: dict[int, int] = {}
@@ -76,8 +150,8 @@ class Publisher:
     async def open(self, lease: Lease) -> None:
         """Begin with whatever the last owner had not confirmed."""
         head = await self._store.read_head(lease.partition)
-        outbox = Outbox(lease, head.published_position, head.position)
-        outbox.confirm(head.published_position)
+        outbox = Outbox(lease, head.published_position, head.published_position, head.position)
+        outbox.offer(head.published_position)
         self._outboxes[lease.partition] = outbox
         self._marked[lease.partition] = head.published_position
         self._wake.set()
@@ -89,13 +163,16 @@ class Publisher:
         self._wake.set()
 
     async def close(self, partition: int) -> None:
-        """Return when the broker has the whole log of a partition, and that is remembered."""
+        """Return when the whole log of a partition is published, and that is remembered.
+
+        What its projection's queue refuses is left to the next owner.
+        """
         await self._outboxes[partition].empty.wait()
         await self._mark()
         del self._outboxes[partition]
 
     async def run(self) -> None:
-        """Publish until cancelled; raises what the broker raises when it does not confirm."""
+        """Publish until cancelled; raises what ends the channel."""
         while True:
             window = await self._next_window()
             if window:
@@ -109,50 +186,102 @@ class Publisher:
             await asyncio.sleep(MARK_EVERY_S)
             await self._mark()
 
+    async def keep_repaying(self) -> None:
+        """Try again, now and then, what the projection's queues refused, until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(RETRY_S)
+                for box in list(self._outboxes.values()):
+                    await self._repay(box)
+                self._tell_owing()
+        finally:
+            self._readiness.saw(PUBLISHING)
+
     async def _wait(self) -> None:
         self._wake.clear()
         if any(not box.empty.is_set() for box in self._outboxes.values()):
             return
         await self._wake.wait()
 
-    async def _next_window(self) -> list[RecordedEvent]:
+    async def _next_window(self) -> Window:
         """Collect the next events, a window's worth at most, shared fairly by the partitions."""
         waiting = [box for box in self._outboxes.values() if not box.empty.is_set()]
         share = max(1, PUBLISH_WINDOW // max(1, len(waiting)))
-        following = [await self._following(box, share) for box in waiting]
-        return [event for events in following for event in events]
+        following = [(box, await self._following(box, share)) for box in waiting]
+        return [(box, events) for box, events in following if events]
 
     async def _following(self, box: Outbox, most: int) -> list[RecordedEvent]:
-        if box.fresh and box.fresh[0].position == box.published + 1:
+        if box.fresh and box.fresh[0].position == box.offered + 1:
             return [event for event, _ in zip(box.fresh, range(most), strict=False)]
-        page = await self._store.read_log(box.lease.partition, box.published, most)
+        page = await self._store.read_log(box.lease.partition, box.offered, most)
         if not page:  # to ask again would bring nothing else, and hold up the other partitions
             log.error(
                 "log.ends_early",
                 partition=box.lease.partition,
-                position=box.published,
+                position=box.offered,
                 head=box.head,
                 remedy="restore the whole event store from one moment",
             )
             box.give_up()
         return page
 
-    async def _publish(self, window: list[RecordedEvent]) -> None:
-        if not self._may_publish():
-            raise Fenced("the leases ended before the events were published")
+    async def _publish(self, window: Window) -> None:
+        """Publish to the exchange, and what that refuses to the projection's queues."""
         began = monotonic()
-        with tracing.span(tracing.PUBLISH, window):
-            await publish_in_order(self._channel, [event.message() for event in window])
-        metrics.EVENTS_PUBLISHED.inc(len(window))
+        events = [event for _, following in window for event in following]
+        with tracing.span(tracing.PUBLISH, events):
+            refused = await self._send(self._exchange, events, RecordedEvent.message)
+            owed = await self._send(self._straight, list(refused), _straight)
+        self._refusals.note(refused, owed)
+        for box, following in window:
+            first = next((event.position for event in following if event in owed), None)
+            metrics.EVENTS_PUBLISHED.inc(box.offer(following[-1].position, first))
         LAST_PROGRESS.labels("publish").set_to_current_time()
-        for event in window:
-            self._outboxes[event.partition].confirm(event.position)
         log.info(
             "batch.published",
-            partitions=sorted({event.partition for event in window}),
-            events=len(window),
+            partitions=sorted(box.lease.partition for box, _ in window),
+            events=len(events),
             milliseconds=round((monotonic() - began) * 1000, 1),
         )
+
+    async def _send(
+        self,
+        outlet: Outlet,
+        events: Sequence[RecordedEvent],
+        message: Callable[[RecordedEvent], Outgoing],
+    ) -> dict[RecordedEvent, Why]:
+        """Publish events as such messages; return those that were refused, and why."""
+        if not self._may_publish():
+            raise Fenced("the leases ended before the events were published")
+        messages = [message(event) for event in events]
+        refused = await outlet.publish(messages, within=CONFIRMED_WITHIN_S)
+        why = {one.message.properties.message_id: one.why for one in refused}
+        return {event: why[id_] for event in events if (id_ := str(event.event_id)) in why}
+
+    async def _repay(self, box: Outbox) -> None:
+        """Send what a projection's queue refused to it again, as far as it takes it."""
+        number, most = box.lease.partition, 1  # one that still refuses is bothered with one event
+        while box.owes and self._outboxes.get(number) is box:
+            events = await self._store.read_log(
+                number, box.published, min(most, box.offered - box.published)
+            )
+            owed = await self._send(self._straight, events, _straight)
+            first = next(iter(owed), None)
+            metrics.EVENTS_PUBLISHED.inc(
+                box.repay(first.position - 1 if first else events[-1].position)
+            )
+            if first:
+                return
+            most = PUBLISH_WINDOW
+
+    def _tell_owing(self) -> None:
+        """Have the readiness name the queues of the projection that refuse."""
+        owing = [number for number, box in self._outboxes.items() if box.owes]
+        if owing:
+            queues = ", ".join(map(names.projection_queue, sorted(owing)))
+            self._readiness.saw(PUBLISHING, "projection_queue", f"full or missing: {queues}")
+        else:
+            self._readiness.saw(PUBLISHING)
 
     async def _mark(self) -> None:
         moved = {
@@ -164,3 +293,10 @@ class Publisher:
             epochs = {number: self._outboxes[number].lease.epoch for number in moved}
             await self._store.mark_published(moved, epochs)
             self._marked |= moved
+
+
+def _straight(event: RecordedEvent) -> Outgoing:
+    """Make an event's message for the projection's queue alone."""
+    return replace(
+        event.message(), exchange="", routing_key=names.projection_queue(event.partition)
+    )

@@ -9,9 +9,9 @@ from typing import Final
 import structlog
 
 from command_service import metrics
-from shared.broker import PERSISTENT, Channel, Outgoing, Properties, publish_in_order
+from shared.broker import PERSISTENT, Outgoing, Properties
 from shared.commands import COMMANDS
-from shared.dead_letter import dead_letter
+from shared.dead_letter import DeadLetters, dead_letter
 from shared.intake import Intake, Item
 from shared.logs import ids_of
 from shared.replies import CommandRejected, Outcome
@@ -33,7 +33,7 @@ class Answered:
 class Settler:
     """Settles batches of deliveries in the order in which they came."""
 
-    def __init__(self, intake: Intake, replies: ReplyChannel, dead_letters: Channel) -> None:
+    def __init__(self, intake: Intake, replies: ReplyChannel, dead_letters: DeadLetters) -> None:
         self._intake = intake
         self._replies = replies
         self._dead_letters = dead_letters
@@ -43,19 +43,21 @@ class Settler:
 
         Replies and acknowledgements travel on one connection, so that the broker has the reply
         when it has the acknowledgement; but for replies to direct addresses, which have another.
+        What can't be set aside now is answered, and stays unsettled until it can.
         """
-        await publish_in_order(self._dead_letters, _set_aside(answered))
+        await self._dead_letters.set_aside(_set_aside(answered))
         await self._replies.send([reply for one in answered if (reply := _reply(one))])
         _count(answered)
         _tell_set_aside(answered)
         await self._intake.settle(one.item for one in answered)
 
-    async def give_up(self, item: Item) -> None:
-        """Set aside a message that has ended a worker each time it was handled."""
+    async def give_up(self, item: Item) -> bool:
+        """Set aside a message that has ended a worker each time it was handled; whether it is."""
         log.error("delivery.set_aside", reason="delivery_limit", **_where(item))
-        message = dead_letter(item.delivery, "delivery_limit")
-        await publish_in_order(self._dead_letters, [message])
+        letter = dead_letter(item.delivery, "delivery_limit")
+        is_kept = await self._dead_letters.set_aside([(item, letter)])
         await self._intake.settle([item])
+        return is_kept
 
 
 def _reply(one: Answered) -> Outgoing | None:
@@ -82,10 +84,10 @@ def _tell_set_aside(answered: Sequence[Answered]) -> None:
             log.warning("delivery.set_aside", reason=one.outcome.error, **_where(one.item))
 
 
-def _set_aside(answered: Sequence[Answered]) -> list[Outgoing]:
+def _set_aside(answered: Sequence[Answered]) -> list[tuple[Item, Outgoing]]:
     """Copies, for the dead letters, of the messages that are at fault themselves."""
     return [
-        dead_letter(one.item.delivery, one.outcome.error, one.outcome.details)
+        (one.item, dead_letter(one.item.delivery, one.outcome.error, one.outcome.details))
         for one in answered
         if isinstance(one.outcome, CommandRejected) and one.outcome.error in SET_ASIDE
     ]

@@ -14,6 +14,8 @@ from command_service.settle import Settler
 from command_service.snapshot_writer import SnapshotWriter
 from command_service.suspects import Suspects
 from shared import names
+from shared.broker import Outlet
+from shared.dead_letter import DeadLetters
 from shared.intake import Intake
 from shared.leases import Lease
 from shared.metrics import OLDEST_IN_HAND
@@ -29,9 +31,11 @@ class CommandWorker:
 
     def __init__(
         self, path: CommandPath, publisher: Publisher, log_reader: LogReader,
-        snapshots: SnapshotWriter, rehearsal: Rehearsal, intake: Intake, queries: Intake,
+        snapshots: SnapshotWriter, rehearsal: Rehearsal, dead_letters: DeadLetters,
+        intake: Intake, queries: Intake,
     ) -> None:  # fmt: skip
         self._path = path
+        self._dead_letters = dead_letters
         self._publisher = publisher
         self._log_reader = log_reader
         self._snapshots = snapshots
@@ -47,8 +51,10 @@ class CommandWorker:
         queries = Intake(broker, prefetch=LOG_PREFETCH)
         OLDEST_IN_HAND.labels("commands").set_function(intake.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
-        publisher = Publisher(await broker.channel(confirms=True), store, opened.may_write)
-        settler = Settler(intake, opened.replies, await broker.channel(confirms=True))
+        events, straight, aside = [await Outlet.open(broker) for _ in range(3)]
+        publisher = Publisher(events, straight, store, opened.may_write, opened.readiness)
+        dead_letters = DeadLetters(aside, intake, opened.readiness)
+        settler = Settler(intake, opened.replies, dead_letters)
         rehearsal = Rehearsal(store, settings.consent_partitions)
         suspects = Suspects(opened.pool, rehearsal)
         snapshots = SnapshotWriter(store)
@@ -58,7 +64,7 @@ class CommandWorker:
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await intake.open(names.UNROUTABLE)
         await queries.open(names.LOG, counts=False)
-        return cls(path, publisher, log_reader, snapshots, rehearsal, intake, queries)
+        return cls(path, publisher, log_reader, snapshots, rehearsal, dead_letters, intake, queries)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
@@ -67,6 +73,8 @@ class CommandWorker:
             self._path.run(),
             self._publisher.run(),
             self._publisher.keep_marking(),
+            self._publisher.keep_repaying(),
+            self._dead_letters.run(),
             self._log_reader.run(),
             self._snapshots.run(),
         )

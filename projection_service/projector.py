@@ -10,9 +10,8 @@ from projection_service.fold import fold, read
 from projection_service.known import KnownPatients
 from projection_service.read_model import Changes, Move, ReadModel
 from shared import tracing
-from shared.broker import Channel, publish_in_order
 from shared.cloud_event import CloudEvent
-from shared.dead_letter import dead_letter
+from shared.dead_letter import DeadLetters, dead_letter
 from shared.follower import Follower
 from shared.intake import Intake, Item
 from shared.leases import Lease
@@ -35,7 +34,7 @@ class Projector:
         intake: Intake,
         read_model: ReadModel,
         log_client: LogClient,
-        dead_letters: Channel,
+        dead_letters: DeadLetters,
         on_progress: Callable[[Mapping[str, int]], None],
     ) -> None:
         """`on_progress` is told the versions that patients have reached."""
@@ -91,7 +90,7 @@ class Projector:
             **ids_of(item.delivery),
         )
         message = dead_letter(item.delivery, "not_an_event", details)
-        await publish_in_order(self._dead_letters, [message])
+        await self._dead_letters.set_aside([(item, message)])
 
     def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
         """Measure a batch, and log it."""

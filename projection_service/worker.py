@@ -10,6 +10,8 @@ from projection_service.projector import Projector
 from projection_service.read_model import ReadModel
 from projection_service.settings import ProjectionSettings
 from shared import names
+from shared.broker import Outlet
+from shared.dead_letter import DeadLetters
 from shared.intake import Intake
 from shared.leases import Lease
 from shared.log_client import LogClient
@@ -27,8 +29,10 @@ class ProjectionWorker:
     """The work of one session."""
 
     def __init__(
-        self, projector: Projector, answers: Answers, intake: Intake, queries: Intake
-    ) -> None:
+        self, projector: Projector, answers: Answers, dead_letters: DeadLetters,
+        intake: Intake, queries: Intake,
+    ) -> None:  # fmt: skip
+        self._dead_letters = dead_letters
         self._projector = projector
         self._answers = answers
         self._intake = intake
@@ -41,17 +45,18 @@ class ProjectionWorker:
         intake = Intake(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         queries = Intake(broker, prefetch=QUERY_PREFETCH)
         answers = Answers(queries, opened.replies, read_model, Past(opened.pool))
+        dead_letters = DeadLetters(await Outlet.open(broker), intake, opened.readiness)
         projector = Projector(
             intake,
             read_model,
             LogClient(await Requests.open(broker)),
-            await broker.channel(confirms=True),
+            dead_letters,
             on_progress=answers.progressed,
         )
         OLDEST_IN_HAND.labels("events").set_function(intake.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         await queries.open(names.QUERIES, counts=False)
-        return cls(projector, answers, intake, queries)
+        return cls(projector, answers, dead_letters, intake, queries)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
@@ -59,6 +64,7 @@ class ProjectionWorker:
             self._intake.keep_acknowledging(),
             self._projector.run(),
             self._projector.keep_up(),
+            self._dead_letters.run(),
             self._answers.run(),
         )
 

@@ -6,12 +6,13 @@ from typing import Final
 
 import aiormq
 
+from shared import names
 from shared.alarm_bell import AlarmBell
 from shared.broker import BROKER_ERRORS, Broker, Channel, Outgoing, Properties, connect, publish
 from shared.broker import virtual_host as virtual_host_of
 from shared.errors import BrokerBlocked, ConsentError
 from shared.findings import Finding, Needs, is_too_old
-from shared.management import Managed, NotManaged, read_topology
+from shared.management import Managed, NotManaged, read_limits, read_topology
 from shared.policies import policy_complaints
 from shared.topology import EXCHANGES, Exchange, Queue, beyond, is_declared_beyond, queues
 
@@ -43,6 +44,7 @@ async def broker_findings(needs: Needs, management: str | None) -> AsyncIterator
             yield topology
             if topology.ok:
                 yield await _rights(broker, needs)
+        yield await _subscribers(needs, management)
     except BrokerBlocked as error:
         yield Finding("broker alarm", False, str(error))
     except TimeoutError:
@@ -156,6 +158,28 @@ def _declared_queue(queue: Queue) -> Declare:
     return lambda channel, passive: channel.queue_declare(
         queue.name, durable=True, passive=passive, arguments=queue.arguments
     )
+
+
+async def _subscribers(needs: Needs, management: str | None) -> Finding:
+    """Name the queues bound to the events that refuse some, or may: only full ones are at fault.
+
+    A refused event reaches the projection by itself and all other queues as ever, so this is
+    about that one queue's reader, and what each refusal costs the publisher.
+    """
+    if management is None:
+        return Finding("subscribers", True, "not looked at, give --management")
+    vhost = virtual_host_of(needs.settings.rabbitmq_url)
+    try:
+        queues = await read_limits(management, vhost, reached_from=names.EVENTS)
+    except NotManaged as error:
+        return Finding("subscribers", True, f"not looked at, the management API {error}")
+    refusing = [one.described() for one in queues if one.refuses]
+    may = [one.described() for one in queues if one.may_refuse and not one.refuses]
+    remedy = "read them, or let them drop their oldest (overflow drop-head)"
+    told = [f"some refuse events: {_some(refusing)}: {remedy}"] if refusing else []
+    told += [f"these may refuse events once they are full: {_some(may)}"] if may else []
+    told += [] if told else [f"{len(queues)} queues get events, none refuses any"]
+    return Finding("subscribers", not refusing, "; ".join(told))
 
 
 async def _rights(broker: Broker, needs: Needs) -> Finding:

@@ -1,13 +1,21 @@
-"""Copies a message that is at fault into the dead letters: whole, with the reason beside it."""
+"""Copies messages that are at fault into the dead letters, each with the reason beside it."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final
 
+import structlog
 from pamqp.exceptions import PAMQPException
 from pamqp.header import ContentHeader
 
 from shared import names
-from shared.broker import PERSISTENT, Delivery, Outgoing, Properties
+from shared.broker import PERSISTENT, Delivery, Outgoing, Outlet, Properties
+from shared.intake import Intake, Item, Source
+from shared.metrics import DEAD_LETTERS_WAITING
+from shared.oversized import Beginning, beginning
+from shared.readiness import Readiness
 from shared.replies import Detail
 
 LARGEST_HEADER: Final = 120_000
@@ -27,12 +35,111 @@ COPIED: Final = (
 )
 """All but `user_id`, which the broker would compare with ours, and `expiration`, which would
 let the dead letter expire: these two are kept as headers."""
+TAKEN_WITHIN_S: Final = 2.0
+RETRY_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 5.0
+SAY_AGAIN_S: Final = 60.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A letter that the dead letters did not take, and the delivery that stays unsettled for it."""
+
+    source: Source
+    tag: int
+    letter: Outgoing
+
+
+class DeadLetters:
+    """Sets messages aside. Where their queue is full or missing, nobody else waits for that.
+
+    A message that can't be set aside stays unsettled, and is tried again with growing pauses;
+    whatever came beside and behind it goes on. Nothing is settled before it is kept safely.
+    """
+
+    def __init__(self, outlet: Outlet, intake: Intake, readiness: Readiness) -> None:
+        self._outlet = outlet
+        self._intake = intake
+        self._readiness = readiness
+        self._waiting: list[Waiting] = []
+        self._some = asyncio.Event()
+        self._said_at = -SAY_AGAIN_S
+        DEAD_LETTERS_WAITING.set_function(lambda: len(self._waiting))
+
+    async def set_aside(self, letters: Sequence[tuple[Item, Outgoing]]) -> bool:
+        """Keep these letters, or hold the deliveries that they are copies of; whether all are kept.
+
+        While some wait, the next ones wait behind them: a try may take its time.
+        """
+        if not letters:
+            return True
+        refused = {id(one) for _, one in letters}
+        if not self._waiting:
+            refused = await self._publish(one for _, one in letters)
+        for item, letter in letters:
+            if id(letter) in refused and await self._intake.hold(item):
+                self._waiting.append(Waiting(item.source, item.tag, letter))
+        if refused:
+            self._some.set()
+        return not refused
+
+    async def run(self) -> None:
+        """Try again what waits, until cancelled."""
+        try:
+            while True:
+                await self._some.wait()
+                await self._empty()
+        finally:
+            self._readiness.saw(names.DEAD_LETTERS)
+
+    async def _empty(self) -> None:
+        """Return when nothing waits any more."""
+        pause = RETRY_S
+        while self._waiting:
+            self._tell()
+            await asyncio.sleep(pause)
+            taken = await self._try_again(self._waiting[:1])  # one first: many may be large
+            taken = taken and await self._try_again(self._waiting)
+            pause = RETRY_S if taken else min(2 * pause, LONGEST_PAUSE_S)
+        self._some.clear()
+        self._said_at = -SAY_AGAIN_S
+        self._readiness.saw(names.DEAD_LETTERS)
+        log.info("dead_letters.kept")
+
+    async def _try_again(self, some: Sequence[Waiting]) -> bool:
+        """Settle what is kept now, and forget what went back meanwhile; whether all are."""
+        held = [one for one in some if self._intake.is_held(one.source, one.tag)]
+        refused = await self._publish(one.letter for one in held)
+        kept = {id(one.letter) for one in some} - refused
+        for one in held:
+            if id(one.letter) in kept and self._intake.is_held(one.source, one.tag):
+                await self._intake.release(one.source, one.tag)
+        self._waiting = [one for one in self._waiting if id(one.letter) not in kept]
+        return not refused
+
+    async def _publish(self, letters: Iterable[Outgoing]) -> set[int]:
+        """Publish letters; return the identities of those that were not taken."""
+        refused = await self._outlet.publish(list(letters), within=TAKEN_WITHIN_S)
+        return {id(one.message) for one in refused}
+
+    def _tell(self) -> None:
+        """Say that messages wait: in the readiness at once, in the log now and then."""
+        reason = f"{names.DEAD_LETTERS} is full or missing: messages at fault wait to be set aside"
+        self._readiness.saw(names.DEAD_LETTERS, "dead_letters", reason)
+        if monotonic() - self._said_at >= SAY_AGAIN_S:
+            self._said_at = monotonic()
+            log.error("dead_letters.refused", waiting=len(self._waiting), reason=reason)
 
 
 def dead_letter(delivery: Delivery, error: str, details: Sequence[Detail] = ()) -> Outgoing:
-    """Copy a delivery for the dead letters; `error` and `details` say why."""
-    properties = delivery.header.properties
-    found = _reason(delivery, error, details)
+    """Copy a delivery for the dead letters; `error` and `details` say why.
+
+    Of a long body the beginning is kept, so that nobody can fill the broker's disk by them.
+    """
+    properties, kept = delivery.header.properties, beginning(delivery.body)
+    found = _reason(delivery, kept, error, details)
     reason = {name: value for name, value in found.items() if value is not None}
     original = {
         _harmless(name): value
@@ -40,16 +147,21 @@ def dead_letter(delivery: Delivery, error: str, details: Sequence[Detail] = ()) 
         if name not in found  # its sender may not say what only we can know
     }
     copy = _copy(properties, {**original, **reason})
-    if not _fits(copy, len(delivery.body)):
+    if not _fits(copy, len(kept)):
         copy = _copy(properties, {**reason, "x-consent-headers": "left out: too large or odd"})
-    return Outgoing("", names.DEAD_LETTERS, delivery.body, copy)
+    return Outgoing("", names.DEAD_LETTERS, kept, copy)
 
 
-def _reason(delivery: Delivery, error: str, details: Sequence[Detail]) -> dict[str, Any]:
+def _reason(
+    delivery: Delivery, kept: Beginning, error: str, details: Sequence[Detail]
+) -> dict[str, Any]:
     properties = delivery.header.properties
     return {
         "x-consent-error": error,
         "x-consent-details": "; ".join(f"{one.field}: {one.message}" for one in details),
+        "x-consent-message-id": properties.message_id,
+        "x-consent-body-size": kept.size,
+        "x-consent-body-sha256": kept.sha256,
         "x-consent-exchange": delivery.exchange,
         "x-consent-routing-key": delivery.routing_key,
         "x-consent-user-id": properties.user_id,

@@ -246,7 +246,6 @@ class Follower:
                 log.info(
                     "log.read", partition=partition, events=len(following), position=track.position
                 )
-            track.reach(page.head)
             await self._set_aside_beyond(track, held, page.head)
             await self._release(followed)
         return bool(following) and (bool(track.held) or track.position < page.head)

@@ -36,21 +36,40 @@ class Source:
     """Whether what is delivered now is left unsettled, to go back when the channel closes."""
     in_hand: int = 0
     """Delivered and not yet settled."""
-    settled: int = 0
-    """The newest delivery tag that is done with; some before it may not be."""
+    settled: set[int] = field(default_factory=set)
+    """Delivery tags that are done with, of which the broker has not been told yet."""
     let_go: int | None = None
     """The oldest delivery tag that was let go: it, and what follows it, is not acknowledged."""
-    acknowledged: int = 0
-    """The newest delivery tag that the broker was told so of."""
+    held: set[int] = field(default_factory=set)
+    """Delivery tags that stay unsettled after their batch; what follows them is acknowledged."""
+    gone: set[int] = field(default_factory=set)
+    """Delivery tags that the broker has been told of, though their batch has not ended yet."""
+    telling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the broker is told: it minds the order of acknowledgements."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: dict[int, float] = field(default_factory=dict)
     """When each delivery in hand came, by its tag and the monotonic clock, the oldest first."""
 
-    @property
-    def finished(self) -> int:
-        """The newest delivery tag that is done with, together with all before it."""
-        undone = [tag for tag in (next(iter(self.arrived), None), self.let_go) if tag is not None]
-        return min([self.settled, *(tag - 1 for tag in undone)])
+    def settle(self, tag: int) -> None:
+        """Be done with a delivery, unless it is held."""
+        if tag not in self.held and tag not in self.gone:
+            self.settled.add(tag)
+        self.gone.discard(tag)
+
+    def take_settled(self) -> tuple[int | None, list[int]]:
+        """Take out what to acknowledge: all up to one tag, and others one by one.
+
+        All at once goes as far as nothing before it is still in hand, held or let go. Behind one
+        that is held for long, others would take up the prefetch if they waited for it.
+        """
+        undone = (next(iter(self.arrived), None), self.let_go, min(self.held, default=None))
+        first = min((tag for tag in undone if tag is not None), default=None)
+        before = {tag for tag in self.settled if first is None or tag < first}
+        behind = sorted(self.settled - before) if self.held else []
+        if self.let_go is not None:
+            behind = [tag for tag in behind if tag < self.let_go]
+        self.settled -= before.union(behind)
+        return max(before, default=None), behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +140,7 @@ class Intake:
         self._prefetch = prefetch
         self._largest = largest
         self._many = prefetch // 4
+        self._most_held = prefetch * 2 // 5
         self._inbox: deque[Item] = deque()
         self._arrived = asyncio.Event()
         self._settled = asyncio.Event()
@@ -172,7 +192,7 @@ class Intake:
         self._arrived.set()
 
     async def settle(self, items: Iterable[Item]) -> None:
-        """Be done with these items.
+        """Be done with these items, but for those that are held.
 
         They are acknowledged soon, many at once, when all that came before them on their queues is
         done with too; one that is suspicious at once, and for certain.
@@ -181,13 +201,13 @@ class Intake:
         touched: set[Source] = set()
         for item in items:
             source = item.source
-            source.settled = max(source.settled, item.tag)
+            source.settle(item.tag)
             touched.add(source)
             if item.returns >= SUSPICIOUS:
                 suspicious.add(source)
             self._done(item)
         for source in touched:
-            if source in suspicious or source.finished - source.acknowledged >= self._many:
+            if source in suspicious or len(source.settled) >= self._many:
                 await _acknowledge(source)
         for source in suspicious:
             await self._barrier(source)
@@ -227,6 +247,33 @@ class Intake:
         """Acknowledge this item alone."""
         self._done(item)
         await item.source.channel.basic_ack(item.tag, wait=False)
+
+    async def hold(self, item: Item) -> bool:
+        """Keep an item unsettled, though its batch is settled, until it is released.
+
+        It goes back when its queue is closed, and nobody waits for it; but it takes up prefetch.
+        Where too much of that is taken up, the broker is told to set it aside by itself, and keeps
+        it until it can. Returns whether the item is held.
+        """
+        source = item.source
+        if len(source.held) < self._most_held:
+            source.held.add(item.tag)
+            return True
+        source.gone.add(item.tag)
+        await source.channel.basic_reject(item.tag, requeue=False, wait=False)
+        return False
+
+    def is_held(self, source: Source, tag: int) -> bool:
+        """Whether this delivery is held, and its queue still read."""
+        return tag in source.held and self._sources.get(source.queue) is source
+
+    async def release(self, source: Source, tag: int) -> None:
+        """Acknowledge a delivery that is held."""
+        async with source.telling:
+            source.held.discard(tag)
+            if tag in source.arrived:
+                source.gone.add(tag)
+            await source.channel.basic_ack(tag, wait=False)
 
     def stop(self, queue: str) -> None:
         """Take nothing new from a queue: what nobody handles yet goes back when it is closed.
@@ -283,8 +330,10 @@ class Intake:
 
 
 async def _acknowledge(source: Source) -> None:
-    """Tell the broker what is settled of a queue, as far as nothing before it is still in hand."""
-    finished = source.finished
-    if finished > source.acknowledged:
-        source.acknowledged = finished
-        await source.channel.basic_ack(finished, multiple=True, wait=False)
+    """Tell the broker what is settled of a queue."""
+    async with source.telling:
+        newest, apart = source.take_settled()
+        if newest is not None:
+            await source.channel.basic_ack(newest, multiple=True, wait=False)
+        for tag in apart:
+            await source.channel.basic_ack(tag, wait=False)

@@ -12,6 +12,10 @@ from shared.topology import Exchange, Queue
 
 ANSWER_WITHIN: Final = aiohttp.ClientTimeout(total=20)
 Thing = dict[str, Any]
+DROP_HEAD: Final = "drop-head"
+"""The broker's own default: a full queue drops its oldest message, and refuses none."""
+SILENT: Final = frozenset({"down", "minority", "stopped", "crashed"})
+"""States of a queue that confirms nothing."""
 
 
 class NotManaged(Exception):
@@ -73,6 +77,78 @@ async def read_topology(url: str, vhost: str) -> Managed:
             if one["source"] and one["destination_type"] == "queue"
         ),
     )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A queue that events reach: what its arguments and policies make of it when it is full."""
+
+    name: str
+    state: str
+    overflow: str
+    most: int | None
+    """Messages; None without a limit."""
+    largest: int | None
+    """Bytes; None without a limit."""
+    messages: int
+    size: int
+
+    @classmethod
+    def of(cls, queue: Thing) -> "Limits":
+        """Read what the management API tells of a queue."""
+        arguments, policy = queue["arguments"], queue.get("effective_policy_definition") or {}
+        return cls(
+            queue["name"],
+            queue.get("state", "running"),
+            arguments.get("x-overflow") or policy.get("overflow", DROP_HEAD),
+            _smaller(arguments.get("x-max-length"), policy.get("max-length")),
+            _smaller(arguments.get("x-max-length-bytes"), policy.get("max-length-bytes")),
+            queue.get("messages_ready", 0),
+            queue.get("message_bytes_ready", 0),
+        )
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether it refuses what comes when it is full, and can get full."""
+        return self.overflow != DROP_HEAD and (self.most, self.largest) != (None, None)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it refuses at this moment, or answers nobody."""
+        is_full = (self.most is not None and self.messages >= self.most) or (
+            self.largest is not None and self.size >= self.largest
+        )
+        return (self.may_refuse and is_full) or self.state in SILENT
+
+    def described(self) -> str:
+        """Say what it is about."""
+        if self.state in SILENT:
+            return f"{self.name} ({self.state})"
+        limits = ((self.most, f"{self.most} messages"), (self.largest, f"{self.largest} bytes"))
+        most = ", ".join(text for limit, text in limits if limit is not None)
+        return f"{self.name} ({self.messages} messages, at most {most})"
+
+
+async def read_limits(url: str, vhost: str, *, reached_from: str) -> list[Limits]:
+    """Read the limits of all queues that an exchange leads to; raises NotManaged."""
+    place = quote(vhost, safe="")
+    bindings = await _read(url, f"bindings/{place}")
+    exchanges, reached = [reached_from], set[str]()
+    for exchange in exchanges:  # it grows: exchanges may be bound to one another
+        for one in bindings:
+            if one["source"] != exchange:
+                continue
+            if one["destination_type"] == "queue":
+                reached.add(one["destination"])
+            elif one["destination"] not in exchanges:
+                exchanges.append(one["destination"])
+    queues = await _read(url, f"queues/{place}")
+    found = [Limits.of(one) for one in queues if one["name"] in reached]
+    return sorted(found, key=lambda one: one.name)
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    return min((limit for limit in (one, other) if limit is not None), default=None)
 
 
 async def _read(url: str, path: str) -> list[Thing]:

@@ -35,6 +35,9 @@ OLDEST_IN_HAND: Final = Gauge(
     "How long the worker has had the oldest delivery that it has not settled",
     ["kind"],
 )
+DEAD_LETTERS_WAITING: Final = Gauge(
+    "consent_dead_letters_waiting", "Messages at fault that the dead letters do not take"
+)
 LAST_PROGRESS: Final = Gauge(
     "consent_last_progress_timestamp_seconds", "When this step last got a batch done", ["step"]
 )

@@ -24,6 +24,14 @@ def check(patterns: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
+def whole(patterns: Iterable[str]) -> tuple[str, ...]:
+    """Widen patterns to all that happens in each partition which they touch."""
+    last = {pattern.rsplit(".", 1)[-1] for pattern in patterns}
+    if not all(map(str.isdecimal, last)):
+        return (EVERYTHING,)
+    return tuple(f"{EVERYTHING}.{number}" for number in sorted(last))
+
+
 def matches(pattern: str, key: str) -> bool:
     """Whether a routing key fits: `*` stands for one word, `#` for any number of them."""
     return _fits(pattern.split("."), key.split("."))

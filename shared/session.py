@@ -65,6 +65,7 @@ class Opened:
     pool: Pool
     may_write: Callable[[], bool]
     """Whether the leases still hold by this machine's clock."""
+    readiness: Readiness
 
 
 class Worker(Protocol):
@@ -201,7 +202,9 @@ class _Session:
         """Work until all is drained; whatever ends it sooner, the leases are given up."""
         replies = await ReplyChannel.open(broker, self._settings.rabbitmq_url, self._readiness.saw)
         pool, may_write = self._database.pool, self._keeper.is_valid
-        self._worker = await self._service.make_worker(Opened(broker, replies, pool, may_write))
+        self._worker = await self._service.make_worker(
+            Opened(broker, replies, pool, may_write, self._readiness)
+        )
         self._readiness.renewals(self._keeper.seconds_since_renewal)
         try:
             await self._run_until_drained(broker, stop)

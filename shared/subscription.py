@@ -91,9 +91,9 @@ async def subscribe(
     until it is gone. Its user needs the roles `subscriber` and `inquirer`. With `durable` off it
     goes with the connection, and needs a name of its own each time; nothing can be parked then.
 
-    With the pattern `#`, a hole in the positions is a loss, and filled from the log at once. With
-    narrower patterns holes are normal: the queue is trusted to lose nothing, and the log is read
-    from the position remembered at each beginning, and whenever a partition is quiet for a while.
+    Whatever the patterns, the queue gets all that happens in the partitions that they touch, and
+    the choice is made here. So a hole in the positions is a loss, of a queue that was full for
+    example, and filled from the log at once; and the log is read whenever a partition is quiet.
     No more than 500 deliveries and a page of the log are in memory.
 
     Raises SettingsError, SchemaError and NotAllowed where an operator must mend something,
@@ -133,11 +133,6 @@ class Wanted:
     waits_for: tuple[type[Exception], ...]
     parking: Parking | None
     durable: bool
-
-    @property
-    def choice(self) -> bool:
-        """Whether some events are left out, so that holes in the positions are no losses."""
-        return binding.EVERYTHING not in self.patterns
 
 
 class Subscription:
@@ -211,9 +206,10 @@ class Subscription:
 
     async def _declare(self, broker: Broker) -> bool:
         wanted = self._wanted
+        patterns = binding.whole(wanted.patterns)
         if wanted.durable:
-            return await declare_durable(broker, wanted.queue, wanted.patterns)
-        await declare_passing(broker, wanted.queue, wanted.patterns)
+            return await declare_durable(broker, wanted.queue, patterns)
+        await declare_passing(broker, wanted.queue, patterns)
         return False
 
     async def _handing(self, broker: Broker) -> "Handing":
@@ -245,7 +241,6 @@ class Subscription:
         return {
             number: Track(
                 self._reached.get(number, 0),
-                choice=wanted.choice,
                 anywhere=number not in self._reached,
                 at_latest=number in new,
             )

@@ -19,6 +19,11 @@ found out by them, long before.
 """
 NO_LIMIT: Final = 1_000_000
 """For the dead letters, where people look at a message and put it back."""
+MOST_DEAD_LETTERS: Final = 8_000
+LARGEST_DEAD_LETTERS: Final = 1024**3
+"""Bytes. Beyond either bound the oldest goes, long after an alert: what else a sender could fill
+the broker's disk with would stop everybody. That it is the oldest is the broker's own default, so
+that a policy may have the newest wait instead (`overflow: reject-publish`)."""
 QUERY_TTL_MS: Final = 30_000
 
 
@@ -69,13 +74,22 @@ def _ordered_queue() -> dict[str, Any]:
     return _work_queue(**{"x-single-active-consumer": True})
 
 
+def _dead_letters() -> dict[str, Any]:
+    return {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": NO_LIMIT,
+        "x-max-length": MOST_DEAD_LETTERS,
+        "x-max-length-bytes": LARGEST_DEAD_LETTERS,
+    }
+
+
 def _query_queue() -> dict[str, Any]:
     return {"x-queue-type": "classic", "x-message-ttl": QUERY_TTL_MS}
 
 
 def queues(partitions: int) -> Iterator[Queue]:
     """Every queue of a deployment with that many partitions."""
-    yield Queue(names.DEAD_LETTERS, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT})
+    yield Queue(names.DEAD_LETTERS, _dead_letters())
     yield Queue(names.UNROUTABLE, _work_queue(), ((names.UNROUTABLE, ""),))
     yield Queue(names.LOG, _query_queue(), ((names.QUERIES, names.READ_EVENTS),))
     yield Queue(
@@ -95,6 +109,12 @@ def queues(partitions: int) -> Iterator[Queue]:
         yield Queue(
             names.command_queue(number), _ordered_queue(), ((names.COMMANDS, f"*.{number}"),)
         )
+
+
+DELETE_IT: Final = (
+    "a queue keeps the arguments that it was declared with: take out what it holds, delete it and "
+    "run this again, or use another virtual host"
+)
 
 
 async def is_declared_beyond(broker: Broker, partitions: int) -> bool:
@@ -135,7 +155,7 @@ async def declare(broker: Broker, partitions: int) -> int:
             )
         bindings = [await _declare_queue(channel, queue) for queue in queues(partitions)]
     except aiormq.exceptions.ChannelPreconditionFailed as error:
-        raise SchemaError(f"{error}: delete it, or use another virtual host") from None
+        raise SchemaError(f"{error}: {DELETE_IT}") from None
     return len(EXCHANGES) + len(bindings) + sum(bindings)
 
 

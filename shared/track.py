@@ -22,14 +22,10 @@ class Track(Generic[Thing]):
 
     position: int
     """Up to here everything is applied."""
-    choice: bool = False
-    """Whether only a choice of events arrives: once the history is read, a hole is no loss."""
     anywhere: bool = False
     """Whether the first event that arrives says where the partition begins."""
     at_latest: bool = False
     """Whether the first event that arrives may say that it begins before the position."""
-    jumps: bool = field(init=False, default=False)
-    """Whether holes are passed over by now."""
     placed: int = field(init=False)
     """The newest position found to be next; up to here everything is applied, or about to be."""
     held: dict[int, Thing] = field(default_factory=dict)
@@ -43,7 +39,7 @@ class Track(Generic[Thing]):
         if self.anywhere or (self.at_latest and position <= self.position):
             self.position = self.placed = position - 1
         self.anywhere = self.at_latest = False
-        if position == self.placed + 1 or (self.jumps and position > self.placed):
+        if position == self.placed + 1:
             self.placed = position
             return Place.NEXT
         return Place.SEEN if position <= self.placed or position in self.held else Place.GAP
@@ -52,13 +48,9 @@ class Track(Generic[Thing]):
         """Note that all that was next has been applied."""
         self.position = self.placed
 
-    def reach(self, head: int) -> None:
-        """Note where the log ended when it was asked last."""
-        self.jumps = self.jumps or (self.choice and self.position >= head)
-
     def release(self) -> list[Thing]:
         """Take out what was held, in order, once the first of it is not behind a gap any more."""
-        if not self.held or (min(self.held) > self.position + 1 and not self.jumps):
+        if not self.held or min(self.held) > self.position + 1:
             return []
         released = [self.held[position] for position in sorted(self.held)]
         self.held.clear()

@@ -139,9 +139,7 @@ FAULTS: Final = (
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_a_command_at_fault_is_answered_once_and_kept_whole(
-    client: Client, fault: Fault
-) -> None:
+async def test_a_command_at_fault_is_answered_once_and_kept(client: Client, fault: Fault) -> None:
     properties = {"message_id": str(uuid4()), "headers": {"x-tenant": "north"}, "app_id": "kiosk"}
     properties |= fault.properties
     key = "ask.0" if fault.type == "AskConsent" else "grant.0"
@@ -154,8 +152,7 @@ async def test_a_command_at_fault_is_answered_once_and_kept_whole(
     assert fault.at in [detail["field"] for detail in reply["details"]]
     assert all(detail["message"] for detail in reply["details"])
     body = fault.body if isinstance(fault.body, bytes) else json.dumps(fault.body).encode()
-    assert body.startswith(kept.body)
-    assert len(kept.body) >= min(len(body), 8_192)
+    assert kept.body == body[: 8 * 1024]
     assert kept.message_id == properties["message_id"]
     assert (kept.type or None) == fault.type
     assert kept.app_id == "kiosk"

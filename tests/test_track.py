@@ -29,19 +29,6 @@ def test_a_repeat_of_what_is_held_is_not_held_twice() -> None:
     assert track.place(3) is Place.SEEN
 
 
-def test_a_choice_of_events_has_holes_only_once_its_history_is_read() -> None:
-    track: Track[str] = Track(0, choice=True)
-    assert track.place(5) is Place.GAP
-    track.reach(head=7)
-    assert track.place(5) is Place.GAP
-    track.reach(head=0)
-    assert [track.place(5), track.place(5), track.place(9)] == [
-        Place.NEXT,
-        Place.SEEN,
-        Place.NEXT,
-    ]
-
-
 def test_a_track_that_begins_anywhere_begins_with_what_arrives_first() -> None:
     track: Track[str] = Track(0, anywhere=True)
     assert [track.place(position) for position in (8, 7, 9, 11)] == [
@@ -77,7 +64,6 @@ class Following:
     def read_page(self, size: int, head: int) -> None:
         page = range(self.track.position + 1, min(self.track.position + size, head) + 1)
         self._apply([one for one in page if self.track.place(one) is Place.NEXT])
-        self.track.reach(head)
         self._release()
 
     def _apply(self, positions: list[int]) -> None:
@@ -107,25 +93,3 @@ def test_shuffled_repeated_and_lost_events_are_handed_on_once_each_and_in_order(
         following.read_page(3, head)
     assert following.handed == list(range(1, head + 1))
     assert not following.track.held
-
-
-@given(data=st.data(), head=st.integers(1, 12))
-def test_a_choice_of_events_arrives_once_each_and_in_order_wherever_history_ends(
-    data: st.DataObject, head: int
-) -> None:
-    """What is routed comes in order but for repeats; the log is read while it comes."""
-    chosen = sorted(data.draw(st.frozensets(st.integers(1, head))))
-    bound = data.draw(st.integers(0, head))  # what was published before the queue was bound
-    routed = [one for one in chosen if one > bound]
-    following = Following(head, frozenset(chosen), Track(0, choice=True))
-    written = bound
-    for number, position in enumerate(routed):
-        written = max(written, position)
-        for _ in range(data.draw(st.integers(0, 3))):
-            following.read_page(2, data.draw(st.integers(written, head)))
-        again = data.draw(st.integers(0, number))
-        for one in (*routed[again:number], position):
-            following.arrive(one)
-    for _ in range(head):
-        following.read_page(2, head)
-    assert following.handed == chosen

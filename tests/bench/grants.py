@@ -65,7 +65,8 @@ async def publish_all(
     channel = await broker.channel(confirms=True)
     for start in range(0, len(grants), PIECE):
         piece = grants[start : start + PIECE]
-        await publish_in_order(channel, [one.outgoing(reply_to, partitions) for one in piece])
+        messages = [one.outgoing(reply_to, partitions) for one in piece]
+        assert not await publish_in_order(channel, messages)
         tell(start + len(piece))
     await broker.close_channel(channel)
 
