@@ -7,7 +7,7 @@ is not mended in place: whoever used it lets go of all that was in hand and begi
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -165,6 +165,22 @@ def _refuse_unverified(url: URL) -> None:
         )
 
 
+@contextmanager
+def only_our_cancellation() -> Iterator[None]:
+    """Let a cancellation through that was meant for this task; raise ConnectionLost for another.
+
+    aiormq ends the tasks of a connection that is stuck by cancelling them, and whoever waits for
+    one of them gets that as if it were cancelled itself: no error, so nobody would begin anew.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionLost("the connection ended in the middle of a call") from None
+
+
 @asynccontextmanager
 async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> AsyncIterator[Broker]:
     """Connect under a name that operators see in the broker's list of connections.
@@ -172,6 +188,13 @@ async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> Asy
     Whichever side hears nothing for three heartbeats takes the other for dead.
     Raises NotConnected where the URL must be mended.
     """
+    with only_our_cancellation():
+        async with _connected(url, name, heartbeat_s) as broker:
+            yield broker
+
+
+@asynccontextmanager
+async def _connected(url: str, name: str, heartbeat_s: int) -> AsyncIterator[Broker]:
     _refuse_unverified(URL(url))
     read_odd_properties()
     address = URL(url).update_query({"name": name, "heartbeat": str(heartbeat_s)})

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from shared.broker import BROKER_ERRORS, Broker, connect
+from shared.broker import BROKER_ERRORS, Broker, connect, only_our_cancellation
 from shared.database import (
     Connection,
     Pool,
@@ -222,9 +222,8 @@ class _Session:
 
     async def _run_until_drained(self, broker: Broker, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(loop) for loop in self._worker.loops()]
-            tasks.append(group.create_task(broker.wait_lost()))
-            tasks.append(group.create_task(self._keeper.run()))
+            loops = (*self._worker.loops(), broker.wait_lost(), self._keeper.run())
+            tasks = [group.create_task(_looping(loop)) for loop in loops]
             await self._keeper.first_round.wait()
             self._readiness.is_ready()
             log.info("session.started", owner=self._owner, partitions=len(self._keeper.owned))
@@ -234,6 +233,12 @@ class _Session:
             await self._worker.close()
             for task in tasks:
                 task.cancel()
+
+
+async def _looping(loop: Coroutine[None, None, None]) -> None:
+    """Run a loop; to a group of tasks one that a library cancelled is no failure, and it is."""
+    with only_our_cancellation():
+        await loop
 
 
 async def _taken(worker: Worker, lease: Lease) -> None:

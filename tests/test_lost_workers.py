@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+import pytest
 from aiohttp import ClientSession
 
+from shared.broker import ConnectionLost, connect
 from shared.leases import LEASE_S
 from shared.leaving import HURRIED
 from shared.operations import serve_operations
@@ -158,6 +160,43 @@ async def test_a_worker_whose_session_can_not_end_leaves_with_exit_code_3(
     assert "did not end" in zombie.log
     deployment.start("command_service")
     assert (await client.command("GrantConsent", "p-1"))["status"] == "accepted"
+
+
+CANCELLED_BY_A_LIBRARY = """
+import asyncio
+from command_service import settle
+settled = settle.Settler.settle
+times = 0
+async def settle_or_not(self, answered):
+    global times
+    times += 1
+    if times == 1:
+        raise asyncio.CancelledError
+    await settled(self, answered)
+settle.Settler.settle = settle_or_not
+from command_service.cli import app
+app(["run"])
+"""
+
+
+async def test_a_loop_that_a_library_cancels_is_a_lost_session_and_no_silent_end(
+    deployment: Deployment, client: Client
+) -> None:
+    worker = deployment.start("command_service", program=("-c", CANCELLED_BY_A_LIBRARY))
+    await asyncio.to_thread(worker.wait_ready)
+    assert (await client.command("GrantConsent", "p-1"))["status"] == "accepted"
+    assert worker.log.count('"session.lost"') == 1
+
+
+async def test_a_connection_tells_another_tasks_cancellation_from_ones_own(
+    deployment: Deployment,
+) -> None:
+    with pytest.raises(ConnectionLost):
+        async with connect(deployment.rabbitmq_url, name="stuck"):
+            raise asyncio.CancelledError
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5), connect(deployment.rabbitmq_url, name="waits"):
+            await asyncio.sleep(60)
 
 
 @asynccontextmanager
