@@ -97,13 +97,23 @@ async def migrate(
         _refuse_another_service(before, package)
         for source in ("shared", package):
             await _apply(connection, source)
-        await connection.execute(_MAKE_PARTITIONS, partitions)
+        await _make_partitions(connection, partitions)
         await check_partitions(connection, partitions)
         if worker_role is not None:
             await _grant(connection, package, worker_role)
         return sorted(await _applied(connection) - before)
     finally:
         await connection.close()
+
+
+async def _make_partitions(connection: Connection, partitions: int) -> None:
+    try:
+        await connection.execute(_MAKE_PARTITIONS, partitions)
+    except asyncpg.UndefinedTableError as error:  # they were made under another search_path
+        raise SettingsError(
+            f"the tables are not in the schema public, where they are looked for ({error}): "
+            "move each of them there, ALTER TABLE … SET SCHEMA public"
+        ) from None
 
 
 async def check_partitions(connection: Queryable, partitions: int) -> None:

@@ -207,6 +207,19 @@ async def test_a_search_path_and_an_isolation_level_of_the_role_or_the_database_
         server.drop_database("with_a_path")
 
 
+def test_tables_that_were_made_under_another_search_path_are_found_missing(
+    deployment: Deployment, sandbox: Sandbox
+) -> None:
+    name = deployment.event_store_url.rsplit("/", 1)[1]
+    sandbox.event_store_server.execute(
+        "CREATE SCHEMA app; ALTER TABLE partitions SET SCHEMA app", name
+    )
+    done = deployment.run("command_service", "migrate")
+    assert done.returncode == 2
+    assert "are not in the schema public" in the_line(done.stderr)
+    assert "ALTER TABLE … SET SCHEMA public" in done.stderr
+
+
 REFUSE = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
