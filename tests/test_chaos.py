@@ -36,7 +36,12 @@ from tests.chaos.evidence import (
     Takeover,
 )
 from tests.chaos.faults import when_alone
+from tests.chaos.links import open_wires
+from tests.chaos.listeners import ReplyListener
+from tests.chaos.neighbours import DirectAsker
 from tests.chaos.plan import DECK, plan, repeats_allowed
+from tests.chaos.senders import plain
+from tests.deployment import Deployment
 from tests.eventually import eventually
 from tests.sandbox import Sandbox
 
@@ -78,6 +83,23 @@ async def test_the_databases_witness_who_writes_to_what_another_worker_owns(
         assert noted.startswith("one wrote to")
         assert noted.endswith("when two owned it")
         await two.close()
+
+
+async def test_an_asker_knows_whether_its_connection_stayed_whole(deployment: Deployment) -> None:
+    url = deployment.rabbitmq_url
+    with open_wires() as wires:
+        link = wires.lay(url)
+        asker = DirectAsker("asker", link.url, 4, ReplyListener(url))
+        command = make_command(7, "AskConsent", "exams")
+        await asker.send(command, "first", plain(command))
+        assert not asker.was_cut
+        link.cut()
+
+        async def was_cut() -> bool:
+            return asker.was_cut
+
+        await eventually(was_cut)
+        await asker.close()
 
 
 async def test_what_is_given_back_in_a_handover_keeps_its_order(sandbox: Sandbox) -> None:

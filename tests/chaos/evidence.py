@@ -111,9 +111,9 @@ class Forgery:
 
     at: datetime
     asked: int
-    """By a direct address, on a connection that stayed whole; 0 where it did not."""
+    """By a direct address, and decided; 0 where the asker's connection did not stay whole."""
     unanswered: int
-    """Of these, when there had been all the time for it."""
+    """Of these, though there was all the time for it."""
     never_answered: int
     """Of all, however often they were asked again, afterwards."""
 

@@ -18,11 +18,13 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelPreconditionFailed, DeliveryError
 
+from tests.chaos.databases import decided_ids
 from tests.chaos.evidence import Command, Forgery, Giant, Json
 from tests.chaos.listeners import ReplyListener
 from tests.chaos.plan import Fault
 from tests.chaos.senders import TARGETS, Sender, plain
 from tests.eventually import eventually
+from tests.sandbox.servers import NOT_YET
 
 DIRECT = "amq.rabbitmq.reply-to"
 TRAP = "chaos.trap"
@@ -41,14 +43,19 @@ HONEST_AMONG = 4
 """With every so many forged addresses, one who is honest asks, too."""
 ANSWERED_WITHIN_S = 30.0
 """Longer than a frozen worker's deliveries wait for another one."""
+REPLIED_WITHIN_S = 3.0
+"""After a command was decided."""
 ASKS_AGAIN_EVERY_S = 1.0
 
 
 class Neighbours:
     """Does what bad neighbours do, beside the wires, and notes what came of it."""
 
-    def __init__(self, url: str, partitions: int, listener: ReplyListener) -> None:
+    def __init__(
+        self, url: str, partitions: int, listener: ReplyListener, event_store_url: str
+    ) -> None:
         self._url = url
+        self._event_store_url = event_store_url
         self._partitions = partitions
         self._listener = listener
         self.commands: list[Command] = []
@@ -108,7 +115,10 @@ class Neighbours:
 
         with suppress(AssertionError):
             await eventually(all_answered, within=ANSWERED_WITHIN_S)
-        asked, at_first = (0, 0) if asker.was_cut else (len(honest), len(unanswered()))
+        decided = await self._decided(honest)
+        await asyncio.sleep(REPLIED_WITHIN_S if unanswered() else 0)
+        lost = decided & {one.id for one in unanswered()}
+        asked, at_first = (0, 0) if asker.was_cut else (len(decided), len(lost))
         deadline = monotonic() + ANSWERED_WITHIN_S
         while unanswered() and monotonic() < deadline:
             await asyncio.gather(
@@ -116,6 +126,12 @@ class Neighbours:
             )
             await asyncio.sleep(ASKS_AGAIN_EVERY_S)
         return Forgery(at, asked, at_first, len(unanswered()))
+
+    async def _decided(self, commands: Sequence[Command]) -> set[str]:
+        """Return the ids of those that have an outcome: the others wait for a worker, yet."""
+        with suppress(*NOT_YET):
+            return {one.id for one in commands} & await decided_ids(self._event_store_url)
+        return set()
 
     async def _send(self, sender: Sender, command: Command) -> None:
         await sender.send(command, "first", plain(command))

@@ -104,7 +104,12 @@ class Round:
             seed=settings.seed,
         )
         self._listener = ReplyListener(deployment.rabbitmq_url)
-        self._neighbours = Neighbours(deployment.rabbitmq_url, settings.partitions, self._listener)
+        self._neighbours = Neighbours(
+            deployment.rabbitmq_url,
+            settings.partitions,
+            self._listener,
+            deployment.event_store_url,
+        )
         self._takeovers = Takeovers(
             deployment.event_store_url, deployment.read_model_url, self._answered_since
         )

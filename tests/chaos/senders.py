@@ -43,8 +43,8 @@ class Sender:
     @property
     def was_cut(self) -> bool:
         """Whether its connection was lost, so far."""
-        lost = self._connection is None or self._connection.is_closed
-        return lost or self.reconnects > 0
+        whole = self._connection is not None and self._connection.connected.is_set()
+        return not whole or self.reconnects > 0
 
     async def send(self, command: Command, note: str, body: bytes) -> None:
         """Return when the broker has confirmed the command, however often that takes sending."""
