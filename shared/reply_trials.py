@@ -2,8 +2,9 @@
 
 An address is *proven* once a reply went there and the connection lived on; it is *condemned* for a
 while where a reply to it, sent alone, ended one. All others wait for a trial, some together. Those
-of a *family* that has a proven address come first: a broker's node gives all of its clients
-addresses of one family, so no forger who makes names up can stand in their way.
+of a *family* that has a proven address have every second turn, all of them at once: a broker's
+node gives all of its clients addresses of one family, so no forger who makes names up can stand in
+their way.
 """
 
 from base64 import b64decode
@@ -76,6 +77,7 @@ class Trials:
         self._room_of_kin = Room()
         self._room_of_strangers = Room()
         """Apart, so that these can't crowd those out."""
+        self._strangers_turn = False
 
     def __len__(self) -> int:
         """How many replies wait."""
@@ -105,9 +107,12 @@ class Trials:
 
     def next(self) -> list[Suspended]:
         """Take out those to try together now; none where nobody waits."""
-        if self._kin:
+        others = bool(self._suspects or self._strangers)
+        if self._kin and not (self._strangers_turn and others):
+            self._strangers_turn = True
             batch, self._kin = list(self._kin.values()), {}
             return batch
+        self._strangers_turn = False
         if self._suspects:
             return self._suspects.popleft()
         batch = list(self._strangers.values())[:MOST_TRIED]

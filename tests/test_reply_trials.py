@@ -86,17 +86,19 @@ def test_the_bad_are_told_from_the_good_and_only_they_are_condemned(is_bad: list
     assert not any(trials.is_condemned(name, CONDEMNED_S + 1) for name in bad)
 
 
-def test_kin_of_the_proven_are_tried_before_strangers_however_many_these_are() -> None:
+def test_kin_of_the_proven_have_every_second_turn_however_many_strangers_wait() -> None:
     trials = Trials()
     trials.suspend(reply(address("rabbit", 1)))
     trials.survived(trials.next())
     for number in range(3 * MOST_WAITING):
         trials.suspend(reply(address(f"forged{number}", number)))
     assert trials.suspend(reply(address("rabbit", 2)))
-    trials.failed(trials.next()[:0])
-    trials.suspend(reply(address("rabbit", 3)))
-    assert addresses(trials.next()) == [address("rabbit", 3)]
+    assert trials.suspend(reply(address("rabbit", 3)))
     assert len(trials) == MOST_WAITING + 2
+    assert addresses(trials.next()) == [address("rabbit", 2), address("rabbit", 3)]
+    trials.suspend(reply(address("rabbit", 4)))
+    assert len(trials.next()) == MOST_TRIED
+    assert addresses(trials.next()) == [address("rabbit", 4)]
 
 
 def test_what_waits_is_bounded_by_number_and_by_size() -> None:
