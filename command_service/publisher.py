@@ -35,7 +35,8 @@ CONFIRMED_WITHIN_S: Final = 5.0
 RETRY_S: Final = 1.0
 SAY_AGAIN_S: Final = 60.0
 PUBLISHING: Final = "publishing"
-"""Where the readiness keeps what is wrong with it."""
+EXCHANGE: Final = "the exchange of events"
+"""Under what the readiness keeps what is wrong with either."""
 
 log = structlog.get_logger()
 
@@ -52,8 +53,13 @@ class Outbox:
     head: int
     fresh: deque[RecordedEvent] = field(default_factory=deque)
     """Just appended, to spare reading them back; always a run that ends at the head."""
-    empty: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while everything has been published to the exchange."""
+    free: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while nobody need wait for it: all is published to the exchange, or nothing can be."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether something has not been published to the exchange."""
+        return self.offered < self.head
 
     @property
     def owes(self) -> bool:
@@ -66,7 +72,7 @@ class Outbox:
         if len(self.fresh) >= MOST_IN_MEMORY:
             self.fresh.clear()
         self.fresh.append(event)
-        self.empty.clear()
+        self.free.clear()
 
     def offer(self, position: int, refused_at: int | None = None) -> int:
         """Note that everything up to this position was published, and what of it was refused.
@@ -79,14 +85,14 @@ class Outbox:
         self.offered = position
         while self.fresh and self.fresh[0].position <= position:
             self.fresh.popleft()
-        if self.offered >= self.head:
-            self.empty.set()
+        if not self.waits:
+            self.free.set()
         return self.published - before
 
     def give_up(self) -> None:
         """Wait no more for what the log should have, and hasn't."""
         self.head = self.offered
-        self.empty.set()
+        self.free.set()
 
     def repay(self, position: int) -> int:
         """Note how far its projection's queue has everything; returns by how many events more."""
@@ -165,9 +171,9 @@ class Publisher:
     async def close(self, partition: int) -> None:
         """Return when the whole log of a partition is published, and that is remembered.
 
-        What its projection's queue refuses is left to the next owner.
+        What can't be published now, or its projection's queue refuses, is left to the next owner.
         """
-        await self._outboxes[partition].empty.wait()
+        await self._outboxes[partition].free.wait()
         await self._mark()
         del self._outboxes[partition]
 
@@ -196,16 +202,17 @@ class Publisher:
                 self._tell_owing()
         finally:
             self._readiness.saw(PUBLISHING)
+            self._readiness.saw(EXCHANGE)
 
     async def _wait(self) -> None:
         self._wake.clear()
-        if any(not box.empty.is_set() for box in self._outboxes.values()):
+        if any(box.waits for box in self._outboxes.values()):
             return
         await self._wake.wait()
 
     async def _next_window(self) -> Window:
         """Collect the next events, a window's worth at most, shared fairly by the partitions."""
-        waiting = [box for box in self._outboxes.values() if not box.empty.is_set()]
+        waiting = [box for box in self._outboxes.values() if box.waits]
         share = max(1, PUBLISH_WINDOW // max(1, len(waiting)))
         following = [(box, await self._following(box, share)) for box in waiting]
         return [(box, events) for box, events in following if events]
@@ -231,11 +238,15 @@ class Publisher:
         events = [event for _, following in window for event in following]
         with tracing.span(tracing.PUBLISH, events):
             refused = await self._send(self._exchange, events, RecordedEvent.message)
+            if Why.NO_EXCHANGE in refused.values():
+                await self._wait_for_exchange()
+                return
             owed = await self._send(self._straight, list(refused), _straight)
         self._refusals.note(refused, owed)
         for box, following in window:
             first = next((event.position for event in following if event in owed), None)
             metrics.EVENTS_PUBLISHED.inc(box.offer(following[-1].position, first))
+        self._readiness.saw(EXCHANGE)
         LAST_PROGRESS.labels("publish").set_to_current_time()
         log.info(
             "batch.published",
@@ -243,6 +254,13 @@ class Publisher:
             events=len(events),
             milliseconds=round((monotonic() - began) * 1000, 1),
         )
+
+    async def _wait_for_exchange(self) -> None:
+        """Pause: what nobody can be told of is not passed over, and keeps nobody from leaving."""
+        self._readiness.saw(EXCHANGE, "topology", f"the exchange {names.EVENTS} is missing")
+        for box in self._outboxes.values():
+            box.free.set()
+        await asyncio.sleep(RETRY_S)
 
     async def _send(
         self,

@@ -79,6 +79,8 @@ class Why(StrEnum):
     """A queue that it goes to is full, and set to say so."""
     UNROUTABLE = "unroutable"
     """There is no queue for it."""
+    NO_EXCHANGE = "no_exchange"
+    """What it is published to is missing itself."""
     UNANSWERED = "unanswered"
     """A queue that it goes to did not answer in time."""
 
@@ -274,21 +276,30 @@ class Outlet:
     @classmethod
     async def open(cls, broker: Broker) -> "Outlet":
         """Open its first channel."""
-        return cls(broker, await broker.channel(confirms=True))
+        return cls(broker, await _open_outlet(broker))
 
     async def publish(self, messages: Sequence[Outgoing], *, within: float) -> list[Refused]:
         """Publish as `publish_in_order` does."""
         async with self._one_at_a_time:
             if self._refused and monotonic() - self._opened_at > RENEWED_AFTER_S:
                 await self._renew()
-            refused = await publish_in_order(self._channel, messages, within=within)
+            try:
+                refused = await publish_in_order(self._channel, messages, within=within)
+            except aiormq.exceptions.ChannelNotFoundEntity:
+                await self._renew()
+                return [Refused(message, Why.NO_EXCHANGE) for message in messages]
             self._refused = self._refused or bool(refused)
             return refused
 
     async def _renew(self) -> None:
-        former, self._channel = self._channel, await self._broker.channel(confirms=True)
+        former, self._channel = self._channel, await _open_outlet(self._broker)
         self._opened_at, self._refused = monotonic(), False
-        await self._broker.close_channel(former)
+        if not former.is_closed:
+            await self._broker.close_channel(former)
+
+
+async def _open_outlet(broker: Broker) -> Channel:
+    return await broker.channel(confirms=True, expendable=True)
 
 
 async def publish_at_once(channel: Channel, messages: Sequence[Outgoing]) -> None:
