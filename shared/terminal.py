@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -15,7 +16,8 @@ class Program(typer.Typer):
         """Run it; what the terminal's encoding lacks is written as an escape, never an error."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
+                with suppress(OSError):  # it may be closed
+                    stream.reconfigure(errors="backslashreplace")
         return super().__call__(*args, **kwargs)
 
 

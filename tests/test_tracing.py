@@ -127,10 +127,13 @@ async def test_the_python_client_sends_the_context_of_the_program_that_calls_it(
     await eventually(lambda: every_step_links(collector, linked))
 
 
-FAILING = """
+FAILING = f"""
 from command_service import event_store
+append = event_store.EventStore.append
 async def failing(store, decisions, epochs, **options):
-    raise RuntimeError(decisions[0].received.command.patient_id)
+    if decisions[0].received.command.patient_id == "{PATIENT}":
+        raise RuntimeError("{PATIENT}")
+    return await append(store, decisions, epochs, **options)
 event_store.EventStore.append = failing
 from command_service.cli import app
 app(["run"])

@@ -11,7 +11,6 @@
 SELECT asked.number, coalesce(p.version, 0) AS version, page.*
   FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[])
        WITH ORDINALITY AS asked (patient_id, entity_name, entity_id, rows, number)
-  LEFT JOIN patients p ON p.patient_id = asked.patient_id
   LEFT JOIN LATERAL (
        SELECT c.entity_name, c.entity_id, c.permissions, c.requested
          FROM patient_consent c
@@ -20,4 +19,5 @@ SELECT asked.number, coalesce(p.version, 0) AS version, page.*
             > (asked.entity_name, asked.entity_id)
         ORDER BY c.entity_name COLLATE "C", c.entity_id COLLATE "C"
         LIMIT asked.rows) AS page ON true
+  LEFT JOIN patients p ON p.patient_id = asked.patient_id
  ORDER BY asked.number, page.entity_name COLLATE "C", page.entity_id COLLATE "C"
