@@ -25,5 +25,5 @@ USER 10001:10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "shared.health_check"]
+    CMD ["python", "-m", "shared.worker.health_check"]
 CMD ["consent", "--help"]

@@ -11,13 +11,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from command_service.broker_users.definitions import definitions, read_user
+from command_service.broker_users.permissions import Role, rabbitmqctl_lines
+from command_service.broker_users.private_file import write_private
 from command_service.receipts import Purged, purge_receipts
 from command_service.settings import CommandSettings, EventStoreSettings
 from command_service.worker import service
-from shared import names
-from shared.broker import connect, virtual_host
-from shared.check import Management, tell
-from shared.command_line import (
+from shared.cli.check import Management, tell
+from shared.cli.command_line import (
     AsJson,
     OlderThan,
     WorkerRole,
@@ -26,16 +27,15 @@ from shared.command_line import (
     print_json,
     run_worker,
 )
-from shared.database import connect_once
-from shared.database import migrate as migrate_database
-from shared.definitions import definitions, read_user
-from shared.findings import Needs
-from shared.permissions import Role, rabbitmqctl_lines
-from shared.policies import policy_warnings
-from shared.private_file import write_private
-from shared.purging import read_age
+from shared.cli.findings import Needs
+from shared.messages import names
+from shared.postgres.database import connect_once
+from shared.postgres.database import migrate as migrate_database
+from shared.postgres.purging import read_age
+from shared.rabbitmq.broker import connect, virtual_host
+from shared.rabbitmq.policies import policy_warnings
+from shared.rabbitmq.topology import declare
 from shared.settings import ClientSettings, read_settings
-from shared.topology import declare
 
 app = new_app(
     "Takes consent commands, decides them, appends events and publishes them.", CommandSettings

@@ -17,11 +17,11 @@ from command_service.settle import Answered, Settler
 from command_service.snapshot_writer import SnapshotWriter
 from command_service.stream_cache import StreamCache
 from command_service.suspects import Suspects
-from shared import tracing
 from shared.errors import Conflict, DecidedBefore
-from shared.intake import SUSPICIOUS, Intake, Item
-from shared.metrics import LAST_PROGRESS
-from shared.replies import CommandRejected, Outcome
+from shared.messages.replies import CommandRejected, Outcome
+from shared.rabbitmq.intake import SUSPICIOUS, Intake, Item
+from shared.telemetry import tracing
+from shared.telemetry.metrics import LAST_PROGRESS
 
 MAX_BATCH: Final = 500
 MOST_DECISIONS: Final = 10

@@ -7,8 +7,8 @@ from uuid import UUID
 
 from command_service.decode import Received
 from command_service.patient import INITIAL, Patient, Refused, decide, fold
-from shared.events import ConsentEvent
-from shared.replies import CommandRejected, Detail, Outcome, Refusal
+from shared.messages.events import ConsentEvent
+from shared.messages.replies import CommandRejected, Detail, Outcome, Refusal
 
 
 @dataclass(frozen=True, slots=True)

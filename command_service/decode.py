@@ -8,15 +8,15 @@ from uuid import UUID
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from command_service.fingerprint import fingerprint, is_of
-from shared import names
-from shared.broker import Delivery, Properties
-from shared.commands import COMMANDS, ConsentCommand
-from shared.legible import is_plain
-from shared.oversized import LARGEST_REQUEST, too_large
-from shared.partition import partition_of
-from shared.replies import CommandError, CommandRejected, Detail
-from shared.validation import details_of, read_json
-from shared.vocabulary import LegibleLine, RecordedId
+from shared.messages import names
+from shared.messages.commands import COMMANDS, ConsentCommand
+from shared.messages.replies import CommandError, CommandRejected, Detail
+from shared.messages.validation import details_of, read_json
+from shared.rabbitmq.broker import Delivery, Properties
+from shared.values.legible import is_plain
+from shared.values.oversized import LARGEST_REQUEST, too_large
+from shared.values.partition import partition_of
+from shared.values.vocabulary import LegibleLine, RecordedId
 
 CONTENT_TYPE: Final = "application/json"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

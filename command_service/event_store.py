@@ -23,11 +23,11 @@ from command_service.decisions import Decision, Receipt, Stream, unreadable_hist
 from command_service.recorded_event import RecordedEvent
 from command_service.replay import replay
 from command_service.snapshot import FORMAT, Snapshot, SnapshotError
-from shared.database import Queryable
 from shared.errors import Conflict, DecidedBefore, Fenced
-from shared.events import UnknownEventError, read_event
-from shared.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
-from shared.statements import statement
+from shared.messages.events import UnknownEventError, read_event
+from shared.messages.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
+from shared.postgres.database import Queryable
+from shared.postgres.statements import statement
 
 _APPEND = statement("command_service", "append")
 _READ_STREAMS = statement("command_service", "read_streams")

@@ -7,7 +7,7 @@ here, of named fields: no library's way of writing has a part in it.
 from hashlib import blake2b
 from typing import Final
 
-from shared.commands import ConsentCommand
+from shared.messages.commands import ConsentCommand
 
 VERSION: Final = b"\x01"
 """The first byte. Another way to make fingerprints has another one, and still knows this one."""

@@ -4,9 +4,9 @@ from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from shared.broker import Why
-from shared.lag import Lag
-from shared.metrics import BATCH_SIZES, DURATIONS_S
+from shared.rabbitmq.broker import Why
+from shared.telemetry.lag import Lag
+from shared.telemetry.metrics import BATCH_SIZES, DURATIONS_S
 
 COMMANDS: Final = Counter(
     "consent_commands", "Commands answered, by type and outcome", ["type", "outcome"]

@@ -4,10 +4,10 @@ from time import time
 from typing import Final
 
 from command_service.metrics import LOG_HEAD, PUBLISH_BACKLOG
-from shared.database import Connection
-from shared.metrics import LEASED
-from shared.observer import Outlook
-from shared.statements import statement
+from shared.postgres.database import Connection
+from shared.postgres.statements import statement
+from shared.telemetry.metrics import LEASED
+from shared.worker.observer import Outlook
 
 _OBSERVE_LOG: Final = statement("command_service", "observe_log")
 

@@ -7,10 +7,10 @@ from typing import Final, assert_never
 
 from immutables import Map
 
-from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
-from shared.replies import Refusal
-from shared.vocabulary import Grantee, RecordType, Target, record_types
+from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
+from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
+from shared.messages.replies import Refusal
+from shared.values.vocabulary import Grantee, RecordType, Target, record_types
 
 NOTHING: Final[frozenset[RecordType]] = frozenset()
 MOST_REQUESTS: Final = 1_000

@@ -18,12 +18,13 @@ import structlog
 from command_service import metrics
 from command_service.event_store import EventStore
 from command_service.recorded_event import RecordedEvent
-from shared import names, tracing
-from shared.broker import PUBLISH_WINDOW, Outgoing, Outlet, Why
 from shared.errors import Fenced
-from shared.leases import Lease
-from shared.metrics import LAST_PROGRESS
-from shared.readiness import Readiness
+from shared.messages import names
+from shared.rabbitmq.broker import PUBLISH_WINDOW, Outgoing, Outlet, Why
+from shared.telemetry import tracing
+from shared.telemetry.metrics import LAST_PROGRESS
+from shared.telemetry.readiness import Readiness
+from shared.worker.leases import Lease
 
 MOST_IN_MEMORY: Final = 5_000
 """Events kept for a partition whose publishing lags; past that they are read from the log."""

@@ -5,12 +5,12 @@ from typing import Final
 
 from command_service.event_store import EventStore
 from command_service.recorded_event import RecordedEvent
-from shared.intake import Intake, Item
-from shared.metrics import QUERIES
-from shared.partition import partition_of
-from shared.queries import QueryFailed, ReadEvents
-from shared.questions import answer, invalid, read_query
-from shared.reply_channel import ReplyChannel
+from shared.messages.queries import QueryFailed, ReadEvents
+from shared.rabbitmq.intake import Intake, Item
+from shared.rabbitmq.questions import answer, invalid, read_query
+from shared.rabbitmq.reply_to.reply_channel import ReplyChannel
+from shared.telemetry.metrics import QUERIES
+from shared.values.partition import partition_of
 
 MOST_BYTES: Final = 1 << 20
 """How large a page grows at most, unless a single event is larger."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from shared.database import Connection
-from shared.purging import purging
-from shared.statements import statement
+from shared.postgres.database import Connection
+from shared.postgres.purging import purging
+from shared.postgres.statements import statement
 
 ROWS_AT_ONCE: Final = 1_000
 """How many receipts are deleted in one transaction."""

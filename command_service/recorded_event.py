@@ -7,11 +7,11 @@ from uuid import UUID
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from shared import names
-from shared.broker import PERSISTENT, Outgoing, Properties
-from shared.cloud_event import CONTENT_TYPE, CloudEvent, timestamp
-from shared.events import UnknownEventError
-from shared.upcast import Data, UpcastError, upcast
+from shared.messages import names
+from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent, timestamp
+from shared.messages.events import UnknownEventError
+from shared.messages.upcast import Data, UpcastError, upcast
+from shared.rabbitmq.broker import PERSISTENT, Outgoing, Properties
 
 _TRACE_HEADERS: Final = ("traceparent", "tracestate")
 

@@ -14,11 +14,11 @@ from command_service.decisions import EMPTY, Batch
 from command_service.decode import Received
 from command_service.event_store import EventStore
 from command_service.fingerprint import fingerprint
-from shared.commands import GrantConsent
 from shared.errors import SurroundingsWrong
-from shared.leases import Lease
-from shared.partition import partition_of
-from shared.reasons import words_of
+from shared.errors.reasons import words_of
+from shared.messages.commands import GrantConsent
+from shared.values.partition import partition_of
+from shared.worker.leases import Lease
 
 PATIENT: Final = "rehearsal"
 _LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)

@@ -8,7 +8,7 @@ from pydantic_core import from_json
 
 from command_service.decisions import EMPTY, Stream
 from command_service.snapshot import Snapshot, SnapshotError, restore
-from shared.events import ConsentEvent, UnknownEventError, read_event
+from shared.messages.events import ConsentEvent, UnknownEventError, read_event
 
 
 class Row(Protocol):

@@ -9,13 +9,13 @@ from typing import Final
 import structlog
 
 from command_service import metrics
-from shared.broker import PERSISTENT, Outgoing, Properties
-from shared.commands import COMMANDS
-from shared.dead_letter import DeadLetters, dead_letter
-from shared.intake import Intake, Item
-from shared.logs import ids_of
-from shared.replies import CommandRejected, Outcome
-from shared.reply_channel import ReplyChannel
+from shared.messages.commands import COMMANDS
+from shared.messages.replies import CommandRejected, Outcome
+from shared.rabbitmq.broker import PERSISTENT, Outgoing, Properties
+from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
+from shared.rabbitmq.intake import Intake, Item
+from shared.rabbitmq.reply_to.reply_channel import ReplyChannel
+from shared.telemetry.logs import ids_of
 
 log = structlog.get_logger()
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from command_service.decisions import Stream
 from command_service.patient import Patient, Types
-from shared.vocabulary import Entity, Grantee, RecordType
+from shared.values.vocabulary import Entity, Grantee, RecordType
 
 FORMAT: Final = 2
 """Raise it with every change of what `Patient` holds or `evolve` does: older snapshots are ignored

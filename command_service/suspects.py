@@ -16,11 +16,11 @@ from typing import Final
 import asyncpg
 
 from command_service.rehearsal import Rehearsal
-from shared.database import Pool
 from shared.errors import Conflict
-from shared.intake import Item
-from shared.process import EXPECTED
-from shared.statements import statement
+from shared.postgres.database import Pool
+from shared.postgres.statements import statement
+from shared.rabbitmq.intake import Item
+from shared.worker.process import EXPECTED
 
 MOST_ATTEMPTS: Final = 5
 EXCUSED_WITHIN_S: Final = 2.0

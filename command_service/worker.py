@@ -13,13 +13,13 @@ from command_service.settings import CommandSettings
 from command_service.settle import Settler
 from command_service.snapshot_writer import SnapshotWriter
 from command_service.suspects import Suspects
-from shared import names
-from shared.broker import Outlet
-from shared.dead_letter import DeadLetters
-from shared.intake import Intake
-from shared.leases import Lease
-from shared.metrics import OLDEST_IN_HAND
-from shared.session import Opened, Service
+from shared.messages import names
+from shared.rabbitmq.broker import Outlet
+from shared.rabbitmq.dead_letter import DeadLetters
+from shared.rabbitmq.intake import Intake
+from shared.telemetry.metrics import OLDEST_IN_HAND
+from shared.worker.leases import Lease
+from shared.worker.session import Opened, Service
 
 PREFETCH: Final = 250
 """Unsettled commands per partition: enough for a batch in hand and the next one under way."""

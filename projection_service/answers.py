@@ -11,10 +11,8 @@ import structlog
 
 from projection_service.past import Past, is_never
 from projection_service.read_model import Held, ReadModel
-from shared.cloud_event import timestamp
-from shared.intake import Intake, Item
-from shared.metrics import QUERIES
-from shared.queries import (
+from shared.messages.cloud_event import timestamp
+from shared.messages.queries import (
     ConsentHeld,
     ConsentHistory,
     Consents,
@@ -23,8 +21,10 @@ from shared.queries import (
     ListConsents,
     QueryFailed,
 )
-from shared.questions import answer, invalid, read_query
-from shared.reply_channel import ReplyChannel
+from shared.rabbitmq.intake import Intake, Item
+from shared.rabbitmq.questions import answer, invalid, read_query
+from shared.rabbitmq.reply_to.reply_channel import ReplyChannel
+from shared.telemetry.metrics import QUERIES
 
 MAX_BATCH: Final = 200
 WAIT_FOR_VERSION_S: Final = 5.0

@@ -17,9 +17,8 @@ from projection_service.rebuild import rebuild as rebuild_read_model
 from projection_service.rebuild_progress import show_progress
 from projection_service.settings import ProjectionSettings, ReadModelSettings
 from projection_service.worker import service
-from shared import names
-from shared.check import Management, tell
-from shared.command_line import (
+from shared.cli.check import Management, tell
+from shared.cli.command_line import (
     AsJson,
     OlderThan,
     WorkerRole,
@@ -28,13 +27,14 @@ from shared.command_line import (
     print_json,
     run_worker,
 )
-from shared.database import Connection, connect_once
-from shared.database import migrate as migrate_database
-from shared.findings import Needs
-from shared.garbage import collect_seldom
-from shared.legible import shown
-from shared.purging import read_age
+from shared.cli.findings import Needs
+from shared.messages import names
+from shared.postgres.database import Connection, connect_once
+from shared.postgres.database import migrate as migrate_database
+from shared.postgres.purging import read_age
 from shared.settings import read_settings
+from shared.values.legible import shown
+from shared.worker.garbage import collect_seldom
 
 Result = TypeVar("Result")
 

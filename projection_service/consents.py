@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from shared.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
-from shared.vocabulary import RecordType, Target, record_types
+from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
+from shared.values.vocabulary import RecordType, Target, record_types
 
 
 @dataclass(frozen=True, slots=True)

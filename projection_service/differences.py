@@ -7,8 +7,8 @@ from typing import Any, Final
 from pydantic_core import from_json
 
 from projection_service.read_model import TABLES
-from shared.database import Session
-from shared.statements import statement
+from shared.postgres.database import Session
+from shared.postgres.statements import statement
 
 MOST_SHOWN: Final = 100
 """Differences of one table that are given whole; the others are counted."""

@@ -10,10 +10,10 @@ from projection_service.fold import fold, read
 from projection_service.known import KnownPatients
 from projection_service.read_model import Move
 from projection_service.shadow import Shadow
-from shared.cloud_event import CloudEvent
 from shared.errors import NotNow, first_cause
-from shared.log_client import LogClient
-from shared.queries import MOST_EVENTS
+from shared.event_log.log_client import LogClient
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.queries import MOST_EVENTS
 
 LANES: Final = 4
 """Partitions filled at once: while one waits for the log or the database, another one goes on."""

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from projection_service.consents import NOTHING, Consent, evolve
 from projection_service.history import change_of
 from projection_service.read_model import Changes, Key, Parked
-from shared.cloud_event import CloudEvent
-from shared.events import ConsentEvent, UnknownEventError
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.events import ConsentEvent, UnknownEventError
 
 Fact = ConsentEvent | str
 """What happened, or why it can't be applied."""

@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple, assert_never
 from uuid import UUID
 
 from projection_service.consents import Consent
-from shared.cloud_event import CloudEvent
-from shared.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
-from shared.vocabulary import Entity, RecordType
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
+from shared.values.vocabulary import Entity, RecordType
 
 Kind = Literal["period", "request"]
 """A period lasts from a grant to its revoke; a request from its ask to the grant that answers."""

@@ -13,8 +13,8 @@ from typing import Final
 from projection_service.consents import NOTHING, Consent
 from projection_service.fold import Fact, keys
 from projection_service.read_model import Changes, Key, ReadModel
-from shared.cloud_event import CloudEvent
-from shared.vocabulary import Grantee
+from shared.messages.cloud_event import CloudEvent
+from shared.values.vocabulary import Grantee
 
 MOST_CONSENTS: Final = 50_000
 """Of all patients together: some 30 MB."""

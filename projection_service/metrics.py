@@ -4,8 +4,8 @@ from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from shared.lag import Lag
-from shared.metrics import BATCH_SIZES, DURATIONS_S
+from shared.telemetry.lag import Lag
+from shared.telemetry.metrics import BATCH_SIZES, DURATIONS_S
 
 EVENTS: Final = Counter("consent_events_projected", "Events by what became of them", ["fate"])
 BATCH: Final = Histogram(

@@ -6,12 +6,12 @@ from time import time
 from typing import Final
 
 from projection_service.metrics import LAG, PARKED_EVENTS, PARKED_PATIENTS
-from shared.cloud_event import CloudEvent
-from shared.database import Connection
-from shared.log_client import LogClient
-from shared.metrics import LEASED
-from shared.observer import Outlook
-from shared.statements import statement
+from shared.event_log.log_client import LogClient
+from shared.messages.cloud_event import CloudEvent
+from shared.postgres.database import Connection
+from shared.postgres.statements import statement
+from shared.telemetry.metrics import LEASED
+from shared.worker.observer import Outlook
 
 _OBSERVE_CHECKPOINTS: Final = statement("projection_service", "observe_checkpoints")
 _COUNT_PARKED: Final = statement("projection_service", "count_parked")

@@ -5,9 +5,9 @@ from datetime import datetime
 
 from projection_service.fold import fold, keys, read
 from projection_service.read_model import Move, ReadModel
-from shared.cloud_event import CloudEvent
-from shared.database import Connection, Session
-from shared.statements import statement
+from shared.messages.cloud_event import CloudEvent
+from shared.postgres.database import Connection, Session
+from shared.postgres.statements import statement
 
 _LIST_PARKED = statement("projection_service", "list_parked")
 _SHOW_PARKED = statement("projection_service", "show_parked")

@@ -11,8 +11,7 @@ import asyncpg
 
 from projection_service.consents import Consent
 from projection_service.read_model import Held, Key, key_columns
-from shared.database import Queryable
-from shared.queries import (
+from shared.messages.queries import (
     Change,
     ConsentHistory,
     HasConsent,
@@ -21,8 +20,9 @@ from shared.queries import (
     Place,
     RequestMade,
 )
-from shared.statements import statement
-from shared.vocabulary import RECORD_TYPES, Grantee
+from shared.postgres.database import Queryable
+from shared.postgres.statements import statement
+from shared.values.vocabulary import RECORD_TYPES, Grantee
 
 _HAD_CONSENT = statement("projection_service", "had_consent")
 _READ_HISTORY = statement("projection_service", "read_history")

@@ -9,17 +9,17 @@ from projection_service import metrics
 from projection_service.fold import fold, read
 from projection_service.known import KnownPatients
 from projection_service.read_model import Changes, Move, ReadModel
-from shared import tracing
-from shared.cloud_event import CloudEvent
-from shared.dead_letter import DeadLetters, dead_letter
-from shared.follower import Follower
-from shared.intake import Intake, Item
-from shared.leases import Lease
-from shared.log_client import LogClient
-from shared.logs import ids_of
-from shared.metrics import LAST_PROGRESS
-from shared.replies import Detail
-from shared.track import Track
+from shared.event_log.follower import Follower
+from shared.event_log.log_client import LogClient
+from shared.event_log.track import Track
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.replies import Detail
+from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
+from shared.rabbitmq.intake import Intake, Item
+from shared.telemetry import tracing
+from shared.telemetry.logs import ids_of
+from shared.telemetry.metrics import LAST_PROGRESS
+from shared.worker.leases import Lease
 
 MAX_BATCH: Final = 500
 

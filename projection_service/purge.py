@@ -7,9 +7,9 @@ from typing import Final
 
 import asyncpg
 
-from shared.database import Connection
-from shared.purging import purging
-from shared.statements import statement
+from shared.postgres.database import Connection
+from shared.postgres.purging import purging
+from shared.postgres.statements import statement
 
 ROWS_AT_ONCE: Final = 2_000
 """How many rows one transaction looks at."""

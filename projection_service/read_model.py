@@ -10,11 +10,11 @@ import asyncpg
 
 from projection_service.consents import Consent
 from projection_service.history import Spans
-from shared.database import Queryable
 from shared.errors import Fenced
-from shared.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
-from shared.statements import statement
-from shared.vocabulary import Grantee
+from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
+from shared.postgres.database import Queryable
+from shared.postgres.statements import statement
+from shared.values.vocabulary import Grantee
 
 TABLES: Final = (
     "checkpoints",

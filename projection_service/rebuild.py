@@ -15,10 +15,10 @@ from projection_service.filling import Filling
 from projection_service.rebuild_progress import Progress
 from projection_service.settings import ProjectionSettings
 from projection_service.shadow import Shadow, open_shadow
-from shared.broker import BROKER_ERRORS, connect
 from shared.errors import Fenced, NoAnswer, NotConnected, NotNow, Unsure
-from shared.log_client import LogClient
-from shared.requests import Requests
+from shared.event_log.log_client import LogClient
+from shared.rabbitmq.broker import BROKER_ERRORS, connect
+from shared.rabbitmq.requests import Requests
 
 CLOSE: Final = 500
 """So few events behind, the rest is applied while everybody is kept out."""

@@ -11,7 +11,9 @@ import asyncpg
 
 from projection_service.parked import retry_parked
 from projection_service.read_model import TABLES, ReadModel
-from shared.database import (
+from shared.errors import NotNow, SettingsError
+from shared.errors.refusals import DATABASES
+from shared.postgres.database import (
     Connection,
     Pool,
     Queryable,
@@ -22,10 +24,8 @@ from shared.database import (
     copy_schema,
     open_pool,
 )
-from shared.errors import NotNow, SettingsError
-from shared.refusals import DATABASES
-from shared.statements import statement
-from shared.surroundings import check_surroundings
+from shared.postgres.statements import statement
+from shared.postgres.surroundings import check_surroundings
 
 SCHEMA: Final = "consent_shadow"
 REBUILD_LOCK: Final = 0xC045E48

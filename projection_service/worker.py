@@ -9,16 +9,16 @@ from projection_service.past import Past
 from projection_service.projector import Projector
 from projection_service.read_model import ReadModel
 from projection_service.settings import ProjectionSettings
-from shared import names
-from shared.broker import Outlet
-from shared.dead_letter import DeadLetters
-from shared.intake import Intake
-from shared.leases import Lease
-from shared.log_client import LogClient
-from shared.metrics import OLDEST_IN_HAND
-from shared.oversized import LARGEST_EVENT
-from shared.requests import Requests
-from shared.session import Opened, Service
+from shared.event_log.log_client import LogClient
+from shared.messages import names
+from shared.rabbitmq.broker import Outlet
+from shared.rabbitmq.dead_letter import DeadLetters
+from shared.rabbitmq.intake import Intake
+from shared.rabbitmq.requests import Requests
+from shared.telemetry.metrics import OLDEST_IN_HAND
+from shared.values.oversized import LARGEST_EVENT
+from shared.worker.leases import Lease
+from shared.worker.session import Opened, Service
 
 PREFETCH: Final = 500
 """Unsettled events per partition."""

@@ -9,8 +9,8 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from yarl import URL
 
-from shared.database_url import read_database_url
 from shared.errors import SettingsError
+from shared.values.database_url import read_database_url
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]

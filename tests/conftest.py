@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from shared.database import Pool, open_pool
+from shared.postgres.database import Pool, open_pool
 from tests.amqp import Client, open_client
 from tests.deployment import Deployment, open_deployment
 from tests.sandbox import Sandbox, open_sandbox

@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shared import names
-from shared.client import ConsentClient
-from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.partition import partition_of
-from shared.queries import Entry
-from shared.replies import CommandAccepted, Outcome
-from shared.vocabulary import RECORD_TYPES, RecordType, Target
+from shared.client.client import ConsentClient
+from shared.messages import names
+from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
+from shared.messages.queries import Entry
+from shared.messages.replies import CommandAccepted, Outcome
+from shared.values.partition import partition_of
+from shared.values.vocabulary import RECORD_TYPES, RecordType, Target
 from tests.deployment import Deployment, open_deployment
 from tests.sandbox import open_sandbox
 

@@ -16,8 +16,8 @@ from typing import Final, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from shared.broker import connect
-from shared.topology import declare
+from shared.rabbitmq.broker import connect
+from shared.rabbitmq.topology import declare
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
 from tests.sandbox.servers import in_a_loop_of_its_own

@@ -10,8 +10,8 @@ from typing import ClassVar
 import pytest
 
 from command_service import patient
-from shared import events
-from shared.upcast import UPCASTERS, Data
+from shared.messages import events
+from shared.messages.upcast import UPCASTERS, Data
 
 
 class ConsentGranted(events.ConsentGranted):

@@ -12,8 +12,10 @@ from urllib.parse import quote
 
 import pytest
 
-from shared.alarm_bell import AlarmBell
-from shared.broker import (
+from shared.client.client import ConsentClient
+from shared.errors import BrokerBlocked, NoAnswer
+from shared.rabbitmq.alarm_bell import AlarmBell
+from shared.rabbitmq.broker import (
     BROKER_ERRORS,
     Outgoing,
     Properties,
@@ -22,8 +24,6 @@ from shared.broker import (
     publish_at_once,
     publish_in_order,
 )
-from shared.client import ConsentClient
-from shared.errors import BrokerBlocked, NoAnswer
 from tests.amqp import Client, Json
 from tests.conftest import PARTITIONS
 from tests.deployment import SERVICES, Deployment, Worker

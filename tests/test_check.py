@@ -14,10 +14,10 @@ from command_service import cli as command_cli
 from command_service.settings import CommandSettings
 from projection_service import cli as projection_cli
 from projection_service.settings import ProjectionSettings
-from shared import check_broker, check_database
-from shared.check import check
-from shared.database import Pool
-from shared.findings import Finding, Needs
+from shared.cli import check_broker, check_database
+from shared.cli.check import check
+from shared.cli.findings import Finding, Needs
+from shared.postgres.database import Pool
 from tests.amqp import open_client
 from tests.conftest import PARTITIONS
 from tests.deployment import SERVICES, Deployment, open_deployment

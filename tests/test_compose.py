@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from shared.health_check import health_check
-from shared.process import DRAIN_S
+from shared.worker.health_check import health_check
+from shared.worker.process import DRAIN_S
 from tests.compose import FILE, PROGRAMS, ROOT, Uncontained, read_compose
 from tests.deployment import Worker
 from tests.eventually import eventually

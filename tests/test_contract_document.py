@@ -16,9 +16,9 @@ from shared.contract.__main__ import CURRENT, RELEASED, SCHEMAS, contract_files
 from shared.contract.breaking import breaks
 from shared.contract.messages import all_messages
 from shared.contract.schemas import schema_file
-from shared.queries import ANSWERS
-from shared.topology import queues
-from shared.vocabulary import Id, RecordedId
+from shared.messages.queries import ANSWERS
+from shared.rabbitmq.topology import queues
+from shared.values.vocabulary import Id, RecordedId
 from tests.javascript import NoNode
 from tests.official_parser import complaints
 

@@ -9,12 +9,12 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from jsonschema import Draft202012Validator
 
-from shared.commands import COMMANDS
 from shared.contract.asyncapi import document
 from shared.contract.messages import Message, all_messages
 from shared.contract.schemas import schema_file
-from shared.partition import partition_of
-from shared.queries import ANSWERS
+from shared.messages.commands import COMMANDS
+from shared.messages.queries import ANSWERS
+from shared.values.partition import partition_of
 from tests.amqp import Client, open_client
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment

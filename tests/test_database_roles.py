@@ -17,9 +17,9 @@ from command_service.snapshot import take
 from projection_service.parked import discard_parked, list_parked, retry_parked
 from projection_service.past import Past
 from projection_service.purge import purge_history
-from shared.database import check_schema, migrate, open_pool
 from shared.errors import NotConnected, SettingsError
-from shared.queries import ConsentHistory
+from shared.messages.queries import ConsentHistory
+from shared.postgres.database import check_schema, migrate, open_pool
 from tests.sandbox import Sandbox
 from tests.test_least_privilege import with_login
 

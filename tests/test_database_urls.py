@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from shared.database_url import place_of, read_database_url
+from shared.values.database_url import place_of, read_database_url
 from tests.deployment import Deployment
 
 STRANGER: Final = 12_345

@@ -6,9 +6,9 @@ from typing import Final
 
 import pytest
 
-from shared.client import ConsentClient
+from shared.client.client import ConsentClient
 from shared.errors import NoAnswer
-from shared.partition import partition_of
+from shared.values.partition import partition_of
 from tests.amqp import Client
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment

@@ -11,12 +11,12 @@ from command_service.decisions import Batch, Decision
 from command_service.decode import Received
 from command_service.event_store import Appended, EventStore
 from command_service.fingerprint import fingerprint
-from shared.commands import ConsentCommand, GrantConsent, RevokeConsent
-from shared.database import Pool
 from shared.errors import Conflict, DecidedBefore, Fenced
-from shared.partition import partition_of
-from shared.replies import CommandAccepted, CommandRejected
-from shared.vocabulary import Target
+from shared.messages.commands import ConsentCommand, GrantConsent, RevokeConsent
+from shared.messages.replies import CommandAccepted, CommandRejected
+from shared.postgres.database import Pool
+from shared.values.partition import partition_of
+from shared.values.vocabulary import Target
 from tests.conftest import PARTITIONS
 from tests.eventually import eventually
 

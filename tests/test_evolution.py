@@ -14,12 +14,12 @@ from command_service.event_store import EventStore
 from command_service.recorded_event import RecordedEvent
 from projection_service.fold import fold, read
 from projection_service.parked import list_parked
-from shared import events, names
-from shared.cloud_event import CloudEvent
-from shared.database import Pool
-from shared.events import EVENTS, UnknownEventError, read_event
-from shared.replies import CommandAccepted, CommandRejected
-from shared.upcast import UPCASTERS, Data
+from shared.messages import events, names
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.events import EVENTS, UnknownEventError, read_event
+from shared.messages.replies import CommandAccepted, CommandRejected
+from shared.messages.upcast import UPCASTERS, Data
+from shared.postgres.database import Pool
 from tests import next_version
 from tests.amqp import Client, body_of
 from tests.deployment import Deployment, ServiceName, Worker

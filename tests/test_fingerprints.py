@@ -11,9 +11,9 @@ import pytest
 from command_service.decisions import Batch, Receipt
 from command_service.decode import Received
 from command_service.fingerprint import fingerprint, is_of
-from shared.commands import COMMANDS, ConsentCommand, GrantConsent
-from shared.partition import partition_of
-from shared.replies import CommandAccepted, CommandRejected
+from shared.messages.commands import COMMANDS, ConsentCommand, GrantConsent
+from shared.messages.replies import CommandAccepted, CommandRejected
+from shared.values.partition import partition_of
 
 GOLDEN: Final = json.loads((Path(__file__).parent / "golden" / "fingerprints.json").read_text())
 

@@ -7,18 +7,18 @@ from typing import Any, Final
 
 import pytest
 
-import shared.subscription
-from shared.broker import Broker, Outgoing, Properties, connect, publish_in_order
-from shared.cloud_event import CloudEvent
-from shared.follower import Follower
-from shared.intake import SUSPICIOUS, Intake, Item
-from shared.log_client import LogClient, Page
-from shared.queries import MOST_EVENTS
-from shared.replies import Detail
-from shared.requests import Requests
-from shared.subscription import Start
-from shared.subscription_queue import declare_durable
-from shared.track import Place, Track
+import shared.client.subscription
+from shared.client.subscription import Start
+from shared.client.subscription_queue import declare_durable
+from shared.event_log.follower import Follower
+from shared.event_log.log_client import LogClient, Page
+from shared.event_log.track import Place, Track
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.queries import MOST_EVENTS
+from shared.messages.replies import Detail
+from shared.rabbitmq.broker import Broker, Outgoing, Properties, connect, publish_in_order
+from shared.rabbitmq.intake import SUSPICIOUS, Intake, Item
+from shared.rabbitmq.requests import Requests
 from tests.amqp import Client
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment
@@ -294,7 +294,7 @@ async def test_from_now_on_begins_when_the_queue_is_bound(
             meanwhile.append(outcome["events"][0]["id"])
         return was_there
 
-    monkeypatch.setattr(shared.subscription, "declare_durable", declare_and_publish)
+    monkeypatch.setattr(shared.client.subscription, "declare_durable", declare_and_publish)
     seen = Seen()
     options = {"start": Start.NOW, "patterns": patterns}
     async with subscribed(deployment, "now", seen.handle, **options):

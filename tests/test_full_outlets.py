@@ -15,10 +15,10 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aiormq.abc import FieldTable
 
-from shared.broker import Outgoing, Properties, Why, connect, publish_in_order
-from shared.cloud_event import CloudEvent
-from shared.patterns import whole
-from shared.subscription import subscribe
+from shared.client.subscription import subscribe
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.patterns import whole
+from shared.rabbitmq.broker import Outgoing, Properties, Why, connect, publish_in_order
 from tests.amqp import Client, body_of
 from tests.deployment import Deployment, Worker
 from tests.eventually import eventually

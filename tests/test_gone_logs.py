@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from shared.standard_streams import MOST_WAITING, StandardError
+from shared.telemetry.standard_streams import MOST_WAITING, StandardError
 from tests.amqp import Client
 from tests.deployment import Deployment, Worker
 from tests.eventually import eventually
@@ -151,7 +151,9 @@ def test_lines_that_do_not_fit_are_dropped_and_counted_and_told_once_there_is_ro
 def test_what_is_said_last_is_waited_for_but_not_for_ever() -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE)
-    program = "import sys; from shared.standard_streams import *; guard_standard_streams(); {}"
+    program = (
+        "import sys; from shared.telemetry.standard_streams import *; guard_standard_streams(); {}"
+    )
     for size in (PIPE, 3 * PIPE):
         said = program.format(f"sys.stderr.write('x' * {size}); sys.exit(5)")
         done = subprocess.run([sys.executable, "-c", said], stderr=writer, check=False, timeout=60)

@@ -14,16 +14,16 @@ from command_service.decisions import Batch, Decision
 from command_service.decode import Received
 from command_service.event_store import EventStore
 from command_service.fingerprint import fingerprint
-from shared import legible
-from shared.cloud_event import CloudEvent
-from shared.commands import AskConsent, GrantConsent, RevokeConsent
-from shared.database import open_pool
-from shared.legible import visible, visible_json
-from shared.partition import partition_of
-from shared.queries import HasConsent
-from shared.validation import details_of
-from shared.vocabulary import Id
-from shared.watch import json_line, readable_line
+from shared.cli.watch import json_line, readable_line
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.commands import AskConsent, GrantConsent, RevokeConsent
+from shared.messages.queries import HasConsent
+from shared.messages.validation import details_of
+from shared.postgres.database import open_pool
+from shared.values import legible
+from shared.values.legible import visible, visible_json
+from shared.values.partition import partition_of
+from shared.values.vocabulary import Id
 from tests.amqp import Client
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment

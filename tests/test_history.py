@@ -14,11 +14,11 @@ from projection_service.fold import fold, keys, read
 from projection_service.history import Change, Matter, Span, change_of
 from projection_service.past import Past
 from projection_service.read_model import Changes, Move, ReadModel
-from shared.cloud_event import CloudEvent, timestamp
-from shared.database import Pool
-from shared.history import joined
-from shared.queries import ConsentHistory, HasConsent, History
-from shared.vocabulary import RECORD_TYPES, Grantee, RecordType
+from shared.client.history import joined
+from shared.messages.cloud_event import CloudEvent, timestamp
+from shared.messages.queries import ConsentHistory, HasConsent, History
+from shared.postgres.database import Pool
+from shared.values.vocabulary import RECORD_TYPES, Grantee, RecordType
 
 PATIENT: Final = "p-1"
 BEGAN: Final = datetime(2026, 3, 1, tzinfo=UTC)

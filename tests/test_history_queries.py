@@ -17,10 +17,10 @@ import pytest
 from pogo_core.util.migrate import apply
 
 from projection_service.purge import purge_history
-from shared.client import ConsentClient
-from shared.database import migrate
-from shared.durations import parse_duration
+from shared.client.client import ConsentClient
 from shared.errors import QueryRefused, SettingsError
+from shared.postgres.database import migrate
+from shared.values.durations import parse_duration
 from tests.amqp import Client, Json
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment
@@ -432,7 +432,7 @@ async def test_a_migration_that_finds_events_projected_knows_nothing_of_their_pa
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     for folder, name in (
-        ("shared", "0001-partitions"),
+        ("shared/postgres", "0001-partitions"),
         ("projection_service", "0002-read-model"),
         ("projection_service", "0003-parked-events"),
     ):

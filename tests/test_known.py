@@ -11,9 +11,9 @@ from projection_service.consents import Consent
 from projection_service.fold import Fact, fold, read
 from projection_service.known import KnownPatients
 from projection_service.read_model import Key, Move, ReadModel
-from shared.cloud_event import CloudEvent
-from shared.database import Pool
-from shared.vocabulary import RECORD_TYPES, Grantee
+from shared.messages.cloud_event import CloudEvent
+from shared.postgres.database import Pool
+from shared.values.vocabulary import RECORD_TYPES, Grantee
 from tests.test_history import BEGAN, VERBS, event
 
 Loaded = tuple[dict[Key, Consent], dict[str, int]]

@@ -6,10 +6,10 @@ from contextlib import suppress
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from shared.lag import FRESH_S, Lag
-from shared.observer import Observer, Outlook
-from shared.readiness import Readiness
 from shared.settings import WorkerSettings
+from shared.telemetry.lag import FRESH_S, Lag
+from shared.telemetry.readiness import Readiness
+from shared.worker.observer import Observer, Outlook
 
 
 class Clock:

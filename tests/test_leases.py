@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import asyncpg
 import pytest
 
-from shared.database import Connection, Pool
 from shared.errors import Fenced
-from shared.leases import Lease, LeaseKeeper
+from shared.postgres.database import Connection, Pool
+from shared.worker.leases import Lease, LeaseKeeper
 from tests.chaos.links import Disorder, open_wires
 from tests.conftest import PARTITIONS
 from tests.eventually import eventually

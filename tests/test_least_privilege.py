@@ -17,11 +17,11 @@ from aio_pika.abc import AbstractChannel
 from aiormq.abc import FieldValue
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
-from shared.client import ConsentClient
-from shared.cloud_event import CloudEvent
+from command_service.broker_users.permissions import Role, rabbitmqctl_lines
+from shared.client.client import ConsentClient
+from shared.client.subscription import subscribe
 from shared.errors import NotAllowed
-from shared.permissions import Role, rabbitmqctl_lines
-from shared.subscription import subscribe
+from shared.messages.cloud_event import CloudEvent
 from tests.amqp import Client, body_of
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment, ServiceName, open_deployment

@@ -8,8 +8,8 @@ import asyncpg
 
 from command_service import event_store
 from command_service.patient import MOST_REQUESTS
-from shared.client import ConsentClient
-from shared.database import Pool
+from shared.client.client import ConsentClient
+from shared.postgres.database import Pool
 from tests.amqp import Client, body_of
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment

@@ -8,15 +8,15 @@ import asyncpg
 import pytest
 
 from projection_service.read_model import Changes, Move, ReadModel
-from shared.database import Connection, Pool
-from shared.statements import statement
+from shared.postgres.database import Connection, Pool
+from shared.postgres.statements import statement
 from tests.conftest import PARTITIONS
 from tests.eventually import eventually
 
 ALL = list(range(PARTITIONS))
 STATEMENTS: dict[str, tuple[str, Sequence[object]]] = {
-    "keep_leases": ("shared", ["me", 60.0, True, 1]),
-    "release_partitions": ("shared", ["me", None]),
+    "keep_leases": ("shared.postgres", ["me", 60.0, True, 1]),
+    "release_partitions": ("shared.postgres", ["me", None]),
     "mark_published": ("command_service", [ALL[::-1], [1] * PARTITIONS, [9] * PARTITIONS]),
 }
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
@@ -68,7 +68,7 @@ async def test_a_partition_is_locked_before_its_checkpoint(
 
 
 def test_no_statement_updates_several_partitions_without_locking_them_in_order() -> None:
-    packages: Sequence[str] = ("shared", "command_service", "projection_service")
+    packages: Sequence[str] = ("shared.postgres", "command_service", "projection_service")
     files = [file for package in packages for file in Path(package, "sql").glob("*.sql")]
     updates = [file for file in files if "UPDATE partitions" in file.read_text()]
     assert len(updates) > 4

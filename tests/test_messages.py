@@ -13,14 +13,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from command_service.fingerprint import fingerprint
 from command_service.recorded_event import RecordedEvent
-from shared import names
-from shared.cloud_event import CloudEvent
-from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.events import UnknownEventError
-from shared.partition import partition_of
-from shared.queries import ConsentHistory, ListConsents
-from shared.validation import MOST_DETAILS, MOST_FIELDS, details_of, read_json
-from shared.vocabulary import Id
+from shared.messages import names
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
+from shared.messages.events import UnknownEventError
+from shared.messages.queries import ConsentHistory, ListConsents
+from shared.messages.validation import MOST_DETAILS, MOST_FIELDS, details_of, read_json
+from shared.values.partition import partition_of
+from shared.values.vocabulary import Id
 
 ID: TypeAdapter[str] = TypeAdapter(Id)
 

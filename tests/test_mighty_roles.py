@@ -6,8 +6,8 @@ from typing import Final
 import asyncpg
 import pytest
 
-from shared.database import migrate
 from shared.errors import SettingsError
+from shared.postgres.database import migrate
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 

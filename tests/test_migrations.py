@@ -11,12 +11,12 @@ import pytest
 from pogo_core.util.migrate import apply
 
 from projection_service.read_model import TABLES
-from shared.database import check_schema, compare_schema, migrate, open_pool
 from shared.errors import SchemaError, SettingsError
+from shared.postgres.database import check_schema, compare_schema, migrate, open_pool
 from tests.sandbox import Sandbox
 
 _NUMBERS = count(1)
-FOLDERS = [files(package) / "migrations" for package in ("shared", "command_service")]
+FOLDERS = [files(package) / "migrations" for package in ("shared.postgres", "command_service")]
 ALL = [
     "0001-partitions",
     "0002-events",

@@ -25,7 +25,7 @@ from tests.sandbox.home import Home, free_ports
 pytestmark = pytest.mark.timeout(300)
 
 ROOT: Final = Path(__file__).parent.parent
-MONITORING: Final = ROOT / "shared" / "monitoring"
+MONITORING: Final = ROOT / "shared" / "containers" / "monitoring"
 DASHBOARD: Final = MONITORING / "grafana" / "dashboards" / "consent.json"
 ALERTS: Final = MONITORING / "alerts.yml"
 WITHIN_S: Final = 60.0

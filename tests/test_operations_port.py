@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from shared.health_check import health_check
+from shared.worker.health_check import health_check
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment, Worker, open_deployment
 from tests.sandbox import Sandbox

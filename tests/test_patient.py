@@ -20,9 +20,9 @@ from command_service.patient import (
     fold,
 )
 from projection_service import consents
-from shared.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
-from shared.vocabulary import RECORD_TYPES, Grantee, RecordType, Target, record_types
+from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
+from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
+from shared.values.vocabulary import RECORD_TYPES, Grantee, RecordType, Target, record_types
 
 DOCTOR = Grantee("doctor", "d-1")
 TARGETS: tuple[Target, ...] = get_args(Target)

@@ -3,9 +3,9 @@
 import aio_pika
 import pytest
 
-from shared.cloud_event import CloudEvent
 from shared.errors import SettingsError
-from shared.patterns import check, chooses, matches
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.patterns import check, chooses, matches
 from tests.deployment import Deployment
 
 KEYS = ["asked.doctor.exams.3", "granted.patient.er_visits.0", "revoked.nurse.exams.12"]

@@ -13,10 +13,10 @@ import pytest
 
 from command_service.event_store import EventStore
 from command_service.receipts import ROWS_AT_ONCE, Purged, purge_receipts
-from shared.database import Connection, Pool, migrate
-from shared.durations import parse_duration
 from shared.errors import SettingsError
-from shared.statements import statement
+from shared.postgres.database import Connection, Pool, migrate
+from shared.postgres.statements import statement
+from shared.values.durations import parse_duration
 from tests.amqp import Client, body_of
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment

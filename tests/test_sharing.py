@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from command_service.suspects import MOST_ATTEMPTS
-from shared.intake import SUSPICIOUS
+from shared.rabbitmq.intake import SUSPICIOUS
 from tests.amqp import Client, body_of
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment, ServiceName, Worker

@@ -8,10 +8,11 @@ from uuid import uuid4
 import pytest
 
 import shared
-from shared.cloud_event import CloudEvent
 from shared.errors import NoAnswer
-from shared.log_client import PAGE, read_answer
-from shared.oversized import (
+from shared.event_log.log_client import PAGE, read_answer
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.queries import MOST_SPANS, Change, History, Period
+from shared.values.oversized import (
     KEPT,
     LARGEST_ANSWER,
     LARGEST_EVENT,
@@ -21,7 +22,6 @@ from shared.oversized import (
     bounded,
     too_large,
 )
-from shared.queries import MOST_SPANS, Change, History, Period
 
 WIDEST = "😀" * 128
 ESCAPED = '"' * 255

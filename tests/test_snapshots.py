@@ -22,9 +22,9 @@ from command_service.patient import INITIAL, Refused, decide, fold
 from command_service.replay import replay
 from command_service.snapshot import EVERY, FORMAT, SnapshotError, is_due, restore, take
 from command_service.snapshot_writer import MOST_WAITING, SnapshotWriter
-from shared.commands import ConsentCommand
-from shared.database import Pool
-from shared.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
+from shared.messages.commands import ConsentCommand
+from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
+from shared.postgres.database import Pool
 from tests.amqp import Client
 from tests.deployment import Deployment
 from tests.eventually import eventually

@@ -5,7 +5,7 @@ from pathlib import Path
 
 SQL = [
     Path(str(one))
-    for package in ("shared", "command_service", "projection_service")
+    for package in ("shared.postgres", "command_service", "projection_service")
     for folder in ("sql", "migrations")
     for one in (files(package) / folder).iterdir()
     if one.name.endswith(".sql")

@@ -14,10 +14,10 @@ from typing import Any, Final
 import pytest
 from pydantic_core import from_json
 
-from shared.cloud_event import CloudEvent
+from shared.client.subscription import Start, subscribe
 from shared.errors import NotHandled, SchemaError, SettingsError
-from shared.patterns import chooses
-from shared.subscription import Start, subscribe
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.patterns import chooses
 from tests.amqp import Client, open_client
 from tests.chaos.links import open_wires
 from tests.conftest import PARTITIONS
@@ -198,7 +198,7 @@ async def test_from_now_on_leaves_the_history_out_and_the_queue_keeps_what_comes
 PROGRAM: Final = """
 import asyncio, sqlite3, sys
 
-from shared.subscription import subscribe
+from shared.client.subscription import subscribe
 
 url, path = sys.argv[1:]
 database = sqlite3.connect(path, timeout=30)

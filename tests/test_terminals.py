@@ -37,6 +37,6 @@ def test_json_stays_json_and_help_stays_help(
     told = deployment.run("command_service", "check", "--json", **unreached)
     assert told.returncode == 1
     assert not json.loads(told.stdout)["ok"]
-    for words in (("command_service", "migrate"), ("projection_service",), ("shared.cli",)):
+    for words in (("command_service", "migrate"), ("projection_service",), ("shared.cli.consent",)):
         helped = deployment.run(*words, "--help", **terminal)
         assert (helped.returncode, helped.stderr) == (0, "")

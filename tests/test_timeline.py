@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from shared.history import joined
-from shared.legible import visible
-from shared.queries import Change, History, Period, Place, RequestMade
-from shared.timeline import Axis, lay_out
-from shared.timeline_svg import picture
-from shared.timeline_text import ASCII, UNICODE, Glyphs, draw
+from shared.cli.timeline import Axis, lay_out
+from shared.cli.timeline_svg import picture
+from shared.cli.timeline_text import ASCII, UNICODE, Glyphs, draw
+from shared.client.history import joined
+from shared.messages.queries import Change, History, Period, Place, RequestMade
+from shared.values.legible import visible
 
 BEGAN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 NOW: Final = datetime(2026, 12, 1, tzinfo=UTC)

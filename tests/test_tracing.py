@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from shared.client import ConsentClient
+from shared.client.client import ConsentClient
 from tests.amqp import Client, body_of
 from tests.collector import Collector, Exported, open_collector
 from tests.conftest import PARTITIONS
@@ -166,7 +166,7 @@ async def test_a_collector_that_is_away_keeps_nobody_from_working_or_leaving(
 
 IMPORTED = """
 import sys
-from shared import command_line
+from shared.cli import command_line
 def only_look(*_):
     print(sorted(name for name in sys.modules if name.startswith("opentelemetry")))
 command_line.run_process = only_look

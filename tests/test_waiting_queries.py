@@ -13,12 +13,12 @@ from projection_service import answers
 from projection_service.answers import MOST_WAITING, Answers
 from projection_service.past import Past
 from projection_service.read_model import ReadModel
-from shared import names
-from shared.broker import connect
-from shared.database import Pool, open_pool
-from shared.intake import Intake
-from shared.reply_channel import ReplyChannel
-from shared.statements import statement
+from shared.messages import names
+from shared.postgres.database import Pool, open_pool
+from shared.postgres.statements import statement
+from shared.rabbitmq.broker import connect
+from shared.rabbitmq.intake import Intake
+from shared.rabbitmq.reply_to.reply_channel import ReplyChannel
 from tests.amqp import Client
 from tests.deployment import Deployment
 from tests.eventually import eventually

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Any, Final
 
-from shared import names
-from shared.commands import COMMANDS
 from shared.contract.messages import (
     Json,
     Message,
@@ -18,10 +16,12 @@ from shared.contract.messages import (
     queries,
 )
 from shared.contract.schemas import DEFINITIONS, every_schema, schema_of
-from shared.events import EVENTS
-from shared.oversized import LARGEST_ANSWER, LARGEST_REQUEST
-from shared.topology import EXCHANGES, queues
-from shared.vocabulary import ENTITIES, RECORD_TYPES
+from shared.messages import names
+from shared.messages.commands import COMMANDS
+from shared.messages.events import EVENTS
+from shared.rabbitmq.topology import EXCHANGES, queues
+from shared.values.oversized import LARGEST_ANSWER, LARGEST_REQUEST
+from shared.values.vocabulary import ENTITIES, RECORD_TYPES
 
 SCHEMAS: Final = "#/components/schemas/"
 BINDING: Final = "0.3.0"

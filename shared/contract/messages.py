@@ -6,12 +6,12 @@ from typing import Any, Final, Literal, Union, get_args
 
 from pydantic import AwareDatetime, BaseModel, create_model
 
-from shared.cloud_event import CONTENT_TYPE, CloudEvent
-from shared.commands import COMMANDS
 from shared.contract.examples import EXAMPLES
-from shared.events import EVENTS
-from shared.queries import ANSWERS, EventPage, QueryFailed
-from shared.replies import Outcome
+from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent
+from shared.messages.commands import COMMANDS
+from shared.messages.events import EVENTS
+from shared.messages.queries import ANSWERS, EventPage, QueryFailed
+from shared.messages.replies import Outcome
 
 Json = dict[str, Any]
 Direction = Literal["received", "sent"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from command_service.decisions import Decision
 from command_service.event_store import EventStore
-from shared.database import Pool, open_pool
+from shared.postgres.database import Pool, open_pool
 from tests.bench.bench import Bench, Figure, Goal, Section
 from tests.bench.stage import open_stage
 from tests.bench.writer import Writer, decide_batches

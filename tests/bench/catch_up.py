@@ -8,7 +8,7 @@ from time import monotonic
 
 import asyncpg
 
-from shared.statements import statement
+from shared.postgres.statements import statement
 from tests.bench.bench import Bench, Figure, Goal, Section, expect
 from tests.bench.looking import LOOK_EVERY_S, STALLED_S, VISIBLE, counting
 from tests.bench.old_log import make_log

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from shared import names
-from shared.broker import PERSISTENT, Broker, Outgoing, Properties, publish_in_order
-from shared.partition import partition_of
+from shared.messages import names
+from shared.rabbitmq.broker import PERSISTENT, Broker, Outgoing, Properties, publish_in_order
+from shared.values.partition import partition_of
 from tests.amqp import body_of
 from tests.bench.bench import Sizes, expect
 from tests.bench.looking import length

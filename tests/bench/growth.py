@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from command_service.decisions import Stream
 from command_service.event_store import EventStore
-from shared.commands import ConsentCommand
-from shared.database import Pool, open_pool
+from shared.messages.commands import ConsentCommand
+from shared.postgres.database import Pool, open_pool
 from tests.bench.append import BATCH, PATIENTS
 from tests.bench.bench import Bench, Figure, Goal, Section, expect
 from tests.bench.grants import Grant

@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 
-from shared.partition import partition_of
+from shared.values.partition import partition_of
 
 # Streams of five; `events` takes no UPDATE, so the cursors are moved to where it ends.
 EVENTS = """

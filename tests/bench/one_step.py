@@ -7,7 +7,15 @@ from uuid import uuid4
 
 import asyncpg
 
-from shared.broker import PERSISTENT, Delivery, Outgoing, Properties, connect, consume, publish
+from shared.rabbitmq.broker import (
+    PERSISTENT,
+    Delivery,
+    Outgoing,
+    Properties,
+    connect,
+    consume,
+    publish,
+)
 from tests.deployment import Deployment
 
 TABLE = "CREATE TABLE IF NOT EXISTS single_rows (id uuid PRIMARY KEY, body text NOT NULL)"

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
-from shared import names
-from shared.broker import Broker, Channel, Delivery, Outgoing, Properties, connect, publish
+from shared.messages import names
+from shared.rabbitmq.broker import Broker, Channel, Delivery, Outgoing, Properties, connect, publish
 from tests.bench.grants import Grant
 
 Answer = dict[str, Any]

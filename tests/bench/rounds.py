@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 
-from shared import names
-from shared.broker import Broker, Channel, connect
+from shared.messages import names
+from shared.rabbitmq.broker import Broker, Channel, connect
 from tests.bench.bench import Bench, UnmetError, expect
 from tests.bench.cpu import CpuMeter, CpuReading
 from tests.bench.gate import Gate

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from shared.broker import connect
-from shared.topology import declare
+from shared.rabbitmq.broker import connect
+from shared.rabbitmq.topology import declare
 from tests.bench.bench import Bench, expect
 from tests.deployment import Deployment, open_deployment
 from tests.sandbox import Sandbox

@@ -7,8 +7,8 @@ from command_service.decisions import EMPTY, Batch, Decision, Stream
 from command_service.decode import Received
 from command_service.event_store import EventStore
 from command_service.fingerprint import fingerprint
-from shared.commands import ConsentCommand, GrantConsent, RevokeConsent
-from shared.partition import partition_of
+from shared.messages.commands import ConsentCommand, GrantConsent, RevokeConsent
+from shared.values.partition import partition_of
 
 
 def received(command: ConsentCommand, partitions: int) -> Received:

@@ -1,0 +1,1 @@
+"""For people at a terminal: the `consent` command, and what the services' own share."""

@@ -1,0 +1,131 @@
+"""Looks whether everything that a service needs is there, and says what to do where it is not."""
+
+import asyncio
+import os
+import platform
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from yarl import URL
+
+from shared.cli.check_broker import broker_findings
+from shared.cli.check_database import database_findings, ownership
+from shared.cli.command_line import print_json
+from shared.cli.findings import Finding, Needs, Ownership
+from shared.cli.terminal import can_show
+from shared.errors import SettingsError
+from shared.values.database_url import place_of
+from shared.values.legible import shown
+
+_PASSWORD: Final = "RABBITMQ_MANAGEMENT_PASSWORD"  # noqa: S105 - a variable's name
+
+
+def _with_password(
+    context: typer.Context, parameter: typer.CallbackParam, text: str | None
+) -> str | None:
+    """Add the password to the URL; raises BadParameter where it was on the command line."""
+    if text is None:
+        return None
+    try:
+        url = URL(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"it is no URL ({error})") from None
+    given = context.get_parameter_source(parameter.name or "")
+    on_the_line = given is not None and given.name == "COMMANDLINE"
+    if url.password is not None and on_the_line:
+        raise typer.BadParameter(
+            "every user of this machine can read a command line: leave the password out and set "
+            f"{_PASSWORD}, or set the whole URL as RABBITMQ_MANAGEMENT_URL"
+        )
+    password = os.environ.get(_PASSWORD)
+    if url.user is None or url.password is not None or password is None:
+        return text
+    return str(url.with_password(password))
+
+
+Management = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="RABBITMQ_MANAGEMENT_URL",
+        callback=_with_password,
+        help="RabbitMQ's management API, http://user@host:15672, to compare bindings, "
+        f"and look for harmful policies; the password is in {_PASSWORD}.",
+    ),
+]
+AMQP_PORT: Final = 5672
+MARKS: Final = ("✓", "✗")
+ASCII_MARKS: Final = ("ok", "NO")
+"""For a terminal whose encoding lacks the others."""
+
+
+@dataclass(slots=True)
+class Report:
+    """All that was found."""
+
+    findings: list[Finding] = field(default_factory=list)
+    partitions: list[Ownership] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is missing."""
+        return all(finding.ok for finding in self.findings)
+
+
+async def check(read_needs: Callable[[], Needs], management: str | None = None) -> Report:
+    """Look at settings, database, broker and leases; never raises for what is missing."""
+    try:
+        needs = read_needs()
+    except SettingsError as error:
+        return Report([Finding("settings", False, str(error))])
+    findings = [one async for one in _findings(needs, management)]
+    return Report(findings, await ownership(needs))
+
+
+async def _findings(needs: Needs, management: str | None) -> AsyncIterator[Finding]:
+    yield Finding("settings", True, ", ".join(_told(needs)))
+    running = f"consent {version('consent')} on Python {platform.python_version()}"
+    yield Finding("version", True, running)
+    async for finding in database_findings(needs):
+        yield finding
+    async for finding in broker_findings(needs, management):
+        yield finding
+    yield Finding("plugins", True, "none are needed")
+
+
+def _told(needs: Needs) -> Iterator[str]:
+    """Say which servers are meant, without users and passwords."""
+    broker = URL(needs.settings.rabbitmq_url)
+    yield f"broker {broker.host}:{broker.port or AMQP_PORT}{broker.path}"
+    yield f"database {place_of(needs.database_url)}"
+    yield f"{needs.settings.consent_partitions} partitions"
+
+
+def show(report: Report) -> None:
+    """Print a report for people."""
+    console = Console(highlight=False)
+    good, bad = MARKS if can_show("".join(MARKS)) else ASCII_MARKS
+    for finding in report.findings:
+        mark = f"[green]{good}[/]" if finding.ok else f"[red]{bad}[/]"
+        console.print(f"{mark} {finding.name}: {shown(finding.detail)}", soft_wrap=True)
+    if report.partitions:
+        table = Table("partition", "owner", "epoch")
+        for one in report.partitions:
+            table.add_row(str(one.partition), shown(one.owner or "nobody"), str(one.epoch))
+        console.print(table)
+
+
+def tell(read_needs: Callable[[], Needs], *, json: bool, management: str | None) -> None:
+    """Check, print the report, and exit with 1 where something is missing."""
+    report = asyncio.run(check(read_needs, management))
+    if json:
+        print_json({"ok": report.ok, "findings": report.findings, "partitions": report.partitions})
+    else:
+        show(report)
+    if not report.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,387 @@
+"""The `consent` command: what another service does over the broker, from the command line."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final, NoReturn, TypeVar
+from uuid import UUID
+
+import typer
+from aiormq.exceptions import ChannelNotFoundEntity
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from shared.cli.terminal import Program, shown_json
+from shared.cli.timeline import lay_out
+from shared.cli.timeline_svg import picture
+from shared.cli.timeline_text import ASCII, UNICODE, draw
+from shared.cli.watch import read_positions
+from shared.cli.watch import watch as watch_events
+from shared.client.client import ConsentClient
+from shared.client.subscription import Start
+from shared.errors import (
+    BrokerBlocked,
+    NoAnswer,
+    NotAllowed,
+    NotConnected,
+    QueryRefused,
+    SettingsError,
+)
+from shared.event_log.log_client import Page
+from shared.messages.cloud_event import CloudEvent, timestamp
+from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
+from shared.messages.events import UnknownEventError
+from shared.messages.moments import REMEDY, Moment
+from shared.messages.queries import ConsentHeld, Consents, ListConsents
+from shared.messages.replies import CommandAccepted, Outcome
+from shared.messages.validation import details_of
+from shared.rabbitmq.broker import BROKER_ERRORS
+from shared.settings import ClientSettings, PartitionSettings, read_settings
+from shared.telemetry.logs import hush_libraries, set_up_logs
+from shared.telemetry.standard_streams import guard_standard_streams
+from shared.values.legible import shown, visible_json
+from shared.values.partition import partition_of
+from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, Target
+
+REFUSED: Final = 1
+"""Exit code where a command is rejected, or a consent does not hold."""
+WRONG_USE: Final = 2
+NO_ANSWER: Final = 3
+
+HELP: Final = f"""
+Ask, grant, revoke and check consent, over RabbitMQ.
+
+ENTITY is one of {", ".join(ENTITIES)}; TARGET is one of {", ".join(RECORD_TYPES)}, or all.
+RABBITMQ_URL and CONSENT_PARTITIONS say where; `--json` prints what was received.
+
+Exit codes: 0 accepted or yes, 1 rejected or no, 2 wrong use, 3 no answer.
+"""
+
+app = Program(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console(highlight=False)
+problems = Console(stderr=True, highlight=False)
+
+Patient = Annotated[str, typer.Argument(help="The patient's id.")]
+EntityName = Annotated[Entity, typer.Argument(metavar="ENTITY", help="patient, doctor or nurse.")]
+EntityId = Annotated[str, typer.Argument(metavar="ID", help="The id of that patient or other.")]
+Records = Annotated[Target, typer.Argument(metavar="TARGET", help="A record type, or all.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the message as it was received.")]
+Within = Annotated[float, typer.Option(help="Seconds to wait for the reply.", min=0.1)]
+CommandId = Annotated[
+    UUID | None, typer.Option(help="The idempotency key; a new one where none is given.")
+]
+MinVersion = Annotated[
+    int, typer.Option(help="Wait until the patient is projected to this version.", min=0)
+]
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return TypeAdapter(Moment).validate_python(text)
+    except ValidationError:
+        raise typer.BadParameter(REMEDY) from None
+
+
+At = Annotated[
+    datetime | None,
+    typer.Option(
+        parser=_moment, metavar="TIME", help="Ask about that moment, as 2026-03-01T12:00:00Z."
+    ),
+]
+
+Result = TypeVar("Result", bound=BaseModel)
+
+
+@app.command(epilog="Example: consent ask p-1 doctor d-1 exams")
+def ask(
+    patient_id: Patient,
+    entity: EntityName,
+    id_: EntityId,
+    target: Records = "all",
+    command_id: CommandId = None,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Ask a patient for consent, on behalf of somebody."""
+    with _clear_errors():
+        command = AskConsent(patient_id=patient_id, by_entity=entity, by_id=id_, target=target)
+        _send(command, command_id, within, json)
+
+
+@app.command(epilog="Example: consent grant p-1 doctor d-1 exams")
+def grant(
+    patient_id: Patient,
+    entity: EntityName,
+    id_: EntityId,
+    target: Records = "all",
+    command_id: CommandId = None,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Grant somebody consent, on behalf of a patient."""
+    with _clear_errors():
+        command = GrantConsent(patient_id=patient_id, to_entity=entity, to_id=id_, target=target)
+        _send(command, command_id, within, json)
+
+
+@app.command(epilog="Example: consent revoke p-1 doctor d-1 exams")
+def revoke(
+    patient_id: Patient,
+    entity: EntityName,
+    id_: EntityId,
+    target: Records = "all",
+    command_id: CommandId = None,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Take consent back from somebody, on behalf of a patient."""
+    with _clear_errors():
+        command = RevokeConsent(
+            patient_id=patient_id, from_entity=entity, from_id=id_, target=target
+        )
+        _send(command, command_id, within, json)
+
+
+@app.command("list", epilog="Example: consent list p-1")
+def list_(
+    patient_id: Patient, min_version: MinVersion = 0, within: Within = 10.0, json: AsJson = False
+) -> None:
+    """List what a patient has granted, and is asked for."""
+    found = _talk(within, lambda client: client.list_consents(patient_id, min_version=min_version))
+    _print_json(found) if json else _show_consents(found)
+
+
+@app.command(epilog="Example: consent check p-1 doctor d-1 exams && echo may see them")
+def check(
+    patient_id: Patient,
+    entity: EntityName,
+    id_: EntityId,
+    permission: Records = "all",
+    at: At = None,
+    min_version: MinVersion = 0,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Ask whether somebody may see these records of a patient, or could at some moment."""
+    held = _talk(
+        within,
+        lambda client: client.has_consent(
+            patient_id, entity, id_, permission, min_version=min_version, at=at
+        ),
+    )
+    _print_json(held) if json else _show_held(held, at)
+    if not held.has_consent:
+        raise typer.Exit(REFUSED)
+
+
+@app.command(epilog="Example: consent history p-1 --svg p-1.svg")
+def history(
+    patient_id: Patient,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a picture to this file as well.")
+    ] = None,
+    min_version: MinVersion = 0,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Draw what a patient had granted to whom and when, who asked, and by which commands."""
+    found = _talk(within, lambda client: client.history(patient_id, min_version=min_version))
+    timeline = lay_out(found, datetime.now(UTC))
+    if json:
+        _print_json(found)
+    else:
+        glyphs = ASCII if console.options.ascii_only else UNICODE
+        console.print(draw(timeline, console.width, glyphs))
+    if svg is not None:
+        _write(svg, picture(timeline))
+
+
+@app.command(epilog="Example: consent events 3 --after 120 --limit 20")
+def events(
+    partition: Annotated[int, typer.Argument(help="The partition whose log is read.", min=0)],
+    after: Annotated[int, typer.Option(help="Begin behind this position.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="How many at most.", min=1, max=500)] = 100,
+    patient: Annotated[str | None, typer.Option(help="Only this patient's events.")] = None,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Read the log of a partition."""
+    page = _talk(
+        within,
+        lambda client: client.read_events(
+            partition, after_position=after, limit=limit, patient_id=patient
+        ),
+    )
+    _print_json(page) if json else _show_events(page)
+
+
+@app.command(epilog="Example: consent watch 'asked.#' 'granted.doctor.#'")
+def watch(
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Which events: FACT.ENTITY.RECORD_TYPE.PARTITION, with * and #. All by default."
+        ),
+    ] = None,
+    patient: Annotated[str | None, typer.Option(help="Only this patient's events.")] = None,
+    from_origin: Annotated[bool, typer.Option("--from-origin", help="Begin with the log.")] = False,
+    from_: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="PARTITION=POSITION,…", help="Begin behind these; the others now."
+        ),
+    ] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print a CloudEvent on each line.")] = False,
+) -> None:
+    """Follow the events as they happen, until Ctrl-C."""
+    start = Start.ORIGIN if from_origin else Start.NOW
+    positions = read_positions(from_)
+    # Ctrl-C cancels; asyncio says so in the one way or the other.
+    with _clear_errors(), suppress(KeyboardInterrupt, asyncio.CancelledError):
+        settings = read_settings(ClientSettings)
+        set_up_logs("WARNING", "console")
+        asyncio.run(watch_events(settings, patterns or [], patient, start, positions, json=json))
+
+
+@app.command(epilog="Example: consent partition p-1")
+def partition(patient_id: Patient) -> None:
+    """Say in which partition a patient is, and with which routing keys to send commands."""
+    with _clear_errors():
+        ListConsents(patient_id=patient_id)  # or it is said what is wrong with the id
+        partitions = read_settings(PartitionSettings).consent_partitions
+    number = partition_of(patient_id, partitions)
+    keys = ", ".join(f"{verb}.{number}" for verb in ("ask", "grant", "revoke"))
+    console.print(f"{number} of {partitions}; routing keys {keys}")
+
+
+def main() -> None:
+    """Run the command line."""
+    guard_standard_streams()
+    hush_libraries()
+    app()
+
+
+def _send(command: ConsentCommand, command_id: UUID | None, within: float, json: bool) -> None:
+    _show_outcome(_talk(within, lambda client: client.send(command, command_id)), json)
+
+
+def _talk(within: float, conversation: Callable[[ConsentClient], Awaitable[Result]]) -> Result:
+    async def talk(settings: ClientSettings) -> Result:
+        async with ConsentClient.connect(
+            settings.rabbitmq_url, partitions=settings.consent_partitions, within=within
+        ) as client:
+            return await conversation(client)
+
+    with _clear_errors():
+        return asyncio.run(talk(read_settings(ClientSettings)))
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    try:
+        yield
+    except (SettingsError, NotConnected, NotAllowed) as error:
+        _end(str(error), WRONG_USE)
+    except ValidationError as error:
+        found = "; ".join(f"{one.field} {_begin_low(one.message)}" for one in details_of(error))
+        _end(found, WRONG_USE)
+    except QueryRefused as error:
+        _end(str(error), NO_ANSWER if error.error == "not_yet_projected" else WRONG_USE)
+    except NoAnswer as error:
+        _end(f"{error}{_remedy(error)}", NO_ANSWER)
+    except BROKER_ERRORS as error:
+        why = f"{error or type(error).__name__}"
+        _end(f"the broker is not reached: {why}: check RABBITMQ_URL", NO_ANSWER)
+
+
+def _remedy(error: NoAnswer) -> str:
+    if isinstance(error.__cause__, ChannelNotFoundEntity):
+        return ": run `python -m command_service topology`"
+    if isinstance(error.__cause__, BrokerBlocked):
+        return ""
+    return ": are the workers running?"
+
+
+def _end(line: str, code: int) -> NoReturn:
+    problems.print(f"[red]error:[/] {shown(' '.join(line.split()))}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _end(f"--svg: {file} can't be written ({error.strerror}): name another file", WRONG_USE)
+
+
+def _begin_low(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _print_json(message: BaseModel) -> None:
+    sys.stdout.write(shown_json(visible_json(message.model_dump_json(exclude_none=True))) + "\n")
+
+
+def _show_outcome(outcome: Outcome, json: bool) -> None:
+    accepted = isinstance(outcome, CommandAccepted)
+    if json:
+        _print_json(outcome)
+    elif isinstance(outcome, CommandAccepted):
+        what = ", ".join(f"{event.type} {event.target}" for event in outcome.events)
+        console.print(f"[green]accepted[/] {what}; version {outcome.version}")
+    else:
+        console.print(f"[yellow]rejected[/] {outcome.error}: {shown(outcome.message)}")
+        for detail in outcome.details:
+            console.print(f"  {shown(detail.field)}: {shown(detail.message)}")
+    if not accepted:
+        raise typer.Exit(REFUSED)
+
+
+def _show_consents(found: Consents) -> None:
+    table = Table(title=f"Patient {shown(found.patient_id)}, version {found.version}")
+    for heading in ("entity", "id", "may see", "asked for"):
+        table.add_column(heading)
+    for entry in found.consents:
+        table.add_row(
+            entry.entity_name,
+            shown(entry.entity_id),
+            ", ".join(entry.permissions),
+            ", ".join(entry.requested),
+        )
+    console.print(table)
+
+
+def _show_held(held: ConsentHeld, at: datetime | None) -> None:
+    answer = "[green]yes[/]" if held.has_consent else "[red]no[/]"
+    when = "" if at is None else f" at {timestamp(at)}"
+    console.print(f"{answer}{when}, as of version {held.version}")
+
+
+def _show_events(page: Page) -> None:
+    table = Table(title=f"{len(page.events)} events; the log ends at {page.head}")
+    for heading in ("position", "time", "patient", "version", "event", "who"):
+        table.add_column(heading, overflow="fold", no_wrap=heading in {"event", "time"})
+    for one in page.events:
+        what, who = _what_and_who(one)
+        table.add_row(
+            str(one.position),
+            shown(one.time[:19]),
+            shown(one.subject),
+            str(one.streamversion),
+            f"{shown(one.type)}\n{what}",
+            shown(who),
+        )
+    console.print(table)
+
+
+def _what_and_who(one: CloudEvent) -> tuple[str, str]:
+    """Say what an event is about, and about whom, as far as this version can read it."""
+    try:
+        event = one.event()
+    except (UnknownEventError, ValidationError):
+        return "which this version can't read", ""
+    return event.target, str(event.grantee)

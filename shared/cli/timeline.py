@@ -1,0 +1,163 @@
+"""Lays a history out on a time axis, for whatever draws it. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from rich.cells import cell_len, set_cell_size
+
+from shared.messages.cloud_event import timestamp
+from shared.messages.queries import Change, History, Period, RequestMade
+from shared.values.legible import visible
+
+SHORTEST: Final = timedelta(seconds=1)
+"""Even where everything happened at once, an axis has a length."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_STEPS: Final = tuple(
+    timedelta(seconds=seconds)
+    for seconds in (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 10800, 21600, 43200, 86400, 172800)
+)
+_WEEK: Final = timedelta(weeks=1)
+_MONTHS: Final = (1, 3, 6, 12, 24, 60, 120, 600, 1200)
+
+
+def cut(text: str, room: int) -> str:
+    """Shorten a text to so many columns of a terminal."""
+    return text if cell_len(text) <= room else set_cell_size(text, room - 1) + "…"
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A moment to label on the axis."""
+
+    at: datetime
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The time that is drawn."""
+
+    begin: datetime
+    end: datetime
+
+    def share(self, at: datetime) -> float:
+        """Say how far along the axis a moment is, from 0 to 1."""
+        return min(1.0, max(0.0, (at - self.begin) / (self.end - self.begin)))
+
+    def ticks(self, most: int) -> list[Tick]:
+        """Find round moments within the axis, at most so many."""
+        for step in _STEPS:
+            if (self.end - self.begin) / step <= most:
+                return list(self._multiples(step, _EPOCH, self._time_format(step)))
+        if (self.end - self.begin) / _WEEK <= most:
+            return list(self._multiples(_WEEK, _EPOCH + timedelta(days=4), "%Y-%m-%d"))
+        for months in _MONTHS:
+            if (found := self._months(months)) and len(found) <= most:
+                return found
+        return []
+
+    def _time_format(self, step: timedelta) -> str:
+        if step >= timedelta(days=1):
+            return "%Y-%m-%d"
+        if self.end - self.begin > timedelta(days=1):
+            return "%m-%d %H:%M"
+        return "%H:%M:%S" if step < timedelta(minutes=1) else "%H:%M"
+
+    def _multiples(self, step: timedelta, origin: datetime, format_: str) -> Iterator[Tick]:
+        at = origin - ((origin - self.begin) // step) * step
+        while at <= self.end:
+            if at >= self.begin:
+                yield Tick(at, at.strftime(format_))
+            at += step
+
+    def _months(self, step: int) -> list[Tick]:
+        first = (self.begin.year * 12 + self.begin.month - 1) // step * step
+        last = self.end.year * 12 + self.end.month - 1
+        months = (
+            datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
+            for number in range(first, last + 1, step)
+            if number >= 12
+        )
+        format_ = "%Y" if step >= 12 else "%Y-%m"
+        return [Tick(at, at.strftime(format_)) for at in months if self.begin <= at <= self.end]
+
+
+@dataclass(slots=True)
+class Row:
+    """What one grantee may see of one record type, over time."""
+
+    grantee: str
+    record_type: str
+    periods: list[Period] = field(default_factory=list)
+    requests: list[RequestMade] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A change, in words."""
+
+    change: Change
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A history, ready to be drawn."""
+
+    title: str
+    axis: Axis
+    rows: list[Row]
+    changes: list[Told]
+    notes: list[str]
+
+
+def lay_out(history: History, now: datetime) -> Timeline:
+    """Lay out a history, as seen at a moment."""
+    changes = sorted(_changes(history), key=lambda told: told.change.version)
+    moments = [told.change.at for told in changes] or [now]
+    end = max(now, *moments)
+    return Timeline(
+        title=f"Patient {visible(history.patient_id)}, version {history.version}",
+        axis=Axis(min(*moments, end - SHORTEST), end),
+        rows=_rows(history),
+        changes=changes,
+        notes=list(_notes(history)),
+    )
+
+
+def _rows(history: History) -> list[Row]:
+    rows: dict[tuple[str, str, str], Row] = {}
+
+    def row(one: Period | RequestMade) -> Row:
+        key = (one.entity_name, one.entity_id, one.record_type)
+        return rows.setdefault(key, Row(_grantee(one), one.record_type))
+
+    for period in history.periods:
+        row(period).periods.append(period)
+    for request in history.requests:
+        row(request).requests.append(request)
+    return [rows[key] for key in sorted(rows)]
+
+
+def _changes(history: History) -> Iterator[Told]:
+    for one in history.periods:
+        yield Told(one.granted, f"{one.record_type} granted to {_grantee(one)}")
+        if one.revoked is not None:
+            yield Told(one.revoked, f"{one.record_type} revoked from {_grantee(one)}")
+    for ask in history.requests:
+        pending = ", pending" if ask.answered is None else ""
+        yield Told(ask.asked, f"{_grantee(ask)} asked for {ask.record_type}{pending}")
+
+
+def _notes(history: History) -> Iterator[str]:
+    if history.known_since is not None:
+        yield f"What ended up to {timestamp(history.known_since)} was purged."
+    elif not history.complete:
+        yield "Some of the past is missing, until the read model is rebuilt."
+
+
+def _grantee(one: Period | RequestMade) -> str:
+    return f"{one.entity_name} {visible(one.entity_id)}"

@@ -1,0 +1,188 @@
+"""Draws a time line as a picture, in SVG, that stands on its own. Pure."""
+
+from typing import Final
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from shared.cli.timeline import Row, Timeline, cut
+from shared.messages.cloud_event import timestamp
+from shared.messages.queries import Change, Period, RequestMade
+from shared.values.legible import visible
+
+WIDTH: Final = 1000
+LABELS: Final = 340
+RIGHT: Final = 24
+TOP: Final = 84
+ROW: Final = 28
+BAR: Final = 14
+MOST_TICKS: Final = 7
+LONGEST_NAME: Final = 24
+
+INK, FAINT, LINE = "#1f2933", "#66727f", "#dde3e9"
+GREEN, RED, AMBER = "#2f9e60", "#c8413b", "#d18700"
+FONT: Final = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
+
+
+def picture(timeline: Timeline) -> str:
+    """Draw a time line; whoever points at a bar or a mark is told who did it, when and how."""
+    height = TOP + ROW * max(1, len(timeline.rows)) + 72
+    svg = Element(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "viewBox": f"0 0 {WIDTH} {height}",
+            "width": str(WIDTH),
+            "height": str(height),
+            "font-family": FONT,
+            "font-size": "13",
+            "role": "img",
+        },
+    )
+    _named(svg, timeline.title)
+    _draw(svg, "rect", width=WIDTH, height=height, fill="#ffffff")
+    _text(svg, 24, 32, timeline.title, size=18, weight="600")
+    for number, note in enumerate(timeline.notes or ["times are in UTC"]):
+        _text(svg, 24, 52 + 16 * number, note, fill=FAINT, size=12)
+    _draw_axis(svg, timeline, height - 62)
+    before = ""
+    for number, row in enumerate(timeline.rows):
+        _draw_row(svg, timeline, row, TOP + ROW * number, named=row.grantee != before)
+        before = row.grantee
+    if not timeline.rows:
+        _text(svg, 24, TOP + 18, "nothing was ever granted or asked", fill=FAINT)
+    _draw_legend(svg, height - 24)
+    return tostring(svg, encoding="unicode") + "\n"
+
+
+def _draw_axis(svg: Element, timeline: Timeline, bottom: int) -> None:
+    axis = timeline.axis
+    free_from = LABELS + 126.0
+    _text(svg, LABELS, TOP - 14, f"{axis.begin:%Y-%m-%d %H:%M}", fill=FAINT, size=11)
+    _text(svg, WIDTH - RIGHT, TOP - 14, "now", fill=FAINT, size=11, anchor="end")
+    for x in (float(LABELS), float(WIDTH - RIGHT)):
+        _draw(svg, "line", x1=x, x2=x, y1=TOP - 8, y2=bottom, stroke=LINE)
+    for tick in axis.ticks(MOST_TICKS):
+        x = _x(timeline, axis.share(tick.at))
+        if free_from <= x <= WIDTH - RIGHT - 70:
+            _draw(svg, "line", x1=x, x2=x, y1=TOP - 8, y2=bottom, stroke=LINE)
+            _text(svg, x, TOP - 14, tick.label, fill=FAINT, size=11, anchor="middle")
+            free_from = x + 90
+
+
+def _draw_row(svg: Element, timeline: Timeline, row: Row, top: int, *, named: bool) -> None:
+    middle = top + ROW // 2
+    if named:
+        _draw(svg, "line", x1=24, x2=WIDTH - RIGHT, y1=top, y2=top, stroke=LINE)
+        name = _text(svg, 24, middle + 4, cut(row.grantee, LONGEST_NAME), weight="600")
+        _named(name, row.grantee)
+    _text(svg, LABELS - 14, middle + 4, row.record_type, fill=FAINT, anchor="end")
+    for ask in row.requests:
+        _draw_waiting(svg, timeline, ask, middle)
+    for period in row.periods:
+        _draw_period(svg, timeline, period, middle)
+    for ask in row.requests:
+        _draw_ask(svg, timeline, ask, middle)
+
+
+def _draw_period(svg: Element, timeline: Timeline, period: Period, middle: float) -> None:
+    begin = _x(timeline, timeline.axis.share(period.granted.at))
+    told = f"granted {_told(period.granted)}"
+    if period.revoked is None:
+        end = float(WIDTH - RIGHT)
+        told += "\nin force"
+    else:
+        end = max(begin + 2, _x(timeline, timeline.axis.share(period.revoked.at)))
+        told += f"\nrevoked {_told(period.revoked)}"
+    top = middle - BAR / 2
+    bar = _draw(
+        svg, "rect", x=begin, y=top, width=end - begin, height=BAR, fill=GREEN, opacity=0.85
+    )
+    _named(bar, told)
+    if period.revoked is None:
+        _draw_arrow(svg, end, middle)
+    else:
+        _draw(svg, "rect", x=end - 2, y=top - 3, width=3, height=BAR + 6, fill=RED)
+
+
+def _draw_arrow(svg: Element, x: float, middle: float) -> None:
+    points = f"{x:g},{middle - 10:g} {x + 14:g},{middle:g} {x:g},{middle + 10:g}"
+    _draw(svg, "polygon", points=points, fill=GREEN)
+
+
+def _draw_waiting(svg: Element, timeline: Timeline, ask: RequestMade, middle: float) -> None:
+    begin = _x(timeline, timeline.axis.share(ask.asked.at))
+    end = float(WIDTH - RIGHT)
+    if ask.answered is not None:
+        end = _x(timeline, timeline.axis.share(ask.answered.at))
+    line = _draw(svg, "line", x1=begin, x2=end, y1=middle, y2=middle, stroke=AMBER)
+    line.set("stroke-width", "2")
+    line.set("stroke-dasharray", "3 4")
+
+
+def _draw_ask(svg: Element, timeline: Timeline, ask: RequestMade, middle: float) -> None:
+    x = _x(timeline, timeline.axis.share(ask.asked.at))
+    told = "pending" if ask.answered is None else f"answered {_told(ask.answered)}"
+    group = SubElement(svg, "g")
+    _named(group, f"asked {_told(ask.asked)}\n{told}")
+    _draw(group, "circle", cx=x, cy=middle, r=7.5, fill=AMBER, stroke="#ffffff")
+    _text(group, x, middle + 4, "?", fill="#ffffff", size=11, weight="700", anchor="middle")
+
+
+def _draw_legend(svg: Element, middle: float) -> None:
+    _draw(svg, "rect", x=LABELS, y=middle - 7, width=30, height=BAR, fill=GREEN, opacity=0.85)
+    _text(svg, LABELS + 38, middle + 4, "in force", fill=FAINT)
+    _draw(svg, "rect", x=LABELS + 110, y=middle - 10, width=3, height=BAR + 6, fill=RED)
+    _text(svg, LABELS + 120, middle + 4, "revoked", fill=FAINT)
+    _draw_arrow(svg, LABELS + 190, middle)
+    _text(svg, LABELS + 212, middle + 4, "still in force", fill=FAINT)
+    _draw(svg, "circle", cx=LABELS + 320, cy=middle, r=7.5, fill=AMBER)
+    _text(
+        svg, LABELS + 320, middle + 4, "?", fill="#ffffff", size=11, weight="700", anchor="middle"
+    )
+    _text(svg, LABELS + 334, middle + 4, "asked", fill=FAINT)
+    line = _draw(svg, "line", x1=LABELS + 390, x2=LABELS + 420, y1=middle, y2=middle, stroke=AMBER)
+    line.set("stroke-width", "2")
+    line.set("stroke-dasharray", "3 4")
+    _text(svg, LABELS + 428, middle + 4, "waiting for an answer", fill=FAINT)
+
+
+def _x(timeline: Timeline, share: float) -> float:
+    return round(LABELS + share * (WIDTH - RIGHT - LABELS), 2)
+
+
+def _told(change: Change) -> str:
+    issuer = f", issued by {visible(change.issued_by)}" if change.issued_by else ""
+    return f"{timestamp(change.at)} by command {change.command_id}{issuer}"
+
+
+def _draw(parent: Element, tag: str, **attributes: float | str) -> Element:
+    return SubElement(parent, tag, {name: str(value) for name, value in attributes.items()})
+
+
+def _named(element: Element, text: str) -> None:
+    title = Element("title")
+    title.text = _writable(text)
+    element.insert(0, title)
+
+
+def _text(
+    parent: Element,
+    x: float,
+    y: float,
+    text: str,
+    *,
+    fill: str = INK,
+    size: int = 13,
+    weight: str = "400",
+    anchor: str = "start",
+) -> Element:
+    element = _draw(parent, "text", x=x, y=y, fill=fill)
+    element.set("font-size", str(size))
+    element.set("font-weight", weight)
+    element.set("text-anchor", anchor)
+    element.text = _writable(text)
+    return element
+
+
+def _writable(text: str) -> str:
+    """Leave out what XML can't carry; `issued by` may be any text."""
+    return "".join(one if one >= " " or one == "\n" else "\ufffd" for one in text)

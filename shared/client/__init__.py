@@ -1,0 +1,1 @@
+"""For other services: send commands, ask queries, subscribe to events."""

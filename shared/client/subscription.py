@@ -1,0 +1,364 @@
+"""Subscribes to events: the history through ReadEvents, then live, each once and in order."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NoReturn
+
+import aiormq
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity.wait import wait_random_exponential
+
+from shared.client.parking import Handle, Parking, ParkingQueue
+from shared.client.subscription_queue import (
+    become_reader,
+    check_name,
+    declare_durable,
+    declare_passing,
+)
+from shared.errors import (
+    NoAnswer,
+    NotAllowed,
+    NotHandled,
+    QueryRefused,
+    SettingsError,
+    first_cause,
+)
+from shared.errors.reasons import reason_of
+from shared.event_log.follower import Follower
+from shared.event_log.log_client import LogClient
+from shared.event_log.track import Track
+from shared.messages import patterns as binding
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.replies import Detail
+from shared.rabbitmq.broker import BROKER_ERRORS, Broker, connect
+from shared.rabbitmq.intake import Intake, Item
+from shared.rabbitmq.requests import Requests
+from shared.telemetry.logs import ids_of
+from shared.values.oversized import LARGEST_EVENT
+
+MOST: Final = 100
+"""Events handled between two acknowledgements."""
+PREFETCH: Final = 500
+PAUSE_S: Final = 0.2
+LONGEST_PAUSE_S: Final = 5.0
+END: Final = 2**63 - 1
+"""A position that no log reaches."""
+
+Positions = Callable[[], Awaitable[Mapping[int, int]]]
+
+log = structlog.get_logger()
+
+
+class Start(StrEnum):
+    """Where a partition begins of which no position is remembered."""
+
+    ORIGIN = "origin"
+    NOW = "now"
+    """What is published from the first declaration of the queue on, and perhaps, with it, a few
+    events that were published in the moments before."""
+
+
+async def subscribe(
+    url: str,
+    queue: str,
+    handle: Handle,
+    positions: Positions | None = None,
+    *,
+    patterns: Sequence[str] = (binding.EVERYTHING,),
+    start: Start = Start.ORIGIN,
+    partitions: int = 8,
+    attempts: int = 5,
+    waits_for: tuple[type[Exception], ...] = (OSError,),
+    parking: Parking | None = None,
+    durable: bool = True,
+) -> NoReturn:
+    """Hand each event that the patterns choose to `handle`, until cancelled.
+
+    `handle` does its work and stores the event's partition and position in one transaction, and
+    never lowers a position that it stored before. When it returns, the event is done with.
+    `positions` returns what is stored; it is asked at each beginning, and a lost connection is
+    one. Without it, positions are remembered as long as this call lasts. So each event takes
+    effect once, in the order of its partition, wherever a process or a connection ends. To cancel
+    is safe at any moment: the transaction in hand is rolled back, and its event comes again. Only
+    a process that is frozen until another one takes over may wake up and handle a few events
+    beside it; a unique key on the event's id keeps these from taking effect twice.
+
+    When `handle` raises, it is tried again with growing pauses: without end for `waits_for`
+    (what it needs is away), else `attempts` times in all. Then the event is parked, together
+    with that patient's later ones, and all others go on; see `ParkingQueue` for what becomes of
+    them, or give a `parking` of your own.
+
+    The queue is a durable quorum queue, which a single process reads at a time; another one waits
+    until it is gone. Its user needs the roles `subscriber` and `inquirer`. With `durable` off it
+    goes with the connection, and needs a name of its own each time; nothing can be parked then.
+
+    Whatever the patterns, the queue gets all that happens in the partitions that they touch, and
+    the choice is made here. So a hole in the positions is a loss, of a queue that was full for
+    example, and filled from the log at once; and the log is read whenever a partition is quiet.
+    No more than 500 deliveries and a page of the log are in memory.
+
+    Raises SettingsError, SchemaError and NotAllowed where an operator must mend something,
+    NotHandled where an event can't be parked, and what `positions` or `parking` raise beyond
+    `waits_for`. Everything else is waited for.
+    """
+    wanted = Wanted(
+        url,
+        check_name(queue),
+        handle,
+        positions,
+        binding.check(patterns),
+        start,
+        partitions,
+        attempts,
+        waits_for,
+        parking,
+        durable,
+    )
+    subscription = Subscription(wanted)
+    while True:
+        await subscription.begin()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a subscriber asked for."""
+
+    url: str
+    queue: str
+    handle: Handle
+    positions: Positions | None
+    patterns: tuple[str, ...]
+    start: Start
+    partitions: int
+    attempts: int
+    waits_for: tuple[type[Exception], ...]
+    parking: Parking | None
+    durable: bool
+
+
+class Subscription:
+    """Lasts over many connections, and remembers what each of them reached."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._reached: dict[int, int] = {}
+        self._began = False
+        self._said = ""
+
+    async def begin(self) -> None:
+        """Connect and follow until the connection is lost; wait with growing pauses for one."""
+        passing: tuple[type[Exception], ...] = (*BROKER_ERRORS, NoAnswer, *self._wanted.waits_for)
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(passing),
+            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_S),
+            before_sleep=self._tell,
+            reraise=True,
+        ):
+            with attempt:
+                await self._once()
+
+    async def _once(self) -> None:
+        """Follow over one connection; one that was used and is lost begins anew at once."""
+        self._began = False
+        try:
+            async with connect(self._wanted.url, name=f"subscriber {self._wanted.queue}") as broker:
+                await self._over(broker)
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            raise NotAllowed(
+                f"not allowed to subscribe: {error}; the user needs the roles subscriber and "
+                "inquirer, and its own name in front of the queue's"
+            ) from error
+        except BROKER_ERRORS as error:
+            if not self._began:
+                raise
+            log.warning("subscription.lost", queue=self._wanted.queue, reason=reason_of(error))
+            await asyncio.sleep(PAUSE_S)
+
+    async def _over(self, broker: Broker) -> None:
+        queue = self._wanted.queue
+        if self._wanted.durable:
+            await become_reader(broker, queue)
+        log_client = LogClient(await Requests.open(broker))
+        heads = await _heads(log_client, self._wanted.partitions)  # before the queue is bound:
+        was_there = await self._declare(broker)  # what is published in between is in the log
+        intake = Intake(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
+        await intake.open(queue, counts=self._wanted.durable)
+        handing = await self._handing(broker)  # it may move the positions that are stored
+        follower = Follower(intake, log_client, handing, most=MOST)
+        for number, track in (await self._tracks(heads, was_there)).items():
+            follower.open(number, track)
+        log.info("subscription.started", queue=queue)
+        self._began, self._said = True, ""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for loop in (
+                    intake.keep_acknowledging(),
+                    follower.run(),
+                    follower.keep_up(),
+                    broker.wait_lost(),
+                ):
+                    group.create_task(loop)
+        except BaseExceptionGroup as failures:
+            raise first_cause(failures)  # noqa: B904 - it keeps its own cause
+        finally:
+            self._remember(follower)
+            with suppress(*BROKER_ERRORS):
+                await intake.acknowledge()
+
+    async def _declare(self, broker: Broker) -> bool:
+        wanted = self._wanted
+        patterns = binding.whole(wanted.patterns)
+        if wanted.durable:
+            return await declare_durable(broker, wanted.queue, patterns)
+        await declare_passing(broker, wanted.queue, patterns)
+        return False
+
+    async def _handing(self, broker: Broker) -> "Handing":
+        wanted = self._wanted
+        parking = wanted.parking
+        if parking is None and wanted.durable:
+            parking = await ParkingQueue.open(broker, wanted.queue, wanted.handle)
+        parked = set(await parking.parked()) if parking else set()
+        return Handing(wanted, self._reached, parking, parked)
+
+    async def _tracks(self, heads: Sequence[int], was_there: bool) -> dict[int, Track[Item]]:
+        wanted = self._wanted
+        new: set[int] = set()
+        stored = await wanted.positions() if wanted.positions else {}
+        for number, head in enumerate(heads):
+            known = [one[number] for one in (stored, self._reached) if number in one]
+            if known and max(known) > head:
+                raise SettingsError(
+                    f"position {max(known)} of partition {number} is remembered, but its log ends "
+                    f"at {head}: forget it, or look whether this is the right deployment"
+                )
+            if known:
+                self._reached[number] = max(known)
+            elif wanted.start is Start.ORIGIN:
+                self._reached[number] = 0
+            elif not was_there:
+                self._reached[number] = head
+                new.add(number)
+        return {
+            number: Track(
+                self._reached.get(number, 0),
+                anywhere=number not in self._reached,
+                at_latest=number in new,
+            )
+            for number in range(wanted.partitions)
+        }
+
+    def _remember(self, follower: Follower) -> None:
+        """Keep what was read and left out as well, so that it is not read again."""
+        for number, reached in self._reached.items():
+            self._reached[number] = max(reached, follower.position(number))
+
+    def _tell(self, state: RetryCallState) -> None:
+        """Say why there is no subscription, when the reason changes."""
+        error = state.outcome.exception() if state.outcome else None
+        reason = reason_of(error) if error else ""
+        if reason != self._said:
+            log.warning("subscription.waiting", queue=self._wanted.queue, reason=reason)
+        self._said = reason
+
+
+class Handing:
+    """Hands events over, one after another; tries again, and parks, over one connection."""
+
+    def __init__(
+        self, wanted: Wanted, reached: dict[int, int], parking: Parking | None, parked: set[str]
+    ) -> None:
+        self._wanted = wanted
+        self._chosen = binding.chooses(wanted.patterns)
+        self._reached = reached
+        self._parking = parking
+        self._parked = parked
+
+    async def apply(self, events: Sequence[CloudEvent]) -> None:
+        """Hand over those that are chosen."""
+        for event in events:
+            chosen = self._chosen(event)
+            if chosen:
+                await self._hand_over(event)
+            self._reached[event.partition] = event.position  # before anything may be cancelled
+            if chosen:
+                await asyncio.sleep(0)  # for heartbeats, where the handler never waits
+
+    async def _hand_over(self, event: CloudEvent) -> None:
+        if event.subject in self._parked:
+            await self._park(event, "behind an event of this patient that is parked")
+            return
+        try:
+            await self._try(event)
+        except Exception as error:
+            if self._parking is None:
+                raise NotHandled(f"event {event.id} could not be handled") from error
+            _tell_parked(event, error)
+            await self._park(event, f"{type(error).__name__}: {error}")
+
+    async def _try(self, event: CloudEvent) -> None:
+        faults = 0
+
+        def enough(state: RetryCallState) -> bool:
+            nonlocal faults
+            error = state.outcome.exception() if state.outcome else None
+            faults += not isinstance(error, self._wanted.waits_for)
+            return faults >= self._wanted.attempts
+
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(Exception),
+            stop=enough,
+            wait=wait_random_exponential(multiplier=0.1, max=LONGEST_PAUSE_S),
+            reraise=True,
+        ):
+            with attempt:
+                await self._wanted.handle(event)
+
+    async def _park(self, event: CloudEvent, reason: str) -> None:
+        assert self._parking is not None  # noqa: S101 - or nobody would be parked
+        await self._parking.park(event, reason)
+        self._parked.add(event.subject)
+
+    async def set_aside(self, item: Item, details: Sequence[Detail]) -> None:
+        """Drop what is no event of the log; the log has all that are."""
+        log.error(
+            "delivery.dropped",
+            queue=item.source.queue,
+            reason=details[0].field,
+            **ids_of(item.delivery),
+        )
+
+    def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
+        """Nothing is measured here."""
+
+    def read_on(self, events: int) -> None:
+        """Nothing is measured here."""
+
+
+async def _heads(log_client: LogClient, partitions: int) -> list[int]:
+    """Read where each partition's log ends; raises SettingsError where there are more or fewer."""
+    wrong = SettingsError(f"the deployment has not {partitions} partitions: give the right number")
+    try:
+        pages = await asyncio.gather(*(log_client.read(n, END, 1) for n in range(partitions)))
+    except QueryRefused:
+        raise wrong from None
+    try:
+        await log_client.read(partitions, END, 1)
+    except QueryRefused:
+        return [page.head for page in pages]
+    raise wrong
+
+
+def _tell_parked(event: CloudEvent, error: Exception) -> None:
+    log.error(
+        "event.parked",
+        message_id=event.id,
+        correlation_id=event.correlationid,
+        partition=event.partition,
+        position=event.position,
+        reason=type(error).__name__,
+    )

@@ -1,0 +1,1 @@
+"""What is said: commands, events, replies, queries, and the names by which they travel. Pure."""

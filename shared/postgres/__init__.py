@@ -1,0 +1,1 @@
+"""What both services need of their database: connections, schema, roles, statements."""

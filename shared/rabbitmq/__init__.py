@@ -1,0 +1,1 @@
+"""Everything that speaks AMQP: connections, consumers, queries, dead letters, topology."""

@@ -1,0 +1,182 @@
+"""Reads a virtual host's topology from RabbitMQ's management API, which alone tells bindings."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from shared.rabbitmq.topology import Exchange, Queue
+
+ANSWER_WITHIN: Final = aiohttp.ClientTimeout(total=20)
+Thing = dict[str, Any]
+DROP_HEAD: Final = "drop-head"
+"""The broker's own default: a full queue drops its oldest message, and refuses none."""
+SILENT: Final = frozenset({"down", "minority", "stopped", "crashed"})
+"""States of a queue that confirms nothing."""
+
+
+class NotManaged(Exception):
+    """The management API does not answer as it should; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Managed:
+    """A topology: exchanges and queues by name, and bindings."""
+
+    exchanges: dict[str, Thing]
+    queues: dict[str, Thing]
+    bindings: frozenset[tuple[str, str, str]]
+    """Exchange, queue, routing key."""
+
+    @classmethod
+    def of(cls, exchanges: Sequence[Exchange], queues: Sequence[Queue]) -> "Managed":
+        """Describe what `topology` declares."""
+        return cls(
+            {one.name: {"type": one.type, "arguments": one.arguments} for one in exchanges},
+            {one.name: {"arguments": one.arguments} for one in queues},
+            frozenset((source, one.name, key) for one in queues for source, key in one.bindings),
+        )
+
+    def missing_from(self, found: "Managed") -> Iterator[str]:
+        """Name what is not there."""
+        for kind, mine, theirs in self._things(found):
+            yield from (f"{kind} {name}" for name in mine if name not in theirs)
+        for source, queue, key in sorted(self.bindings - found.bindings):
+            if source in found.exchanges and queue in found.queues:
+                yield f"binding of {queue} to {source} with '{key}'"
+
+    def unlike(self, found: "Managed") -> Iterator[str]:
+        """Name what is there with another type or other arguments, and bindings too many."""
+        for kind, mine, theirs in self._things(found):
+            for name in mine.keys() & theirs.keys():
+                yield from _differences(f"{kind} {name}", mine[name], theirs[name])
+        for source, queue, key in sorted(found.bindings - self.bindings):
+            if queue in self.queues:
+                yield f"binding of {queue} to {source} with '{key}', which is one too many"
+
+    def _things(self, found: "Managed") -> Iterator[tuple[str, dict[str, Thing], dict[str, Thing]]]:
+        yield "exchange", self.exchanges, found.exchanges
+        yield "queue", self.queues, found.queues
+
+
+async def read_topology(url: str, vhost: str) -> Managed:
+    """Read what there is in a virtual host; raises NotManaged."""
+    place = quote(vhost, safe="")
+    exchanges = await _read(url, f"exchanges/{place}")
+    queues = await _read(url, f"queues/{place}")
+    bindings = await _read(url, f"bindings/{place}")
+    return Managed(
+        {one["name"]: one for one in exchanges},
+        {one["name"]: one for one in queues},
+        frozenset(
+            (one["source"], one["destination"], one["routing_key"])
+            for one in bindings
+            if one["source"] and one["destination_type"] == "queue"
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A queue that events reach: what its arguments and policies make of it when it is full."""
+
+    name: str
+    state: str
+    overflow: str
+    most: int | None
+    """Messages; None without a limit."""
+    largest: int | None
+    """Bytes; None without a limit."""
+    messages: int
+    size: int
+
+    @classmethod
+    def of(cls, queue: Thing) -> "Limits":
+        """Read what the management API tells of a queue."""
+        arguments, policy = queue["arguments"], queue.get("effective_policy_definition") or {}
+        return cls(
+            queue["name"],
+            queue.get("state", "running"),
+            arguments.get("x-overflow") or policy.get("overflow", DROP_HEAD),
+            _smaller(arguments.get("x-max-length"), policy.get("max-length")),
+            _smaller(arguments.get("x-max-length-bytes"), policy.get("max-length-bytes")),
+            queue.get("messages_ready", 0),
+            queue.get("message_bytes_ready", 0),
+        )
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether it refuses what comes when it is full, and can get full."""
+        return self.overflow != DROP_HEAD and (self.most, self.largest) != (None, None)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it refuses at this moment, or answers nobody."""
+        is_full = (self.most is not None and self.messages >= self.most) or (
+            self.largest is not None and self.size >= self.largest
+        )
+        return (self.may_refuse and is_full) or self.state in SILENT
+
+    def described(self) -> str:
+        """Say what it is about."""
+        if self.state in SILENT:
+            return f"{self.name} ({self.state})"
+        limits = ((self.most, f"{self.most} messages"), (self.largest, f"{self.largest} bytes"))
+        most = ", ".join(text for limit, text in limits if limit is not None)
+        return f"{self.name} ({self.messages} messages, at most {most})"
+
+
+async def read_limits(url: str, vhost: str, *, reached_from: str) -> list[Limits]:
+    """Read the limits of all queues that an exchange leads to; raises NotManaged."""
+    place = quote(vhost, safe="")
+    bindings = await _read(url, f"bindings/{place}")
+    exchanges, reached = [reached_from], set[str]()
+    for exchange in exchanges:  # it grows: exchanges may be bound to one another
+        for one in bindings:
+            if one["source"] != exchange:
+                continue
+            if one["destination_type"] == "queue":
+                reached.add(one["destination"])
+            elif one["destination"] not in exchanges:
+                exchanges.append(one["destination"])
+    queues = await _read(url, f"queues/{place}")
+    found = [Limits.of(one) for one in queues if one["name"] in reached]
+    return sorted(found, key=lambda one: one.name)
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    return min((limit for limit in (one, other) if limit is not None), default=None)
+
+
+async def _read(url: str, path: str) -> list[Thing]:
+    address = URL(url)
+    login = aiohttp.encode_basic_auth(address.user or "", address.password or "")
+    target = URL(f"{address.with_user(None)}".rstrip("/") + f"/api/{path}", encoded=True)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=ANSWER_WITHIN) as session,
+            session.get(target, headers={"Authorization": login}) as answer,
+        ):
+            answer.raise_for_status()
+            found: list[Thing] = await answer.json()
+            return found
+    except aiohttp.ClientResponseError as error:
+        raise NotManaged(
+            f"refuses ({error.status} {error.message}): check user, password and virtual host"
+        ) from None
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise NotManaged(
+            f"is not reached ({error or type(error).__name__}): check its URL"
+        ) from None
+
+
+def _differences(what: str, mine: Thing, theirs: Thing) -> Iterator[str]:
+    if "type" in mine and mine["type"] != theirs["type"]:
+        yield f"{what} is a {theirs['type']}, not a {mine['type']}"
+    expected, found = mine["arguments"], theirs["arguments"]
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            yield f"{what} has {name} {found.get(name)}, not {expected.get(name)}"

@@ -1,0 +1,1 @@
+"""Sends replies to whatever address a sender gave, at nobody else's cost."""

@@ -1,0 +1,1 @@
+"""The smallest words: record types, ids, partitions, durations, sizes, texts. Pure."""

@@ -1,0 +1,20 @@
+"""Leaves the process without tidying up: what was in hand is delivered again, and decided once."""
+
+import os
+from typing import Final, NoReturn
+
+import structlog
+
+from shared.telemetry.standard_streams import last_words
+
+HURRIED: Final = 3
+"""Exit code of a worker that left before it was drained, or because it could not end a session."""
+
+log = structlog.get_logger()
+
+
+def leave_at_once(why: str) -> NoReturn:
+    """End the process now, whatever still runs in it."""
+    log.warning("worker.left_at_once", reason=why)
+    last_words()
+    os._exit(HURRIED)
