@@ -14,11 +14,12 @@ from rich.progress import Progress
 from command_service.broker_users.definitions import definitions, read_user
 from command_service.broker_users.permissions import Role, rabbitmqctl_lines
 from command_service.broker_users.private_file import write_private
-from command_service.receipts import Purged, purge_receipts
 from command_service.settings import CommandSettings, EventStoreSettings
+from command_service.store.purge_receipts import Purged, purge_receipts
 from command_service.worker import service
 from shared.cli.check import Management, tell
-from shared.cli.command_line import (
+from shared.cli.check_results import Needs
+from shared.cli.service_commands import (
     AsJson,
     OlderThan,
     WorkerRole,
@@ -27,12 +28,11 @@ from shared.cli.command_line import (
     print_json,
     run_worker,
 )
-from shared.cli.findings import Needs
 from shared.messages import names
 from shared.postgres.database import connect_once
 from shared.postgres.database import migrate as migrate_database
-from shared.postgres.purging import read_age
-from shared.rabbitmq.broker import connect, virtual_host
+from shared.postgres.retention import read_age
+from shared.rabbitmq.connection import connect, virtual_host
 from shared.rabbitmq.policies import policy_warnings
 from shared.rabbitmq.topology import declare
 from shared.settings import ClientSettings, read_settings

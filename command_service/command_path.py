@@ -9,17 +9,17 @@ from uuid import uuid4
 import structlog
 
 from command_service import metrics
-from command_service.decisions import EMPTY, Answer, Batch, Decision, Receipt
 from command_service.decode import Received, decode, decode_unroutable, strayed
-from command_service.event_store import Appended, EventStore
+from command_service.domain.decisions import EMPTY, Answer, Batch, Decision, Receipt
+from command_service.poison_messages import Suspects
 from command_service.publisher import Publisher
 from command_service.settle import Answered, Settler
-from command_service.snapshot_writer import SnapshotWriter
-from command_service.stream_cache import StreamCache
-from command_service.suspects import Suspects
+from command_service.store.event_store import Appended, EventStore
+from command_service.store.snapshot_writer import SnapshotWriter
+from command_service.store.stream_cache import StreamCache
 from shared.errors import Conflict, DecidedBefore
 from shared.messages.replies import CommandRejected, Outcome
-from shared.rabbitmq.intake import SUSPICIOUS, Intake, Item
+from shared.rabbitmq.consumer import SUSPICIOUS, Intake, Item
 from shared.telemetry import tracing
 from shared.telemetry.metrics import LAST_PROGRESS
 

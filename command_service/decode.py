@@ -7,12 +7,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from command_service.fingerprint import fingerprint, is_of
+from command_service.domain.fingerprint import fingerprint, is_of
 from shared.messages import names
 from shared.messages.commands import COMMANDS, ConsentCommand
 from shared.messages.replies import CommandError, CommandRejected, Detail
 from shared.messages.validation import details_of, read_json
-from shared.rabbitmq.broker import Delivery, Properties
+from shared.rabbitmq.connection import Delivery, Properties
 from shared.values.legible import is_plain
 from shared.values.oversized import LARGEST_REQUEST, too_large
 from shared.values.partition import partition_of

@@ -16,11 +16,11 @@ from typing import Final
 import structlog
 
 from command_service import metrics
-from command_service.event_store import EventStore
-from command_service.recorded_event import RecordedEvent
+from command_service.store.event_store import EventStore
+from command_service.store.recorded_event import RecordedEvent
 from shared.errors import Fenced
 from shared.messages import names
-from shared.rabbitmq.broker import PUBLISH_WINDOW, Outgoing, Outlet, Why
+from shared.rabbitmq.connection import PUBLISH_WINDOW, Outgoing, Outlet, Why
 from shared.telemetry import tracing
 from shared.telemetry.metrics import LAST_PROGRESS
 from shared.telemetry.readiness import Readiness

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from command_service.event_store import EventStore
-from command_service.recorded_event import RecordedEvent
+from command_service.store.event_store import EventStore
+from command_service.store.recorded_event import RecordedEvent
 from shared.messages.queries import QueryFailed, ReadEvents
-from shared.rabbitmq.intake import Intake, Item
-from shared.rabbitmq.questions import answer, invalid, read_query
-from shared.rabbitmq.reply_to.reply_channel import ReplyChannel
+from shared.rabbitmq.consumer import Intake, Item
+from shared.rabbitmq.query_server import answer, invalid, read_query
+from shared.rabbitmq.reply_to.publisher import ReplyChannel
 from shared.telemetry.metrics import QUERIES
 from shared.values.partition import partition_of
 

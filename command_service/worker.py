@@ -4,19 +4,19 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from command_service.command_path import CommandPath
-from command_service.event_store import EventStore
-from command_service.outlook import outlook
+from command_service.poison_messages import Suspects
+from command_service.probe import outlook
 from command_service.publisher import Publisher
 from command_service.read_events import LogReader
 from command_service.rehearsal import Rehearsal
 from command_service.settings import CommandSettings
 from command_service.settle import Settler
-from command_service.snapshot_writer import SnapshotWriter
-from command_service.suspects import Suspects
+from command_service.store.event_store import EventStore
+from command_service.store.snapshot_writer import SnapshotWriter
 from shared.messages import names
-from shared.rabbitmq.broker import Outlet
+from shared.rabbitmq.connection import Outlet
+from shared.rabbitmq.consumer import Intake
 from shared.rabbitmq.dead_letter import DeadLetters
-from shared.rabbitmq.intake import Intake
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.worker.leases import Lease
 from shared.worker.session import Opened, Service

@@ -9,16 +9,17 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from projection_service.differences import Compared
 from projection_service.parked import discard_parked, list_parked, retry_parked, show_parked
-from projection_service.purge import Purged, purge_history
-from projection_service.rebuild import Rebuilt
-from projection_service.rebuild import rebuild as rebuild_read_model
-from projection_service.rebuild_progress import show_progress
+from projection_service.purge_history import Purged, purge_history
+from projection_service.rebuild.diff import Compared
+from projection_service.rebuild.progress import show_progress
+from projection_service.rebuild.rebuild import Rebuilt
+from projection_service.rebuild.rebuild import rebuild as rebuild_read_model
 from projection_service.settings import ProjectionSettings, ReadModelSettings
 from projection_service.worker import service
 from shared.cli.check import Management, tell
-from shared.cli.command_line import (
+from shared.cli.check_results import Needs
+from shared.cli.service_commands import (
     AsJson,
     OlderThan,
     WorkerRole,
@@ -27,14 +28,13 @@ from shared.cli.command_line import (
     print_json,
     run_worker,
 )
-from shared.cli.findings import Needs
 from shared.messages import names
 from shared.postgres.database import Connection, connect_once
 from shared.postgres.database import migrate as migrate_database
-from shared.postgres.purging import read_age
+from shared.postgres.retention import read_age
 from shared.settings import read_settings
 from shared.values.legible import shown
-from shared.worker.garbage import collect_seldom
+from shared.worker.gc_tuning import collect_seldom
 
 Result = TypeVar("Result")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from projection_service.fold import fold, keys, read
+from projection_service.projections.fold import fold, keys, read
 from projection_service.read_model import Move, ReadModel
 from shared.messages.cloud_event import CloudEvent
 from shared.postgres.database import Connection, Session

@@ -6,16 +6,16 @@ from typing import Final
 import structlog
 
 from projection_service import metrics
-from projection_service.fold import fold, read
-from projection_service.known import KnownPatients
+from projection_service.consent_cache import KnownPatients
+from projection_service.projections.fold import fold, read
 from projection_service.read_model import Changes, Move, ReadModel
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
-from shared.event_log.track import Track
+from shared.event_log.position_tracker import Track
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
+from shared.rabbitmq.consumer import Intake, Item
 from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
-from shared.rabbitmq.intake import Intake, Item
 from shared.telemetry import tracing
 from shared.telemetry.logs import ids_of
 from shared.telemetry.metrics import LAST_PROGRESS

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from projection_service.consents import Consent
-from projection_service.history import Spans
+from projection_service.projections.consents import Consent
+from projection_service.projections.spans import Spans
 from shared.errors import Fenced
 from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
 from shared.postgres.database import Queryable

@@ -3,18 +3,18 @@
 from collections.abc import Coroutine, Sequence
 from typing import Final
 
-from projection_service.answers import Answers
-from projection_service.outlook import outlook
-from projection_service.past import Past
+from projection_service.history_queries import Past
+from projection_service.probe import outlook
 from projection_service.projector import Projector
+from projection_service.query_responder import Answers
 from projection_service.read_model import ReadModel
 from projection_service.settings import ProjectionSettings
 from shared.event_log.log_client import LogClient
 from shared.messages import names
-from shared.rabbitmq.broker import Outlet
+from shared.rabbitmq.connection import Outlet
+from shared.rabbitmq.consumer import Intake
 from shared.rabbitmq.dead_letter import DeadLetters
-from shared.rabbitmq.intake import Intake
-from shared.rabbitmq.requests import Requests
+from shared.rabbitmq.rpc_client import Requests
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.oversized import LARGEST_EVENT
 from shared.worker.leases import Lease

@@ -16,7 +16,7 @@ from typing import Final, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from shared.rabbitmq.broker import connect
+from shared.rabbitmq.connection import connect
 from shared.rabbitmq.topology import declare
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import pytest
 
-from command_service import patient
+from command_service.domain import patient
 from shared.messages import events
-from shared.messages.upcast import UPCASTERS, Data
+from shared.messages.upcasting import UPCASTERS, Data
 
 
 class ConsentGranted(events.ConsentGranted):

@@ -14,8 +14,8 @@ import pytest
 
 from shared.client.client import ConsentClient
 from shared.errors import BrokerBlocked, NoAnswer
-from shared.rabbitmq.alarm_bell import AlarmBell
-from shared.rabbitmq.broker import (
+from shared.rabbitmq.alarm_probe import AlarmBell
+from shared.rabbitmq.connection import (
     BROKER_ERRORS,
     Outgoing,
     Properties,

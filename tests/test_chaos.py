@@ -16,8 +16,8 @@ from zlib import crc32
 import asyncpg
 import pytest
 
-from shared.rabbitmq.broker import Broker, Outgoing, Properties, connect, publish
-from shared.rabbitmq.intake import Intake
+from shared.rabbitmq.connection import Broker, Outgoing, Properties, connect, publish
+from shared.rabbitmq.consumer import Intake
 from tests.chaos import checker, evidence
 from tests.chaos.checker import check
 from tests.chaos.databases import set_up_witnesses, trespasses

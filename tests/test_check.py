@@ -14,9 +14,9 @@ from command_service import cli as command_cli
 from command_service.settings import CommandSettings
 from projection_service import cli as projection_cli
 from projection_service.settings import ProjectionSettings
-from shared.cli import check_broker, check_database
+from shared.cli import check_postgres, check_rabbitmq
 from shared.cli.check import check
-from shared.cli.findings import Finding, Needs
+from shared.cli.check_results import Finding, Needs
 from shared.postgres.database import Pool
 from tests.amqp import open_client
 from tests.conftest import PARTITIONS
@@ -178,14 +178,14 @@ def test_a_password_that_the_management_api_refuses_is_said(
     ("told", "ok"), [("15.8 (Debian 15.8-0+deb12u1)", True), ("12.22", False), ("18beta1", True)]
 )
 def test_a_postgresql_that_is_too_old_is_said(told: str, ok: bool) -> None:
-    finding = check_database.server_finding(told)
+    finding = check_postgres.server_finding(told)
     assert finding.ok == ok
     assert ok or finding.detail == "PostgreSQL 12.22 is too old: use 13 or newer"
 
 
 @pytest.mark.parametrize(("told", "ok"), [("3.10.8", True), ("3.9.29", False), ("4.2.0", True)])
 def test_a_rabbitmq_that_is_too_old_is_said(told: str, ok: bool) -> None:
-    finding = check_broker.server_finding(told)
+    finding = check_rabbitmq.server_finding(told)
     assert finding.ok == ok
     assert ok or finding.detail == "RabbitMQ 3.9.29 is too old: use 3.10 or newer"
 
@@ -193,7 +193,7 @@ def test_a_rabbitmq_that_is_too_old_is_said(told: str, ok: bool) -> None:
 @pytest.mark.parametrize(("hours", "said"), [(1, "ahead of"), (-1, "behind")])
 async def test_a_clock_that_is_wrong_is_said(event_store_pool: Pool, hours: int, said: str) -> None:
     wrong = timedelta(hours=hours)
-    finding = await check_database.clock_finding(
+    finding = await check_postgres.clock_finding(
         event_store_pool, lambda: datetime.now(UTC) + wrong
     )
     assert not finding.ok

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shared.contract.__main__ import CURRENT, RELEASED, SCHEMAS, contract_files
 from shared.contract.breaking import breaks
-from shared.contract.messages import all_messages
+from shared.contract.catalogue import all_messages
 from shared.contract.schemas import schema_file
 from shared.messages.queries import ANSWERS
 from shared.rabbitmq.topology import queues

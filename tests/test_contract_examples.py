@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from jsonschema import Draft202012Validator
 
 from shared.contract.asyncapi import document
-from shared.contract.messages import Message, all_messages
+from shared.contract.catalogue import Message, all_messages
 from shared.contract.schemas import schema_file
 from shared.messages.commands import COMMANDS
 from shared.messages.queries import ANSWERS

@@ -10,13 +10,13 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from command_service.decisions import Stream
-from command_service.event_store import EventStore
-from command_service.patient import INITIAL
-from command_service.snapshot import take
+from command_service.domain.decisions import Stream
+from command_service.domain.patient import INITIAL
+from command_service.domain.snapshot import take
+from command_service.store.event_store import EventStore
+from projection_service.history_queries import Past
 from projection_service.parked import discard_parked, list_parked, retry_parked
-from projection_service.past import Past
-from projection_service.purge import purge_history
+from projection_service.purge_history import purge_history
 from shared.errors import NotConnected, SettingsError
 from shared.messages.queries import ConsentHistory
 from shared.postgres.database import check_schema, migrate, open_pool

@@ -9,16 +9,16 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from command_service.decisions import Batch, Decision
-from command_service.event_store import EventStore
-from command_service.recorded_event import RecordedEvent
-from projection_service.fold import fold, read
+from command_service.domain.decisions import Batch, Decision
+from command_service.store.event_store import EventStore
+from command_service.store.recorded_event import RecordedEvent
 from projection_service.parked import list_parked
+from projection_service.projections.fold import fold, read
 from shared.messages import events, names
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import EVENTS, UnknownEventError, read_event
 from shared.messages.replies import CommandAccepted, CommandRejected
-from shared.messages.upcast import UPCASTERS, Data
+from shared.messages.upcasting import UPCASTERS, Data
 from shared.postgres.database import Pool
 from tests import next_version
 from tests.amqp import Client, body_of
@@ -126,7 +126,7 @@ async def test_the_aggregate_the_log_and_the_receipts_read_older_events_as_newer
     with monkeypatch.context() as before:
         before.delitem(UPCASTERS, ("ConsentGranted", 1))
         before.setitem(EVENTS, "ConsentGranted", events.ConsentGranted)
-        before.setattr("command_service.patient.ConsentGranted", events.ConsentGranted)
+        before.setattr("command_service.domain.patient.ConsentGranted", events.ConsentGranted)
         appended = await store.append(await decide(store, [first]), EPOCHS)
     second = await append(store, grant("p-1", "d-2"))
 

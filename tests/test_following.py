@@ -12,13 +12,13 @@ from shared.client.subscription import Start
 from shared.client.subscription_queue import declare_durable
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient, Page
-from shared.event_log.track import Place, Track
+from shared.event_log.position_tracker import Place, Track
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import MOST_EVENTS
 from shared.messages.replies import Detail
-from shared.rabbitmq.broker import Broker, Outgoing, Properties, connect, publish_in_order
-from shared.rabbitmq.intake import SUSPICIOUS, Intake, Item
-from shared.rabbitmq.requests import Requests
+from shared.rabbitmq.connection import Broker, Outgoing, Properties, connect, publish_in_order
+from shared.rabbitmq.consumer import SUSPICIOUS, Intake, Item
+from shared.rabbitmq.rpc_client import Requests
 from tests.amqp import Client
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment

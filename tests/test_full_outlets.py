@@ -17,8 +17,8 @@ from aiormq.abc import FieldTable
 
 from shared.client.subscription import subscribe
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.patterns import whole
-from shared.rabbitmq.broker import Outgoing, Properties, Why, connect, publish_in_order
+from shared.messages.topic_patterns import whole
+from shared.rabbitmq.connection import Outgoing, Properties, Why, connect, publish_in_order
 from tests.amqp import Client, body_of
 from tests.deployment import Deployment, Worker
 from tests.eventually import eventually

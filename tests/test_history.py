@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projection_service.fold import fold, keys, read
-from projection_service.history import Change, Matter, Span, change_of
-from projection_service.past import Past
+from projection_service.history_queries import Past
+from projection_service.projections.fold import fold, keys, read
+from projection_service.projections.spans import Change, Matter, Span, change_of
 from projection_service.read_model import Changes, Move, ReadModel
-from shared.client.history import joined
+from shared.client.history_pages import joined
 from shared.messages.cloud_event import CloudEvent, timestamp
 from shared.messages.queries import ConsentHistory, HasConsent, History
 from shared.postgres.database import Pool

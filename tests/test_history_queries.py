@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 from pogo_core.util.migrate import apply
 
-from projection_service.purge import purge_history
+from projection_service.purge_history import purge_history
 from shared.client.client import ConsentClient
 from shared.errors import QueryRefused, SettingsError
 from shared.postgres.database import migrate

@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
-from projection_service import known
-from projection_service.consents import Consent
-from projection_service.fold import Fact, fold, read
-from projection_service.known import KnownPatients
+from projection_service import consent_cache
+from projection_service.consent_cache import KnownPatients
+from projection_service.projections.consents import Consent
+from projection_service.projections.fold import Fact, fold, read
 from projection_service.read_model import Key, Move, ReadModel
 from shared.messages.cloud_event import CloudEvent
 from shared.postgres.database import Pool
@@ -85,7 +85,7 @@ async def project(
 async def test_what_is_known_is_what_the_read_model_has(
     read_model_pool: Pool, monkeypatch: pytest.MonkeyPatch, most: int, most_each: int
 ) -> None:
-    monkeypatch.setattr(known, "MOST_EACH", most_each)
+    monkeypatch.setattr(consent_cache, "MOST_EACH", most_each)
     model = ReadModel(read_model_pool)
     await model.open_checkpoint(0)
     kept, log, position = KnownPatients(model, most), Log(most + most_each, 15, 8), 0

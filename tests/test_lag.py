@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from shared.settings import WorkerSettings
 from shared.telemetry.lag import FRESH_S, Lag
 from shared.telemetry.readiness import Readiness
-from shared.worker.observer import Observer, Outlook
+from shared.worker.monitor import Observer, Outlook
 
 
 class Clock:

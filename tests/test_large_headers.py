@@ -9,7 +9,7 @@ from pamqp import decode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from shared.rabbitmq.odd_properties import LARGEST, MOST, bound_headers, read_odd_properties
+from shared.rabbitmq.lenient_decoding import LARGEST, MOST, bound_headers, read_odd_properties
 from tests.raw_amqp import table
 
 Read = Callable[[dict[str, Any]], dict[str, Any]]

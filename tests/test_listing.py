@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import asyncpg
 
-from command_service import event_store
-from command_service.patient import MOST_REQUESTS
+from command_service.domain.patient import MOST_REQUESTS
+from command_service.store import event_store
 from shared.client.client import ConsentClient
 from shared.postgres.database import Pool
 from tests.amqp import Client, body_of

@@ -9,11 +9,11 @@ from typing import Final
 import pytest
 from aiohttp import ClientSession
 
-from shared.rabbitmq.broker import ConnectionLost, connect
+from shared.rabbitmq.connection import ConnectionLost, connect
 from shared.telemetry.readiness import STUCK_S, Readiness
+from shared.worker.http import serve_operations
 from shared.worker.leases import LEASE_S
 from shared.worker.leaving import HURRIED
-from shared.worker.operations import serve_operations
 from tests.amqp import Client
 from tests.chaos.links import Disorder, open_wires
 from tests.conftest import PARTITIONS

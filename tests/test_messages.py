@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from command_service.fingerprint import fingerprint
-from command_service.recorded_event import RecordedEvent
+from command_service.domain.fingerprint import fingerprint
+from command_service.store.recorded_event import RecordedEvent
 from shared.messages import names
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent

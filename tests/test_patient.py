@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from command_service.patient import (
+from command_service.domain.patient import (
     INITIAL,
     MOST_REQUESTS,
     ConsentAlreadyGranted,
@@ -19,7 +19,7 @@ from command_service.patient import (
     evolve,
     fold,
 )
-from projection_service import consents
+from projection_service.projections import consents
 from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
 from shared.values.vocabulary import RECORD_TYPES, Grantee, RecordType, Target, record_types

@@ -5,7 +5,7 @@ import pytest
 
 from shared.errors import SettingsError
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.patterns import check, chooses, matches
+from shared.messages.topic_patterns import check, chooses, matches
 from tests.deployment import Deployment
 
 KEYS = ["asked.doctor.exams.3", "granted.patient.er_visits.0", "revoked.nurse.exams.12"]

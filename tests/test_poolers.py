@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import ExitStack
 
-from shared.errors.refusals import WORKER_CONNECTIONS
+from shared.errors.connection import WORKER_CONNECTIONS
 from tests.amqp import open_client
 from tests.conftest import PARTITIONS
 from tests.deployment import SERVICES, Deployment

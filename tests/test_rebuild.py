@@ -20,10 +20,10 @@ import asyncpg
 import pytest
 from rich.console import Console
 
-from projection_service import shadow
 from projection_service.read_model import TABLES
-from projection_service.rebuild import Rebuilt, rebuild
-from projection_service.rebuild_progress import show_progress
+from projection_service.rebuild import shadow
+from projection_service.rebuild.progress import show_progress
+from projection_service.rebuild.rebuild import Rebuilt, rebuild
 from projection_service.settings import ProjectionSettings
 from shared.errors import NotNow, Unsure
 from tests.amqp import Client, body_of, open_client

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from command_service.event_store import EventStore
-from command_service.receipts import ROWS_AT_ONCE, Purged, purge_receipts
+from command_service.store.event_store import EventStore
+from command_service.store.purge_receipts import ROWS_AT_ONCE, Purged, purge_receipts
 from shared.errors import SettingsError
 from shared.postgres.database import Connection, Pool, migrate
 from shared.postgres.statements import statement

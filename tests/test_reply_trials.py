@@ -5,8 +5,8 @@ from base64 import b64encode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.rabbitmq.broker import Outgoing, Properties
-from shared.rabbitmq.reply_to.reply_trials import (
+from shared.rabbitmq.connection import Outgoing, Properties
+from shared.rabbitmq.reply_to.trials import (
     CONDEMNED_S,
     MOST_BYTES,
     MOST_TRIED,
@@ -15,7 +15,7 @@ from shared.rabbitmq.reply_to.reply_trials import (
     Trials,
     family,
 )
-from shared.values.remembered import Remembered
+from shared.values.bounded_set import Remembered
 
 
 def address(node: str, number: int) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from command_service.suspects import MOST_ATTEMPTS
-from shared.rabbitmq.intake import SUSPICIOUS
+from command_service.poison_messages import MOST_ATTEMPTS
+from shared.rabbitmq.consumer import SUSPICIOUS
 from tests.amqp import Client, body_of
 from tests.conftest import PARTITIONS
 from tests.deployment import Deployment, ServiceName, Worker

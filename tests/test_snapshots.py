@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from command_service import snapshot
-from command_service.decisions import EMPTY, Stream
-from command_service.event_store import EventStore
-from command_service.patient import INITIAL, Refused, decide, fold
-from command_service.replay import replay
-from command_service.snapshot import EVERY, FORMAT, SnapshotError, is_due, restore, take
-from command_service.snapshot_writer import MOST_WAITING, SnapshotWriter
+from command_service.domain import snapshot
+from command_service.domain.decisions import EMPTY, Stream
+from command_service.domain.patient import INITIAL, Refused, decide, fold
+from command_service.domain.replay import replay
+from command_service.domain.snapshot import EVERY, FORMAT, SnapshotError, is_due, restore, take
+from command_service.store.event_store import EventStore
+from command_service.store.snapshot_writer import MOST_WAITING, SnapshotWriter
 from shared.messages.commands import ConsentCommand
 from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
 from shared.postgres.database import Pool

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 from shared.client.subscription import Start, subscribe
 from shared.errors import NotHandled, SchemaError, SettingsError
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.patterns import chooses
+from shared.messages.topic_patterns import chooses
 from tests.amqp import Client, open_client
 from tests.chaos.links import open_wires
 from tests.conftest import PARTITIONS

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
-from shared.errors.refusals import WORKER_CONNECTIONS
+from shared.errors.connection import WORKER_CONNECTIONS
 from tests.amqp import open_client
 from tests.conftest import PARTITIONS
 from tests.deployment import SERVICES, Deployment, ServiceName, Worker

@@ -15,7 +15,7 @@ from rich.console import Console
 from shared.cli.timeline import Axis, lay_out
 from shared.cli.timeline_svg import picture
 from shared.cli.timeline_text import ASCII, UNICODE, Glyphs, draw
-from shared.client.history import joined
+from shared.client.history_pages import joined
 from shared.messages.queries import Change, History, Period, Place, RequestMade
 from shared.values.legible import visible
 

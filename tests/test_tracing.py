@@ -128,7 +128,7 @@ async def test_the_python_client_sends_the_context_of_the_program_that_calls_it(
 
 
 FAILING = f"""
-from command_service import event_store
+from command_service.store import event_store
 append = event_store.EventStore.append
 async def failing(store, decisions, epochs, **options):
     if decisions[0].received.command.patient_id == "{PATIENT}":
@@ -166,10 +166,10 @@ async def test_a_collector_that_is_away_keeps_nobody_from_working_or_leaving(
 
 IMPORTED = """
 import sys
-from shared.cli import command_line
+from shared.cli import service_commands
 def only_look(*_):
     print(sorted(name for name in sys.modules if name.startswith("opentelemetry")))
-command_line.run_process = only_look
+service_commands.run_process = only_look
 from command_service.cli import app
 app(["run"])
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.event_log.track import Place, Track
+from shared.event_log.position_tracker import Place, Track
 
 
 def test_the_first_event_is_next_its_repeat_is_seen_and_a_later_one_is_behind_a_gap() -> None:

@@ -9,16 +9,16 @@ from typing import Any, Final
 
 import pytest
 
-from projection_service import answers
-from projection_service.answers import MOST_WAITING, Answers
-from projection_service.past import Past
+from projection_service import query_responder
+from projection_service.history_queries import Past
+from projection_service.query_responder import MOST_WAITING, Answers
 from projection_service.read_model import ReadModel
 from shared.messages import names
 from shared.postgres.database import Pool, open_pool
 from shared.postgres.statements import statement
-from shared.rabbitmq.broker import connect
-from shared.rabbitmq.intake import Intake
-from shared.rabbitmq.reply_to.reply_channel import ReplyChannel
+from shared.rabbitmq.connection import connect
+from shared.rabbitmq.consumer import Intake
+from shared.rabbitmq.reply_to.publisher import ReplyChannel
 from tests.amqp import Client
 from tests.deployment import Deployment
 from tests.eventually import eventually
@@ -114,7 +114,7 @@ async def test_waiting_histories_are_read_once_and_only_versions_are_looked_up_m
 async def test_what_this_worker_projects_itself_is_answered_without_a_look(
     responder: Responder, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "LOOK_AGAIN_S", 60.0)
+    monkeypatch.setattr(query_responder, "LOOK_AGAIN_S", 60.0)
     sent = await ask(client, "p-1", 3)
     await responder.looked_up(times=1)
     responder.answering.progressed({"p-1": 2, "p-2": 9})

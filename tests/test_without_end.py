@@ -9,7 +9,7 @@ from tests.eventually import eventually
 from tests.facts import fetch, replies
 
 ALWAYS_TOO_LATE = """
-from command_service import event_store
+from command_service.store import event_store
 from shared.errors import Conflict
 append = event_store.EventStore.append
 async def conflicting(store, decisions, epochs, **options):

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from yarl import URL
 
-from shared.cli.check_broker import broker_findings
-from shared.cli.check_database import database_findings, ownership
-from shared.cli.command_line import print_json
-from shared.cli.findings import Finding, Needs, Ownership
+from shared.cli.check_postgres import database_findings, ownership
+from shared.cli.check_rabbitmq import broker_findings
+from shared.cli.check_results import Finding, Needs, Ownership
+from shared.cli.service_commands import print_json
 from shared.cli.terminal import can_show
 from shared.errors import SettingsError
 from shared.values.database_url import place_of

@@ -15,8 +15,8 @@ from shared.client.subscription import Start, subscribe
 from shared.errors import NotHandled
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import ConsentEvent, UnknownEventError
-from shared.messages.patterns import EVERYTHING
-from shared.rabbitmq.broker import connect
+from shared.messages.topic_patterns import EVERYTHING
+from shared.rabbitmq.connection import connect
 from shared.settings import ClientSettings
 from shared.telemetry.standard_streams import output_is_read
 from shared.values.legible import shown, visible_json

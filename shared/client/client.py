@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 from aiormq.exceptions import ChannelAccessRefused
 from pydantic import BaseModel, TypeAdapter
 
-from shared.client.history import joined
+from shared.client.history_pages import joined
 from shared.errors import BrokerBlocked, NoAnswer, NotAllowed
-from shared.errors.reasons import reason_of
+from shared.errors.text import reason_of
 from shared.event_log.log_client import PAGE, Page, query_request, read_answer, readable
 from shared.messages import names
 from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
@@ -33,8 +33,8 @@ from shared.messages.queries import (
     ReadEvents,
 )
 from shared.messages.replies import CommandAccepted, CommandRejected, Outcome
-from shared.rabbitmq.broker import BROKER_ERRORS, Broker, Delivery, connect
-from shared.rabbitmq.requests import Request, Requests
+from shared.rabbitmq.connection import BROKER_ERRORS, Broker, Delivery, connect
+from shared.rabbitmq.rpc_client import Request, Requests
 from shared.values.vocabulary import Entity, Target
 
 WITHIN_S: Final = 10.0

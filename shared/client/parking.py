@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent
 from shared.messages.validation import details_of
-from shared.rabbitmq.broker import (
+from shared.rabbitmq.connection import (
     PERSISTENT,
     Broker,
     Channel,

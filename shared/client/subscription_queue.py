@@ -10,7 +10,7 @@ import structlog
 
 from shared.errors import SchemaError, SettingsError
 from shared.messages import names
-from shared.rabbitmq.broker import Broker, Channel
+from shared.rabbitmq.connection import Broker, Channel
 from shared.rabbitmq.topology import NO_LIMIT
 
 ARGUMENTS: Final[dict[str, Any]] = {

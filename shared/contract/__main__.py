@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from shared.contract.asyncapi import document
-from shared.contract.messages import Json, all_messages
+from shared.contract.catalogue import Json, all_messages
 from shared.contract.schemas import schema_file
 
 FOLDER: Final = Path(__file__).parent

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Any, Final
 
-from shared.contract.messages import (
+from shared.contract.catalogue import (
     Json,
     Message,
     all_messages,

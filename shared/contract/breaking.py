@@ -7,7 +7,7 @@ A message that we send may become narrower: whoever reads it as before must not 
 from collections.abc import Iterator
 from typing import Final
 
-from shared.contract.messages import Json
+from shared.contract.catalogue import Json
 from shared.contract.narrowing import Comparison, Excess, Kind
 
 WORDS: Final = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
 
-from shared.contract.messages import Json
+from shared.contract.catalogue import Json
 
 ANNOTATIONS: Final = {"title", "description", "examples", "default", "deprecated", "$schema", "$id"}
 LEAST: Final = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}

@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from shared.contract.messages import Direction, Json, Message
+from shared.contract.catalogue import Direction, Json, Message
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 DEFINITIONS: Final = "#/$defs/"

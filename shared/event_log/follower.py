@@ -11,13 +11,13 @@ import structlog
 from pydantic import ValidationError
 
 from shared.errors import NoAnswer, first_cause
-from shared.errors.reasons import reason_of
+from shared.errors.text import reason_of
 from shared.event_log.log_client import LogClient
-from shared.event_log.track import Place, Track
+from shared.event_log.position_tracker import Place, Track
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
 from shared.messages.validation import details_of
-from shared.rabbitmq.intake import Intake, Item
+from shared.rabbitmq.consumer import Intake, Item
 from shared.values.oversized import LARGEST_EVENT, too_large
 
 HEAD_CHECK_S: Final = 5.0

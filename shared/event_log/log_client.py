@@ -11,7 +11,7 @@ from shared.messages import names
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import MOST_EVENTS, QueryFailed, ReadEvents
 from shared.messages.validation import details_of
-from shared.rabbitmq.requests import Request, Requests
+from shared.rabbitmq.rpc_client import Request, Requests
 from shared.values.oversized import LARGEST_ANSWER, too_large
 
 READ_WITHIN_S: Final = 10.0

@@ -4,7 +4,7 @@ from typing import ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from shared.messages.upcast import Data, UpcastError, upcast
+from shared.messages.upcasting import Data, UpcastError, upcast
 from shared.values.vocabulary import Entity, Grantee, RecordedId, RecordType
 
 Fact = Literal["asked", "granted", "revoked"]
@@ -15,7 +15,7 @@ class _Event(BaseModel):
 
     fact: ClassVar[Fact]
     schema_version: ClassVar[int] = 1
-    """The version that is written; the older ones are read through `shared.messages.upcast`."""
+    """The version that is written; the older ones are read through `shared.messages.upcasting`."""
     patient_id: RecordedId
 
 

@@ -6,8 +6,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.messages import names
-from shared.messages.moments import Moment
 from shared.messages.replies import Detail
+from shared.messages.timestamp import Moment
 from shared.values.vocabulary import Entity, RecordedId, RecordType, Target
 
 MOST_EVENTS: Final = 500

@@ -13,8 +13,8 @@ from pogo_core.migration import Migration, topological_sort
 from pogo_core.util import migrate as pogo
 
 from shared.errors import NotConnected, SchemaError, SettingsError
-from shared.errors.refusals import DATABASES, SOME_DATABASE
-from shared.postgres import dial
+from shared.errors.connection import DATABASES, SOME_DATABASE
+from shared.postgres import connection
 from shared.postgres.statements import statement
 from shared.postgres.surroundings import check_surroundings
 
@@ -22,10 +22,10 @@ MIGRATION_LOCK: Final = 0xC045E47
 """One number for everybody who migrates a consent database, so that they wait for each other."""
 COMMAND_TIMEOUT_S: Final = 30
 
-Pool: TypeAlias = dial.Pool
-Connection: TypeAlias = dial.Connection
-Session: TypeAlias = dial.Session
-Queryable: TypeAlias = dial.Queryable
+Pool: TypeAlias = connection.Pool
+Connection: TypeAlias = connection.Connection
+Session: TypeAlias = connection.Session
+Queryable: TypeAlias = connection.Queryable
 
 _SILENT = logging.getLogger("consent.migrations")
 """The library says each step as a warning; our command line says them itself."""
@@ -53,10 +53,10 @@ async def open_pool(
     Raises NotConnected and SettingsError as `dial` does.
     """
     server = DATABASES.get(package, SOME_DATABASE)
-    wanted = {**dial.BY_INDEX, **(settings or {})}
+    wanted = {**connection.BY_INDEX, **(settings or {})}
 
     async def connect(dsn: str | None = None, **passed: Any) -> Connection:  # noqa: ANN401
-        return await dial.dial(dsn or url, server, name=name, settings=wanted, **passed)
+        return await connection.dial(dsn or url, server, name=name, settings=wanted, **passed)
 
     pool: Pool = await asyncpg.create_pool(
         url,
@@ -71,7 +71,7 @@ async def open_pool(
 
 async def connect_once(url: str, package: str, *, name: str) -> Connection:
     """Open one connection to a service's database; raises NotConnected as `open_pool` does."""
-    return await dial.dial(url, DATABASES[package], name=name)
+    return await connection.dial(url, DATABASES[package], name=name)
 
 
 async def _nothing_to_reset(_: object) -> None:

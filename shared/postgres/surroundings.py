@@ -5,8 +5,8 @@ from typing import Final
 import asyncpg
 
 from shared.errors import NotConnected, SettingsError
-from shared.errors.refusals import WORKER_CONNECTIONS, Server
-from shared.postgres.dial import Session, dial
+from shared.errors.connection import WORKER_CONNECTIONS, Server
+from shared.postgres.connection import Session, dial
 from shared.postgres.statements import statement
 
 ENCODINGS: Final = frozenset({"UTF8", "SQL_ASCII"})

@@ -12,8 +12,8 @@ from pamqp.header import ContentHeader
 
 from shared.messages import names
 from shared.messages.replies import Detail
-from shared.rabbitmq.broker import PERSISTENT, Delivery, Outgoing, Outlet, Properties
-from shared.rabbitmq.intake import Intake, Item, Source
+from shared.rabbitmq.connection import PERSISTENT, Delivery, Outgoing, Outlet, Properties
+from shared.rabbitmq.consumer import Intake, Item, Source
 from shared.telemetry.metrics import DEAD_LETTERS_WAITING
 from shared.telemetry.readiness import Readiness
 from shared.values.oversized import Beginning, beginning

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from shared.rabbitmq.broker import virtual_host
-from shared.rabbitmq.management import Managed, NotManaged, Thing, read_topology
+from shared.rabbitmq.connection import virtual_host
+from shared.rabbitmq.management_api import Managed, NotManaged, Thing, read_topology
 from shared.rabbitmq.topology import Queue, queues
 from shared.settings import ClientSettings
 

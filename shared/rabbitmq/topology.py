@@ -8,7 +8,7 @@ import aiormq
 
 from shared.errors import SchemaError, SettingsError
 from shared.messages import names
-from shared.rabbitmq.broker import Broker, Channel
+from shared.rabbitmq.connection import Broker, Channel
 
 DELIVERY_LIMIT: Final = 100_000
 """How often a message may come back before the broker sets it aside in the dead letters.

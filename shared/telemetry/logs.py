@@ -11,7 +11,7 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import ExcInfo, Processor
 
-from shared.rabbitmq.broker import Delivery
+from shared.rabbitmq.connection import Delivery
 from shared.settings import LogFormat, LogLevel
 from shared.telemetry.standard_streams import StandardError, guard_standard_streams
 

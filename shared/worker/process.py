@@ -19,15 +19,15 @@ from shared.errors import (
     SettingsError,
     first_cause,
 )
-from shared.errors.reasons import missing_for, reason_of, words_of
-from shared.rabbitmq.broker import BROKER_ERRORS
+from shared.errors.text import missing_for, reason_of, words_of
+from shared.rabbitmq.connection import BROKER_ERRORS
 from shared.settings import WorkerSettings
 from shared.telemetry.metrics import SESSIONS_LOST
 from shared.telemetry.readiness import Readiness
-from shared.worker.garbage import collect_seldom
+from shared.worker.gc_tuning import collect_seldom
+from shared.worker.http import serve_operations
 from shared.worker.leaving import leave_at_once
-from shared.worker.observer import Observer
-from shared.worker.operations import serve_operations
+from shared.worker.monitor import Observer
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 DRAIN_S: Final = 8

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import structlog
 
 from shared.errors import Fenced
-from shared.errors.refusals import DATABASES
+from shared.errors.connection import DATABASES
 from shared.postgres.database import (
     Connection,
     Pool,
@@ -25,14 +25,14 @@ from shared.postgres.database import (
     open_pool,
 )
 from shared.postgres.surroundings import check_surroundings
-from shared.rabbitmq.broker import BROKER_ERRORS, Broker, connect, only_our_cancellation
-from shared.rabbitmq.reply_to.reply_channel import ReplyChannel
+from shared.rabbitmq.connection import BROKER_ERRORS, Broker, connect, only_our_cancellation
+from shared.rabbitmq.reply_to.publisher import ReplyChannel
 from shared.settings import WorkerSettings
 from shared.telemetry.metrics import OWNED
 from shared.telemetry.readiness import Readiness
 from shared.worker.leases import LEASE_S, Lease, LeaseKeeper
 from shared.worker.leaving import leave_at_once
-from shared.worker.observer import Outlook
+from shared.worker.monitor import Outlook
 
 POOL_SIZE: Final = 5
 """One more connection is the lease keeper's."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from shared.worker.garbage import collect_seldom
+from shared.worker.gc_tuning import collect_seldom
 from tests.bench import append, catch_up, growth, latency, throughput
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
 from tests.bench.machine import check_durable, facts, give_memory

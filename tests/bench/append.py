@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from command_service.decisions import Decision
-from command_service.event_store import EventStore
+from command_service.domain.decisions import Decision
+from command_service.store.event_store import EventStore
 from shared.postgres.database import Pool, open_pool
 from tests.bench.bench import Bench, Figure, Goal, Section
 from tests.bench.stage import open_stage

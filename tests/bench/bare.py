@@ -28,7 +28,7 @@ from command_service import worker as command_worker
 from projection_service import worker as projection_worker
 from shared.messages import names
 from shared.messages.cloud_event import CONTENT_TYPE
-from shared.rabbitmq.broker import Broker, Channel, Delivery, connect, consume
+from shared.rabbitmq.connection import Broker, Channel, Delivery, connect, consume
 
 MAX_BATCH = 500
 WINDOW = 100

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from shared.messages import names
-from shared.rabbitmq.broker import PERSISTENT, Broker, Outgoing, Properties, publish_in_order
+from shared.rabbitmq.connection import PERSISTENT, Broker, Outgoing, Properties, publish_in_order
 from shared.values.partition import partition_of
 from tests.amqp import body_of
 from tests.bench.bench import Sizes, expect

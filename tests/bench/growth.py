@@ -9,8 +9,8 @@ from statistics import median
 from time import monotonic
 from uuid import uuid4
 
-from command_service.decisions import Stream
-from command_service.event_store import EventStore
+from command_service.domain.decisions import Stream
+from command_service.store.event_store import EventStore
 from shared.messages.commands import ConsentCommand
 from shared.postgres.database import Pool, open_pool
 from tests.bench.append import BATCH, PATIENTS

@@ -7,7 +7,7 @@ from time import monotonic
 
 import asyncpg
 
-from shared.rabbitmq.broker import Channel
+from shared.rabbitmq.connection import Channel
 from tests.bench.bench import expect
 from tests.bench.progress import Tell
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import asyncpg
 
-from shared.rabbitmq.broker import (
+from shared.rabbitmq.connection import (
     PERSISTENT,
     Delivery,
     Outgoing,

@@ -8,7 +8,15 @@ from typing import Any
 from uuid import uuid4
 
 from shared.messages import names
-from shared.rabbitmq.broker import Broker, Channel, Delivery, Outgoing, Properties, connect, publish
+from shared.rabbitmq.connection import (
+    Broker,
+    Channel,
+    Delivery,
+    Outgoing,
+    Properties,
+    connect,
+    publish,
+)
 from tests.bench.grants import Grant
 
 Answer = dict[str, Any]

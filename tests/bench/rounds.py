@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from shared.messages import names
-from shared.rabbitmq.broker import Broker, Channel, connect
+from shared.rabbitmq.connection import Broker, Channel, connect
 from tests.bench.bench import Bench, UnmetError, expect
 from tests.bench.cpu import CpuMeter, CpuReading
 from tests.bench.gate import Gate

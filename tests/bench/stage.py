@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from shared.rabbitmq.broker import connect
+from shared.rabbitmq.connection import connect
 from shared.rabbitmq.topology import declare
 from tests.bench.bench import Bench, expect
 from tests.deployment import Deployment, open_deployment

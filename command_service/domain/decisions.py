@@ -1,0 +1,138 @@
+"""Decides a batch of commands, in their order, against receipts and patients' states. Pure."""
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from command_service.decode import Received
+from command_service.domain.patient import INITIAL, Patient, Refused, decide, fold
+from shared.messages.events import ConsentEvent
+from shared.messages.replies import CommandRejected, Detail, Outcome, Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A patient's state and the version it is of."""
+
+    version: int
+    state: Patient
+    snapshot_version: int = 0
+    """The version of its newest snapshot; 0 where there is none."""
+    unreadable: str | None = None
+    """Why its history can't be read further: nothing can be decided then."""
+
+    def then(self, events: Iterable[ConsentEvent]) -> "Stream":
+        """Apply the events that follow."""
+        following = list(events)
+        state = fold(self.state, following)
+        return Stream(self.version + len(following), state, self.snapshot_version)
+
+
+EMPTY: Final = Stream(0, INITIAL)
+
+
+class NewEvent(NamedTuple):
+    """A decided event, before the log gives it its position and time."""
+
+    id: UUID
+    version: int
+    event: ConsentEvent
+    data: str
+    """The event as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusing:
+    """Why the rules refused a command."""
+
+    error: Refusal
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided for one command id; it becomes a receipt and perhaps events."""
+
+    received: Received
+    version: int
+    """The patient's version after the command."""
+    events: tuple[NewEvent, ...] = ()
+    refusing: Refusing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was decided and recorded earlier for a command id."""
+
+    fingerprint: bytes
+    outcome: Outcome
+
+
+Answer = Decision | Receipt | CommandRejected
+
+
+@dataclass
+class Batch:
+    """The facts that decisions start from, and what they come to."""
+
+    receipts: Mapping[UUID, Receipt]
+    streams: MutableMapping[str, Stream]
+    """Every patient of the batch who has a history; it moves on with each decision."""
+    decided: dict[UUID, Decision] = field(default_factory=dict)
+
+    @property
+    def has_unreadable(self) -> bool:
+        """Whether the history of one of the patients can't be read."""
+        return any(stream.unreadable for stream in self.streams.values())
+
+    def answer(self, received: Received, new_id: Callable[[], UUID]) -> Answer:
+        """Decide one command; what was decided before for its id stands."""
+        earlier = self.receipts.get(received.command_id)
+        if earlier is not None:
+            return earlier if received.is_known_as(earlier.fingerprint) else conflict(received)
+        pending = self.decided.get(received.command_id)
+        if pending is not None:
+            same = pending.received.fingerprint == received.fingerprint
+            return pending if same else conflict(received)
+        stream = self.streams.get(received.command.patient_id, EMPTY)
+        if stream.unreadable:
+            return unreadable_history(
+                str(received.command_id), received.command.patient_id, stream.unreadable
+            )
+        decision = self._decide(received, stream, new_id)
+        self.decided[received.command_id] = decision
+        return decision
+
+    def _decide(self, received: Received, stream: Stream, new_id: Callable[[], UUID]) -> Decision:
+        try:
+            events = decide(stream.state, received.command)
+        except Refused as refused:
+            return Decision(received, stream.version, (), Refusing(refused.error, str(refused)))
+        self.streams[received.command.patient_id] = after = stream.then(events)
+        decided = tuple(
+            NewEvent(new_id(), version, event, event.model_dump_json())
+            for version, event in enumerate(events, start=stream.version + 1)
+        )
+        return Decision(received, after.version, decided)
+
+
+def conflict(received: Received) -> CommandRejected:
+    """Refuse a command id that was used before for something else."""
+    return CommandRejected(
+        command_id=str(received.command_id),
+        patient_id=received.command.patient_id,
+        error="command_id_conflict",
+        message="this command id was used before with another content; use a new one",
+    )
+
+
+def unreadable_history(command_id: str, patient_id: str, reason: str) -> CommandRejected:
+    """Refuse what this worker is too old to decide; it uses up no id, and may be sent again."""
+    return CommandRejected(
+        command_id=command_id,
+        patient_id=patient_id,
+        error="unreadable_history",
+        message="this worker can't read the patient's history: send it again after the upgrade",
+        details=[Detail(field="patient_id", message=reason)],
+    )

@@ -1,0 +1,375 @@
+"""The event store: append and read, over asyncpg.
+
+A batch is appended by one statement, over all its partitions, events and receipts together.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+import structlog
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from command_service.domain.decisions import Decision, Receipt, Stream, unreadable_history
+from command_service.domain.replay import replay
+from command_service.domain.snapshot import FORMAT, Snapshot, SnapshotError
+from command_service.store.recorded_event import RecordedEvent
+from shared.errors import Conflict, DecidedBefore, Fenced
+from shared.messages.events import UnknownEventError, read_event
+from shared.messages.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
+from shared.postgres.database import Queryable
+from shared.postgres.statements import statement
+
+_APPEND = statement("command_service", "append")
+_READ_STREAMS = statement("command_service", "read_streams")
+_WRITE_SNAPSHOT = statement("command_service", "write_snapshot")
+_READ_RECEIPTS = statement("command_service", "read_receipts")
+_READ_LOG = statement("command_service", "read_log")
+_READ_LOG_OF_PATIENT = statement("command_service", "read_log_of_patient")
+_READ_HEAD = statement("command_service", "read_head")
+_MARK_PUBLISHED = statement("command_service", "mark_published")
+
+MUCH: Final = 500_000
+"""Characters of history, about a tenth of a second to replay."""
+_NO_FORMAT: Final = 0
+"""No snapshot has it, so that histories are read from the start."""
+
+_CONFLICTS: Final = {
+    "events_stream_version_key": Conflict,
+    "command_receipts_command_id_key": DecidedBefore,
+}
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What a batch became in the log."""
+
+    events: Sequence[RecordedEvent]
+    decided: Mapping[UUID, tuple[Decision, Sequence[RecordedEvent]]]
+    """By command id: what was decided, and the events that it became."""
+
+    def outcome(self, command_id: UUID) -> Outcome:
+        """Write what the sender of a command is told."""
+        return _outcome(*self.decided[command_id])
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far the log of a partition goes, and how far the broker has confirmed it."""
+
+    position: int
+    published_position: int
+
+
+class EventStore:
+    """Reads and appends; it never changes what it holds."""
+
+    def __init__(self, pool: Queryable) -> None:
+        self._pool = pool
+
+    @asynccontextmanager
+    async def on_trial(self) -> AsyncIterator["EventStore"]:
+        """Give a store on which everything is taken back in the end."""
+        assert isinstance(self._pool, asyncpg.Pool)  # noqa: S101 - a trial has no trials
+        async with self._pool.acquire() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield EventStore(connection)
+            finally:
+                await transaction.rollback()
+
+    async def append(
+        self, decisions: Sequence[Decision], epochs: Mapping[int, int], *, looked: bool = False
+    ) -> Appended:
+        """Record decisions and their events in one transaction.
+
+        `epochs` holds the epoch of each partition owned; `looked` spares the look for receipts
+        where they were read just before. Raises Fenced where another worker took one of the
+        partitions, DecidedBefore where a command id has a receipt already, Conflict where
+        another writer was first: nothing is recorded then.
+        """
+        if not decisions:
+            return Appended((), {})
+        counts = Counter[int]()
+        for decision in decisions:
+            counts[decision.received.partition] += len(decision.events)
+        partitions = sorted(counts)
+        arguments = (
+            partitions,
+            [epochs[number] for number in partitions],
+            [counts[number] for number in partitions],
+            *_columns(_event_rows(decisions), 13),
+            *_columns(_receipt_rows(decisions), 9),
+            looked,
+        )
+        try:
+            rows = await self._pool.fetch(_APPEND, *arguments)
+        except asyncpg.UniqueViolationError as error:
+            raise _conflict(error) from error
+        if rows and rows[0]["partition"] is None:
+            raise DecidedBefore("a command of the batch has a receipt already")
+        if not rows:
+            raise Fenced(f"one of the partitions {partitions} belongs to another worker now")
+        return _appended(decisions, rows)
+
+    async def read_streams(self, stream_ids: Sequence[str]) -> dict[str, Stream]:
+        """Read the states of these patients; one without a history is left out.
+
+        A snapshot that can't be trusted is passed over: that history is read from the start.
+        """
+        wanted = list(dict.fromkeys(stream_ids))
+        streams = await self._read_streams(wanted, FORMAT)
+        if distrusted := [one for one in wanted if one in streams and streams[one] is None]:
+            streams |= await self._read_streams(distrusted, _NO_FORMAT)
+        found = {stream_id: stream for stream_id, stream in streams.items() if stream}
+        for stream in found.values():
+            if stream.unreadable:
+                log.error("history.unreadable", reason=stream.unreadable)
+        return found
+
+    async def _read_streams(
+        self, stream_ids: Sequence[str], snapshot_format: int
+    ) -> dict[str, Stream | None]:
+        """Read histories by one statement; None for one whose snapshot can't be trusted."""
+        if not stream_ids:
+            return {}
+        rows = await self._pool.fetch(_READ_STREAMS, stream_ids, snapshot_format)
+        if sum(len(row["data"]) for row in rows) > MUCH:
+            return await asyncio.to_thread(_replay_each, rows)  # leases must be renewed meanwhile
+        return _replay_each(rows)
+
+    async def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep a state beside the log, in place of the one before."""
+        await self._pool.execute(
+            _WRITE_SNAPSHOT,
+            snapshot.stream_id,
+            snapshot.version,
+            FORMAT,
+            snapshot.state,
+            snapshot.digest,
+        )
+
+    async def read_receipts(self, command_ids: Sequence[UUID]) -> dict[UUID, Receipt]:
+        """Read what was decided before for these command ids."""
+        if not command_ids:
+            return {}
+        rows = await self._pool.fetch(_READ_RECEIPTS, command_ids)
+        return {
+            command_id: _receipt(list(group))
+            for command_id, group in groupby(rows, key=itemgetter("command_id"))
+        }
+
+    async def read_log(
+        self, partition: int, after_position: int, most: int, patient_id: str | None = None
+    ) -> list[RecordedEvent]:
+        """Read what follows a position in a partition's log, or what of it is one patient's."""
+        if patient_id is None:
+            rows = await self._pool.fetch(_READ_LOG, partition, after_position, most)
+        else:
+            rows = await self._pool.fetch(_READ_LOG_OF_PATIENT, after_position, most, patient_id)
+        return [RecordedEvent(*row) for row in rows]
+
+    async def read_head(self, partition: int) -> Head:
+        """Read how far a partition's log goes; a partition that doesn't exist is empty."""
+        row = await self._pool.fetchrow(_READ_HEAD, partition)
+        return Head(*row) if row else Head(0, 0)
+
+    async def mark_published(self, positions: Mapping[int, int], epochs: Mapping[int, int]) -> None:
+        """Remember what the broker has confirmed, for partitions still owned."""
+        owned = sorted(positions.keys() & epochs.keys())
+        await self._pool.execute(
+            _MARK_PUBLISHED,
+            owned,
+            [epochs[number] for number in owned],
+            [positions[number] for number in owned],
+        )
+
+
+def _conflict(error: asyncpg.UniqueViolationError) -> Exception:
+    kind = _CONFLICTS.get(error.constraint_name or "")
+    return kind("another writer was first") if kind else error
+
+
+def _columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return columns or [[] for _ in range(width)]
+
+
+def _event_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
+    ordinals = Counter[int]()
+    for decision in decisions:
+        received = decision.received
+        for new in decision.events:
+            ordinals[received.partition] += 1
+            yield (
+                received.partition,
+                ordinals[received.partition],
+                received.command.patient_id,
+                new.version,
+                new.id,
+                type(new.event).__name__,
+                new.event.schema_version,
+                new.data,
+                received.correlation_id,
+                received.command_id,
+                received.issued_by,
+                received.traceparent,
+                received.tracestate,
+            )
+
+
+def _receipt_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
+    ordinals = Counter[int]()
+    for decision in decisions:
+        received, refusing = decision.received, decision.refusing
+        first = ordinals[received.partition] + 1
+        ordinals[received.partition] += len(decision.events)
+        yield (
+            received.command_id,
+            received.fingerprint,
+            received.command.patient_id,
+            received.partition,
+            decision.version,
+            None if refusing else first,
+            len(decision.events),
+            refusing and refusing.error,
+            refusing and refusing.message,
+        )
+
+
+def _appended(decisions: Sequence[Decision], rows: Sequence[asyncpg.Record]) -> Appended:
+    """Give the decided events the positions and times that the log gave them."""
+    next_position = {row["partition"]: row["first_position"] for row in rows}
+    recorded_at = {row["partition"]: row["recorded_at"] for row in rows}
+    events: list[RecordedEvent] = []
+    decided: dict[UUID, tuple[Decision, Sequence[RecordedEvent]]] = {}
+    for decision in decisions:
+        partition = decision.received.partition
+        recorded = _recorded(decision, next_position[partition], recorded_at[partition])
+        next_position[partition] += len(recorded)
+        events += recorded
+        decided[decision.received.command_id] = decision, recorded
+    return Appended(events, decided)
+
+
+def _recorded(
+    decision: Decision, first_position: int, recorded_at: datetime
+) -> list[RecordedEvent]:
+    received = decision.received
+    return [
+        RecordedEvent(
+            partition=received.partition,
+            position=position,
+            stream_id=received.command.patient_id,
+            stream_version=new.version,
+            event_id=new.id,
+            type=type(new.event).__name__,
+            schema_version=new.event.schema_version,
+            data=new.data,
+            recorded_at=recorded_at,
+            correlation_id=received.correlation_id,
+            causation_id=received.command_id,
+            issued_by=received.issued_by,
+            traceparent=received.traceparent,
+            tracestate=received.tracestate,
+        )
+        for position, new in enumerate(decision.events, start=first_position)
+    ]
+
+
+def _outcome(decision: Decision, recorded: Sequence[RecordedEvent]) -> Outcome:
+    received, refusing = decision.received, decision.refusing
+    command_id, patient_id = str(received.command_id), received.command.patient_id
+    if refusing:
+        return CommandRejected(
+            command_id=command_id,
+            patient_id=patient_id,
+            error=refusing.error,
+            message=refusing.message,
+        )
+    return CommandAccepted(
+        command_id=command_id,
+        patient_id=patient_id,
+        partition=received.partition,
+        version=decision.version,
+        events=[
+            EventSummary(
+                id=str(event.event_id),
+                type=event.type,
+                target=new.event.target,
+                version=event.stream_version,
+                position=event.position,
+            )
+            for event, new in zip(recorded, decision.events, strict=True)
+        ],
+    )
+
+
+def _replay_each(rows: Sequence[asyncpg.Record]) -> dict[str, Stream | None]:
+    return {
+        stream_id: _replayed(list(history))
+        for stream_id, history in groupby(rows, key=itemgetter("stream_id"))
+    }
+
+
+def _replayed(history: Sequence[asyncpg.Record]) -> Stream | None:
+    try:
+        return replay(history)
+    except SnapshotError as error:
+        log.warning("snapshot.ignored", reason=str(error))
+        return None
+
+
+def _receipt(rows: Sequence[asyncpg.Record]) -> Receipt:
+    """Rebuild an outcome from a receipt, joined with the events that it points at."""
+    first = rows[0]
+    command_id, patient_id = str(first["command_id"]), first["patient_id"]
+    outcome: Outcome
+    try:
+        if first["error"]:
+            outcome = _rejected(command_id, patient_id, first)
+        else:
+            outcome = _accepted(command_id, patient_id, rows)
+    except (UnknownEventError, ValidationError):
+        reason = "what this command came to is of a newer version"
+        outcome = unreadable_history(command_id, patient_id, reason)
+    return Receipt(first["fingerprint"], outcome)
+
+
+def _rejected(command_id: str, patient_id: str, row: asyncpg.Record) -> CommandRejected:
+    return CommandRejected(
+        command_id=command_id, patient_id=patient_id, error=row["error"], message=row["message"]
+    )
+
+
+def _accepted(command_id: str, patient_id: str, rows: Sequence[asyncpg.Record]) -> CommandAccepted:
+    return CommandAccepted(
+        command_id=command_id,
+        patient_id=patient_id,
+        partition=rows[0]["partition"],
+        version=rows[0]["version"],
+        events=[_summary(row) for row in rows],
+    )
+
+
+def _summary(row: asyncpg.Record) -> EventSummary:
+    event = read_event(row["type"], row["schema_version"], from_json(row["data"]))
+    return EventSummary(
+        id=str(row["event_id"]),
+        type=row["type"],
+        target=event.target,
+        version=row["stream_version"],
+        position=row["position"],
+    )

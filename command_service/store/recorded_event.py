@@ -1,0 +1,89 @@
+"""An event as the log keeps it, and as it is published."""
+
+from datetime import datetime
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from shared.messages import names
+from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent, timestamp
+from shared.messages.events import UnknownEventError
+from shared.messages.upcasting import Data, UpcastError, upcast
+from shared.rabbitmq.connection import PERSISTENT, Outgoing, Properties
+
+_TRACE_HEADERS: Final = ("traceparent", "tracestate")
+
+
+class RecordedEvent(NamedTuple):
+    """One row of the log."""
+
+    partition: int
+    position: int
+    stream_id: str
+    stream_version: int
+    event_id: UUID
+    type: str
+    schema_version: int
+    data: str
+    """JSON."""
+    recorded_at: datetime
+    correlation_id: str
+    causation_id: UUID
+    issued_by: str | None
+    traceparent: str | None
+    tracestate: str | None
+
+    def cloud_event(self) -> CloudEvent:
+        """Give it the form in which it travels: up to date, or as it is where it can't be read."""
+        schema_version, data = self._newest()
+        return CloudEvent(
+            id=str(self.event_id),
+            type=self.type,
+            subject=self.stream_id,
+            time=timestamp(self.recorded_at),
+            schemaversion=schema_version,
+            partition=self.partition,
+            position=self.position,
+            streamversion=self.stream_version,
+            correlationid=self.correlation_id,
+            causationid=str(self.causation_id),
+            issuedby=self.issued_by,
+            traceparent=self.traceparent,
+            tracestate=self.tracestate,
+            data=data,
+        )
+
+    def _newest(self) -> tuple[int, Data]:
+        data = from_json(self.data)
+        try:
+            return upcast(self.type, self.schema_version, data)
+        except UpcastError:
+            return self.schema_version, data
+
+    def message(self) -> Outgoing:
+        """Make the message that subscribers receive."""
+        cloud_event = self.cloud_event()
+        trace = {name: value for name in _TRACE_HEADERS if (value := getattr(self, name))}
+        return Outgoing(
+            exchange=names.EVENTS,
+            routing_key=_routing_key(cloud_event),
+            body=cloud_event.to_json(),
+            properties=Properties(
+                content_type=CONTENT_TYPE,
+                delivery_mode=PERSISTENT,
+                message_id=cloud_event.id,
+                message_type=self.type,
+                correlation_id=self.correlation_id,
+                headers=dict(trace) or None,
+            ),
+        )
+
+
+def _routing_key(event: CloudEvent) -> str:
+    """Say where it goes; one that can't be read is published too, or all later ones would wait."""
+    try:
+        return names.event_key(event.event(), event.partition)
+    except (UnknownEventError, ValidationError):
+        return names.unknown_event_key(event.type, event.data, event.partition)

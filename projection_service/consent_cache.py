@@ -1,0 +1,129 @@
+"""What is known of recent patients, so that it need not be read before each change.
+
+True as long as nobody else writes to their partitions. Whoever else changes the read model raises
+the epoch first; the next change is refused then, which ends the session, and this with it.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from projection_service.projections.consents import NOTHING, Consent
+from projection_service.projections.fold import Fact, keys
+from projection_service.read_model import Changes, Key, ReadModel
+from shared.messages.cloud_event import CloudEvent
+from shared.values.vocabulary import Grantee
+
+MOST_CONSENTS: Final = 50_000
+"""Of all patients together: some 30 MB."""
+MOST_EACH: Final = 100
+"""Of one patient; where there are more, they are forgotten, and read again one by one."""
+
+
+@dataclass(eq=False, slots=True)
+class Known:
+    """One patient."""
+
+    partition: int
+    whole: bool
+    """Whether every consent that exists is known: so it is from the first event on."""
+    parked: int | None = None
+    """The position of the first parked event."""
+    consents: dict[Grantee, Consent] = field(default_factory=dict)
+    """NOTHING for one that is known not to exist."""
+
+    @property
+    def size(self) -> int:
+        """How much memory it takes, counted in consents."""
+        return 1 + len(self.consents)
+
+    def knows(self, grantee: Grantee) -> bool:
+        """Whether this consent need not be read."""
+        return self.whole or grantee in self.consents
+
+    def keep(self, grantee: Grantee, consent: Consent) -> None:
+        """Know one consent."""
+        self.consents[grantee] = consent
+        if len(self.consents) > MOST_EACH:
+            self.consents.clear()
+            self.whole = False
+
+
+class KnownPatients:
+    """Bounded: the least recently used go first."""
+
+    def __init__(self, read_model: ReadModel, most: int = MOST_CONSENTS) -> None:
+        self._read_model = read_model
+        self._most = most
+        self._patients: OrderedDict[str, Known] = OrderedDict()
+        self._size = 0
+
+    async def load(
+        self, facts: Sequence[tuple[CloudEvent, Fact]]
+    ) -> tuple[dict[Key, Consent], dict[str, int]]:
+        """Tell the consents that these events may change, before they do.
+
+        And the first parked position of each of their patients who has one.
+        """
+        known, strangers = self._welcome(event for event, _ in facts)
+        wanted = keys(facts)
+        unknown = [key for key in wanted if not known[key.patient_id].knows(key.grantee)]
+        read = await self._read(unknown, {one: known[one] for one in strangers})
+        consents = {
+            key: read.get(key) or known[key.patient_id].consents.get(key.grantee, NOTHING)
+            for key in wanted
+        }
+        return consents, {id_: one.parked for id_, one in known.items() if one.parked is not None}
+
+    def note(self, changes: Changes) -> None:
+        """Know what has changed, of those who are not forgotten meanwhile."""
+        for key, consent in changes.consents.items():
+            if known := self._patients.get(key.patient_id):
+                self._size -= known.size
+                known.keep(key.grantee, consent)
+                self._size += known.size
+        for one in changes.parked:
+            if (known := self._patients.get(one.patient_id)) and known.parked is None:
+                known.parked = one.position
+        while self._size > self._most:
+            _, oldest = self._patients.popitem(last=False)
+            self._size -= oldest.size
+
+    def forget(self, partition: int) -> None:
+        """Forget the patients of a partition, since others may have written to it."""
+        theirs = [one for one, known in self._patients.items() if known.partition == partition]
+        for patient_id in theirs:
+            self._size -= self._patients.pop(patient_id).size
+
+    def _welcome(self, events: Iterable[CloudEvent]) -> tuple[dict[str, Known], list[str]]:
+        """Find each patient, or make room; and tell of whom there may be something to read."""
+        known: dict[str, Known] = {}
+        strangers = []
+        for event in events:
+            patient_id = event.subject
+            if patient_id in known:
+                continue
+            if patient_id in self._patients:
+                self._patients.move_to_end(patient_id)
+            else:
+                begins = event.streamversion == 1
+                self._patients[patient_id] = one = Known(event.partition, whole=begins)
+                self._size += one.size
+                strangers += [] if begins else [patient_id]
+            known[patient_id] = self._patients[patient_id]
+        return known, strangers
+
+    async def _read(
+        self, unknown: Sequence[Key], strangers: Mapping[str, Known]
+    ) -> dict[Key, Consent]:
+        """Read the consents that exist among these, and what is parked of the strangers."""
+        if not strangers:
+            return await self._read_model.read_consents(unknown)
+        consents, parked = await asyncio.gather(
+            self._read_model.read_consents(unknown), self._read_model.read_parked(list(strangers))
+        )
+        for patient_id, position in parked.items():
+            strangers[patient_id].parked = position
+        return consents

@@ -1,0 +1,133 @@
+"""Reads the past from the read model: what was in force at a moment, and the whole history."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import MAXYEAR, datetime
+from itertools import groupby
+from operator import itemgetter
+from typing import Final
+
+import asyncpg
+
+from projection_service.projections.consents import Consent
+from projection_service.read_model import Held, Key, key_columns
+from shared.messages.queries import (
+    Change,
+    ConsentHistory,
+    HasConsent,
+    History,
+    Period,
+    Place,
+    RequestMade,
+)
+from shared.postgres.database import Queryable
+from shared.postgres.statements import statement
+from shared.values.vocabulary import RECORD_TYPES, Grantee
+
+_HAD_CONSENT = statement("projection_service", "had_consent")
+_READ_HISTORY = statement("projection_service", "read_history")
+
+_BEGINNING: Final = ("", "", "", "", 0)
+"""Before every place in a history."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOnce(Held):
+    """What one grantee could see at some moment; `version` is today's."""
+
+    known_since: datetime | None
+    """What was in force before is not known any more, where this is given."""
+
+
+class Past:
+    """Answers from the history."""
+
+    def __init__(self, database: Queryable) -> None:
+        self._database = database
+
+    async def had_consent(self, asked: Sequence[HasConsent]) -> list[HeldOnce]:
+        """Read what each of these could see at the moment `at` of the question, in their order."""
+        keys = [Key(one.patient_id, Grantee(one.entity_name, one.entity_id)) for one in asked]
+        moments = [one.at for one in asked]
+        rows = await self._database.fetch(
+            _HAD_CONSENT, *key_columns(keys), moments, list(RECORD_TYPES)
+        )
+        return [
+            HeldOnce(row["version"], Consent(frozenset(row["permissions"])), row["known_since"])
+            for row in rows
+        ]
+
+    async def read_history(self, asked: Sequence[ConsentHistory]) -> list[History]:
+        """Read a page of the history for each of these questions, in their order."""
+        places = [_BEGINNING if one.after is None else _columns_of(one.after) for one in asked]
+        rows = await self._database.fetch(
+            _READ_HISTORY,
+            [one.patient_id for one in asked],
+            *zip(*places, strict=True),
+            [one.limit + 1 for one in asked],
+        )
+        pages = groupby(rows, key=itemgetter("number"))
+        return [_history(one, list(page)) for one, (_, page) in zip(asked, pages, strict=True)]
+
+
+def _columns_of(place: Place) -> tuple[str, str, str, str, int]:
+    return (place.entity_name, place.entity_id, place.record_type, place.kind, place.version)
+
+
+def _history(asked: ConsentHistory, rows: Sequence[asyncpg.Record]) -> History:
+    """Make a page of one row more than asked for; that one says that there is a next page."""
+    first, shown = rows[0], [row for row in rows[: asked.limit] if row["entity_name"] is not None]
+    known_since = first["known_since"]
+    return History(
+        patient_id=asked.patient_id,
+        version=first["version"],
+        periods=[_period(row) for row in shown if row["kind"] == "period"],
+        requests=[_request(row) for row in shown if row["kind"] == "request"],
+        next=_place(shown[-1]) if len(rows) > asked.limit else None,
+        complete=known_since is None,
+        known_since=None if known_since is None or is_never(known_since) else known_since,
+    )
+
+
+def is_never(known_since: datetime) -> bool:
+    """Whether nothing is known of the past: the horizon is at infinity, until a rebuild."""
+    return known_since.year == MAXYEAR
+
+
+def _period(row: asyncpg.Record) -> Period:
+    return Period(
+        entity_name=row["entity_name"],
+        entity_id=row["entity_id"],
+        record_type=row["record_type"],
+        granted=_change(row, "began"),
+        revoked=_change(row, "ended") if row["ended_version"] else None,
+    )
+
+
+def _request(row: asyncpg.Record) -> RequestMade:
+    return RequestMade(
+        entity_name=row["entity_name"],
+        entity_id=row["entity_id"],
+        record_type=row["record_type"],
+        asked=_change(row, "began"),
+        answered=_change(row, "ended") if row["ended_version"] else None,
+    )
+
+
+def _change(row: asyncpg.Record, side: str) -> Change:
+    return Change(
+        at=row[f"{side}_at"],
+        version=row[f"{side}_version"],
+        command_id=row[f"{side}_command"],
+        issued_by=row[f"{side}_issuer"],
+    )
+
+
+def _place(row: asyncpg.Record) -> Place:
+    return Place(
+        entity_name=row["entity_name"],
+        entity_id=row["entity_id"],
+        record_type=row["record_type"],
+        kind=row["kind"],
+        version=row["began_version"],
+    )

@@ -1,0 +1,1 @@
+"""What events do to the read model, as pure functions."""

@@ -1,0 +1,69 @@
+"""Folds a batch of events into changes of the read model. Pure."""
+
+from collections.abc import Iterable, Mapping, MutableMapping
+
+from pydantic import ValidationError
+
+from projection_service.projections.consents import NOTHING, Consent, evolve
+from projection_service.projections.spans import change_of
+from projection_service.read_model import Changes, Key, Parked
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.events import ConsentEvent, UnknownEventError
+
+Fact = ConsentEvent | str
+"""What happened, or why it can't be applied."""
+
+
+def read(event: CloudEvent) -> Fact:
+    """Read what happened."""
+    try:
+        return event.event()
+    except UnknownEventError as error:
+        return str(error)
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+        return f"its data is not valid: {fields}"
+
+
+def keys(facts: Iterable[tuple[CloudEvent, Fact]]) -> list[Key]:
+    """List the consents that these events may change, each once."""
+    return list(
+        dict.fromkeys(
+            Key(event.subject, fact.grantee) for event, fact in facts if not isinstance(fact, str)
+        )
+    )
+
+
+def fold(
+    facts: Iterable[tuple[CloudEvent, Fact]],
+    consents: Mapping[Key, Consent],
+    parked: MutableMapping[str, int],
+) -> Changes:
+    """Apply events in order to the consents that exist, and park what can't be applied.
+
+    `parked` holds the first parked position of each patient who has one; a patient's
+    later events are parked behind it.
+    """
+    changes = Changes()
+    for event, fact in facts:
+        if event.subject in parked:
+            reason = f"behind position {parked[event.subject]}, which is parked"
+            changes.parked.append(_parked(event, reason))
+        elif isinstance(fact, str):
+            parked[event.subject] = event.position
+            changes.parked.append(_parked(event, fact))
+        elif isinstance(change := change_of(event), str):
+            parked[event.subject] = event.position
+            changes.parked.append(_parked(event, change))
+        else:
+            key = Key(event.subject, fact.grantee)
+            stored = consents.get(key, NOTHING)
+            before = changes.consents.get(key, stored)
+            changes.spans.apply(event.subject, fact, change, stored=stored, before=before)
+            changes.consents[key] = evolve(before, fact)
+            changes.versions[event.subject] = event.streamversion
+    return changes
+
+
+def _parked(event: CloudEvent, reason: str) -> Parked:
+    return Parked(event.partition, event.position, event.subject, event.to_json().decode(), reason)

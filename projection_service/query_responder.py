@@ -1,0 +1,223 @@
+"""Answers queries from the read model, in batches; some wait for the projection to catch up."""
+
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from time import monotonic
+from typing import Final, TypeVar
+
+import structlog
+
+from projection_service.history_queries import Past, is_never
+from projection_service.read_model import Held, ReadModel
+from shared.messages.cloud_event import timestamp
+from shared.messages.queries import (
+    ConsentHeld,
+    ConsentHistory,
+    Consents,
+    HasConsent,
+    History,
+    ListConsents,
+    QueryFailed,
+)
+from shared.rabbitmq.consumer import Intake, Item
+from shared.rabbitmq.query_server import answer, invalid, read_query
+from shared.rabbitmq.reply_to.publisher import ReplyChannel
+from shared.telemetry.metrics import QUERIES
+
+MAX_BATCH: Final = 200
+WAIT_FOR_VERSION_S: Final = 5.0
+LOOK_AGAIN_S: Final = 0.02
+"""How often the versions are looked up that are waited for: another worker may project them."""
+MOST_WAITING: Final = 250
+"""Half of the queries that may be in hand: those that wait must not keep the others away."""
+
+PAGES_AT_ONCE: Final = 20
+"""How many pages one statement reads, so that what is in memory stays small."""
+
+log = structlog.get_logger()
+
+Query = ListConsents | HasConsent | ConsentHistory
+Found = Consents | ConsentHeld | History
+Answer = Found | QueryFailed
+Asking = TypeVar("Asking", ListConsents, HasConsent, ConsentHistory)
+LookUp = Callable[[Sequence[Asking]], Awaitable[Sequence[Answer]]]
+KINDS: Final[dict[str, type[Query]]] = {
+    kind.type: kind for kind in (ListConsents, HasConsent, ConsentHistory)
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A query in hand, and until when its version may be waited for."""
+
+    item: Item
+    query: Query
+    until: float
+
+
+class Answers:
+    """Answers until cancelled.
+
+    A query that asks for a version is run once, when its patient is there. Until then only the
+    versions are looked up, of all who are waited for in one statement; what this worker projects
+    itself it is told.
+    """
+
+    def __init__(
+        self, intake: Intake, replies: ReplyChannel, read_model: ReadModel, past: Past
+    ) -> None:
+        self._intake = intake
+        self._replies = replies
+        self._read_model = read_model
+        self._past = past
+        self._waiting: list[Asked] = []
+        self._versions: dict[str, int] = {}
+        """Of the patients who are waited for: how far they are known to be projected."""
+
+    def progressed(self, versions: Mapping[str, int]) -> None:
+        """Note versions just projected, and go on at once where somebody waits for one of them."""
+        reached = self._versions.keys() & versions.keys()
+        if reached:
+            self._versions.update((one, versions[one]) for one in reached)
+            self._intake.wake()
+
+    async def run(self) -> None:
+        """Take whatever has been asked, and answer it or let it wait."""
+        while True:
+            items = await self._intake.take(
+                MAX_BATCH, within=LOOK_AGAIN_S if self._waiting else None
+            )
+            began = monotonic()
+            asked = await self._read(items)
+            await self._answer([one for one in asked if not one.query.min_version])
+            self._wait([one for one in asked if one.query.min_version])
+            if self._waiting:
+                await self._answer_who_waits()
+            if items:
+                log.info(
+                    "batch.answered",
+                    queries=len(items),
+                    waiting=len(self._waiting),
+                    milliseconds=round((monotonic() - began) * 1000, 1),
+                )
+
+    async def _read(self, items: Sequence[Item]) -> list[Asked]:
+        asked = []
+        until = monotonic() + WAIT_FOR_VERSION_S
+        for item in items:
+            query = read_query(item.delivery, KINDS)
+            if isinstance(query, QueryFailed):
+                await self._reply(item, query)
+            else:
+                asked.append(Asked(item, query, until))
+        return asked
+
+    def _wait(self, asked: Sequence[Asked]) -> None:
+        """Let these wait too; from here on it is noticed when their patients are projected."""
+        self._waiting += asked
+        for one in asked:
+            self._versions.setdefault(one.query.patient_id, 0)
+
+    async def _answer_who_waits(self) -> None:
+        """Run the queries whose version is there, and tell who waited long enough."""
+        await self._look_up_versions()
+        there = [one for one in self._waiting if self._is_there(one)]
+        waiting = [one for one in self._waiting if not self._is_there(one)]
+        now = monotonic()
+        giving_up = {one for one in waiting if one.until <= now}
+        giving_up.update(_who_gives_way([one for one in waiting if one not in giving_up]))
+        for one in giving_up:
+            await self._reply(one.item, too_late(self._versions[one.query.patient_id]))
+        self._waiting = [one for one in waiting if one not in giving_up]
+        self._versions = {
+            one: self._versions[one] for one in {each.query.patient_id for each in self._waiting}
+        }
+        await self._answer(there)
+
+    async def _look_up_versions(self) -> None:
+        """Look up all who are waited for, whoever projects them."""
+        patients = list({one.query.patient_id for one in self._waiting if not self._is_there(one)})
+        if patients:
+            for patient_id, version in (await self._read_model.read_versions(patients)).items():
+                self._versions[patient_id] = max(self._versions[patient_id], version)
+
+    def _is_there(self, one: Asked) -> bool:
+        return self._versions[one.query.patient_id] >= one.query.min_version
+
+    async def _answer(self, asked: Sequence[Asked]) -> None:
+        """Run these queries, all of a kind together, the short ones first."""
+        checks = [(one.item, one.query) for one in asked if isinstance(one.query, HasConsent)]
+        lists = [(one.item, one.query) for one in asked if isinstance(one.query, ListConsents)]
+        pages = [(one.item, one.query) for one in asked if isinstance(one.query, ConsentHistory)]
+        await self._run([one for one in checks if one[1].at is None], self._checks, MAX_BATCH)
+        await self._run([one for one in checks if one[1].at], self._past_checks, MAX_BATCH)
+        await self._run(lists, self._read_model.list_consents, PAGES_AT_ONCE)
+        await self._run(pages, self._past.read_history, PAGES_AT_ONCE)
+
+    async def _run(
+        self, asked: Sequence[tuple[Item, Asking]], look_up: LookUp[Asking], most: int
+    ) -> None:
+        """Read the answers to questions of one kind, some in each statement, and send them."""
+        for start in range(0, len(asked), most):
+            some = asked[start : start + most]
+            answers = await look_up([query for _, query in some])
+            for (item, _), found in zip(some, answers, strict=True):
+                await self._reply(item, found)
+
+    async def _checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
+        held = await self._read_model.has_consent(asked)
+        return [_told(one, answer) for one, answer in zip(asked, held, strict=True)]
+
+    async def _past_checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
+        held = await self._past.had_consent(asked)
+        return [
+            _unknown(one, answer.known_since) or _told(one, answer)
+            for one, answer in zip(asked, held, strict=True)
+        ]
+
+    async def _reply(self, item: Item, found: Answer) -> None:
+        await answer(self._replies, item.delivery, found.to_json())
+        await self._intake.settle_one(item)
+        kind = item.delivery.routing_key
+        label = found.error if isinstance(found, QueryFailed) else found.status
+        QUERIES.labels(kind if kind in KINDS else "other", label).inc()
+
+
+def _who_gives_way(waiting: Sequence[Asked]) -> Iterator[Asked]:
+    """Choose who waits no longer where too many do: the first of the patient whom most wait for."""
+    excess = len(waiting) - MOST_WAITING
+    if excess <= 0:
+        return
+    by_patient: dict[str, deque[Asked]] = defaultdict(deque)
+    for one in waiting:
+        by_patient[one.query.patient_id].append(one)
+    for _ in range(excess):
+        yield max(by_patient.values(), key=len).popleft()
+
+
+def too_late(version: int) -> QueryFailed:
+    """Say that the projection did not reach the version in time, and how far it is."""
+    return QueryFailed(
+        error="not_yet_projected",
+        message=f"the patient is projected to version {version}; ask again",
+        version=version,
+    )
+
+
+def _told(asked: HasConsent, held: Held) -> ConsentHeld:
+    return ConsentHeld(has_consent=held.consent.allows(asked.permission), version=held.version)
+
+
+def _unknown(asked: HasConsent, known_since: datetime | None) -> QueryFailed | None:
+    """Say that a moment is too long ago to be answered with certainty."""
+    if known_since is None:
+        return None
+    if is_never(known_since):
+        return invalid("at", "the past is not known here before a rebuild of the read model")
+    if asked.at is not None and asked.at >= known_since:
+        return None
+    return invalid(
+        "at", f"the past is known since {timestamp(known_since)}; ask about then or later"
+    )

@@ -1,0 +1,339 @@
+"""Takes deliveries from a worker's queues in batches, and settles them in order."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Final
+
+import aiormq
+
+from shared.errors import TopologyMissing
+from shared.rabbitmq.connection import Broker, Channel, ConnectionLost, Delivery, consume
+from shared.values.oversized import LARGEST_REQUEST, bounded
+from shared.worker.leases import Lease
+
+CONSUMED_WITHIN_S: Final = 30.0
+"""RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""
+ACKNOWLEDGE_WITHIN_S: Final = 0.05
+"""An acknowledgement costs the broker as much as a message: one settles all until then."""
+SUSPICIOUS: Final = 4
+"""A message that came back so often may be what kills workers; less can be anybody's bad luck."""
+
+
+@dataclass(eq=False, slots=True)
+class Source:
+    """A queue being read, on a channel of its own, so that it can be given back in order."""
+
+    queue: str
+    channel: Channel
+    lease: Lease | None
+    """None for a queue that every worker reads."""
+    counts: bool = True
+    """Whether the broker counts there how often a message comes back, as quorum queues do."""
+    stopped: bool = False
+    """Whether what is delivered now is left unsettled, to go back when the channel closes."""
+    in_hand: int = 0
+    """Delivered and not yet settled."""
+    settled: set[int] = field(default_factory=set)
+    """Delivery tags that are done with, of which the broker has not been told yet."""
+    let_go: int | None = None
+    """The oldest delivery tag that was let go: it, and what follows it, is not acknowledged."""
+    held: set[int] = field(default_factory=set)
+    """Delivery tags that stay unsettled after their batch; what follows them is acknowledged."""
+    gone: set[int] = field(default_factory=set)
+    """Delivery tags that the broker has been told of, though their batch has not ended yet."""
+    telling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the broker is told: it minds the order of acknowledgements."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: dict[int, float] = field(default_factory=dict)
+    """When each delivery in hand came, by its tag and the monotonic clock, the oldest first."""
+
+    def settle(self, tag: int) -> None:
+        """Be done with a delivery, unless it is held."""
+        if tag not in self.held and tag not in self.gone:
+            self.settled.add(tag)
+        self.gone.discard(tag)
+
+    def take_settled(self) -> tuple[int | None, list[int]]:
+        """Take out what to acknowledge: all up to one tag, and others one by one.
+
+        All at once goes as far as nothing before it is still in hand, held or let go. Behind one
+        that is held for long, others would take up the prefetch if they waited for it.
+        """
+        undone = (next(iter(self.arrived), None), self.let_go, min(self.held, default=None))
+        first = min((tag for tag in undone if tag is not None), default=None)
+        before = {tag for tag in self.settled if first is None or tag < first}
+        behind = sorted(self.settled - before) if self.held else []
+        if self.let_go is not None:
+            behind = [tag for tag in behind if tag < self.let_go]
+        self.settled -= before.union(behind)
+        return max(before, default=None), behind
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A delivery in hand, and where it came from."""
+
+    source: Source
+    delivery: Delivery
+
+    @property
+    def tag(self) -> int:
+        """What the broker calls it on this channel."""
+        return self.delivery.delivery_tag or 0
+
+    @property
+    def arrived(self) -> float:
+        """When it came, by the monotonic clock; it must not be settled yet."""
+        return self.source.arrived[self.tag]
+
+    @property
+    def partition(self) -> int | None:
+        """The partition whose queue it came from; None for a queue that every worker reads."""
+        return self.source.lease.partition if self.source.lease else None
+
+    @property
+    def traceparent(self) -> str | None:
+        """Its sender's trace context, as the sender wrote it."""
+        return self._text("traceparent")
+
+    @property
+    def tracestate(self) -> str | None:
+        """What else its sender's tracing system says."""
+        return self._text("tracestate")
+
+    def _text(self, header: str) -> str | None:
+        value = (self.delivery.header.properties.headers or {}).get(header)
+        return value if isinstance(value, str) else None
+
+    @property
+    def returns(self) -> int:
+        """How often it was delivered before and came back unsettled.
+
+        The broker says so of what it delivers again; else it is the sender's word, or of another
+        life of the message, that ended in the dead letters.
+        """
+        if not self.delivery.redelivered or not self.source.counts:
+            return 0
+        headers = self.delivery.header.properties.headers or {}
+        count = headers.get("x-delivery-count", 0)
+        return count if isinstance(count, int) else 0
+
+
+class Intake:
+    """Reads some queues into one inbox. Its size is bounded by the prefetch of each queue.
+
+    When a worker dies, all that it had in hand comes back, and counts as delivered once more: the
+    message that killed it, and every innocent one that was prefetched beside it. So messages that
+    came back again and again are handed out one at a time, each settled before the next.
+
+    Of a body that is larger than `largest`, only the beginning is kept in hand.
+
+    The prefetch is never lowered: a quorum queue puts what comes back behind what came back
+    before and has not been delivered since. Only a consumer that takes all of it keeps the order.
+    """
+
+    def __init__(self, broker: Broker, *, prefetch: int, largest: int = LARGEST_REQUEST) -> None:
+        self._broker = broker
+        self._prefetch = prefetch
+        self._largest = largest
+        self._many = prefetch // 4
+        self._most_held = prefetch * 2 // 5
+        self._inbox: deque[Item] = deque()
+        self._arrived = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._woken = False
+        self._sources: dict[str, Source] = {}
+
+    async def open(self, queue: str, lease: Lease | None = None, *, counts: bool = True) -> Source:
+        """Begin to read a queue; a classic one does not count what comes back."""
+        source = Source(queue, await self._broker.channel(), lease, counts)
+        source.idle.set()
+        self._sources[queue] = source
+        try:
+            async with asyncio.timeout(CONSUMED_WITHIN_S):
+                await consume(
+                    source.channel,
+                    queue,
+                    self._prefetch,
+                    lambda delivery: self._arrive(Item(source, self._bounded(delivery))),
+                )
+        except TimeoutError:
+            raise ConnectionLost(f"the queue {queue} does not answer: has it a leader?") from None
+        except aiormq.exceptions.ChannelNotFoundEntity:
+            raise TopologyMissing(queue) from None
+        return source
+
+    async def take(self, most: int, within: float | None = None) -> list[Item]:
+        """Return whatever has arrived, at most `most`, oldest first; a suspicious message alone.
+
+        Waits for the first one; in vain when it is woken, or after `within` seconds.
+        """
+        while not self._inbox and not self._woken:  # what had arrived may be let go meanwhile
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(within):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return []
+        self._woken = False
+        if self._inbox and self._inbox[0].returns >= SUSPICIOUS:
+            return [self._inbox.popleft()]
+        taken: list[Item] = []
+        while self._inbox and len(taken) < most and self._inbox[0].returns < SUSPICIOUS:
+            taken.append(self._inbox.popleft())
+        return taken
+
+    def wake(self) -> None:
+        """Have whoever takes go on, now or when it next waits."""
+        self._woken = True
+        self._arrived.set()
+
+    async def settle(self, items: Iterable[Item]) -> None:
+        """Be done with these items, but for those that are held.
+
+        They are acknowledged soon, many at once, when all that came before them on their queues is
+        done with too; one that is suspicious at once, and for certain.
+        """
+        suspicious: set[Source] = set()
+        touched: set[Source] = set()
+        for item in items:
+            source = item.source
+            source.settle(item.tag)
+            touched.add(source)
+            if item.returns >= SUSPICIOUS:
+                suspicious.add(source)
+            self._done(item)
+        for source in touched:
+            if source in suspicious or len(source.settled) >= self._many:
+                await _acknowledge(source)
+        for source in suspicious:
+            await self._barrier(source)
+        self._settled.set()
+
+    async def keep_acknowledging(self) -> None:
+        """Acknowledge what is settled, a little later and together, until cancelled."""
+        while True:
+            await self._settled.wait()
+            await asyncio.sleep(ACKNOWLEDGE_WITHIN_S)
+            self._settled.clear()
+            await self.acknowledge()
+
+    async def acknowledge(self) -> None:
+        """Acknowledge all that is settled."""
+        for source in list(self._sources.values()):
+            await _acknowledge(source)
+
+    def oldest_s(self) -> float:
+        """Say for how many seconds the oldest delivery has been in hand; 0 where none is.
+
+        Nothing is any more once the connection is lost: the broker has taken it all back.
+        """
+        firsts = [next(iter(one.arrived.values())) for one in self._sources.values() if one.arrived]
+        if not firsts or self._broker.is_lost():
+            return 0.0
+        return monotonic() - min(firsts)
+
+    def let_go(self, items: Iterable[Item]) -> None:
+        """Leave these items unsettled; they go back when their queue is closed."""
+        for item in items:
+            source = item.source
+            source.let_go = item.tag if source.let_go is None else min(source.let_go, item.tag)
+            self._done(item)
+
+    async def settle_one(self, item: Item) -> None:
+        """Acknowledge this item alone."""
+        self._done(item)
+        await item.source.channel.basic_ack(item.tag, wait=False)
+
+    async def hold(self, item: Item) -> bool:
+        """Keep an item unsettled, though its batch is settled, until it is released.
+
+        It goes back when its queue is closed, and nobody waits for it; but it takes up prefetch.
+        Where too much of that is taken up, the broker is told to set it aside by itself, and keeps
+        it until it can. Returns whether the item is held.
+        """
+        source = item.source
+        if len(source.held) < self._most_held:
+            source.held.add(item.tag)
+            return True
+        source.gone.add(item.tag)
+        await source.channel.basic_reject(item.tag, requeue=False, wait=False)
+        return False
+
+    def is_held(self, source: Source, tag: int) -> bool:
+        """Whether this delivery is held, and its queue still read."""
+        return tag in source.held and self._sources.get(source.queue) is source
+
+    async def release(self, source: Source, tag: int) -> None:
+        """Acknowledge a delivery that is held."""
+        async with source.telling:
+            source.held.discard(tag)
+            if tag in source.arrived:
+                source.gone.add(tag)
+            await source.channel.basic_ack(tag, wait=False)
+
+    def stop(self, queue: str) -> None:
+        """Take nothing new from a queue: what nobody handles yet goes back when it is closed.
+
+        The consumer stays. RabbitMQ gives the deliveries that cancelling it overtakes back to the
+        queue by itself, in any order where they are many; closing the channel keeps the order.
+        Until then this worker stays the single active consumer, so that no later command can
+        overtake one that is still in hand here, not even when its lease runs out meanwhile.
+        """
+        source = self._sources[queue]
+        source.stopped = True
+        self.let_go(self._withdraw(source))
+
+    async def drained(self, queue: str) -> None:
+        """Return when all that is in hand of a queue is settled, and the broker told so."""
+        source = self._sources[queue]
+        await source.idle.wait()
+        await _acknowledge(source)
+
+    async def close(self, queue: str) -> None:
+        """Stop reading a queue; what is not settled goes back to it in order."""
+        source = self._sources.pop(queue)
+        self._withdraw(source)
+        await self._broker.close_channel(source.channel)
+
+    def _withdraw(self, source: Source) -> list[Item]:
+        """Take out of the inbox what came from a queue, and return it."""
+        withdrawn = [item for item in self._inbox if item.source is source]
+        self._inbox = deque(item for item in self._inbox if item.source is not source)
+        return withdrawn
+
+    async def _barrier(self, source: Source) -> None:
+        """Return when the broker has done all that this channel asked of it before."""
+        await source.channel.basic_qos(prefetch_count=self._prefetch)
+
+    def _done(self, item: Item) -> None:
+        item.source.arrived.pop(item.tag, None)
+        item.source.in_hand -= 1
+        if item.source.in_hand == 0:
+            item.source.idle.set()
+
+    def _bounded(self, delivery: Delivery) -> Delivery:
+        body = bounded(delivery.body, self._largest)
+        return delivery if body is delivery.body else replace(delivery, body=body)
+
+    def _arrive(self, item: Item) -> None:
+        if item.source.stopped:
+            return
+        item.source.arrived[item.tag] = monotonic()
+        item.source.in_hand += 1
+        item.source.idle.clear()
+        self._inbox.append(item)
+        self._arrived.set()
+
+
+async def _acknowledge(source: Source) -> None:
+    """Tell the broker what is settled of a queue."""
+    async with source.telling:
+        newest, apart = source.take_settled()
+        if newest is not None:
+            await source.channel.basic_ack(newest, multiple=True, wait=False)
+        for tag in apart:
+            await source.channel.basic_ack(tag, wait=False)
