@@ -9,8 +9,9 @@ from uuid import uuid4
 import structlog
 
 from command_service import metrics
-from command_service.decode import Received, decode, decode_unroutable, strayed
+from command_service.decode import decode, decode_unroutable, strayed
 from command_service.domain.decisions import EMPTY, Answer, Batch, Decision, Receipt
+from command_service.domain.received import Received
 from command_service.poison_messages import Suspects
 from command_service.publisher import Publisher
 from command_service.settle import Answered, Settler

@@ -1,13 +1,13 @@
 """Reads a delivery: either a command that can be decided, or what is wrong with it."""
 
 import re
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from command_service.domain.fingerprint import fingerprint, is_of
+from command_service.domain.fingerprint import fingerprint
+from command_service.domain.received import Received
 from shared.messages import names
 from shared.messages.commands import COMMANDS, ConsentCommand
 from shared.messages.replies import CommandError, CommandRejected, Detail
@@ -27,24 +27,6 @@ _LINE: TypeAdapter[str] = TypeAdapter(LegibleLine)
 
 class _Addressed(BaseModel):
     patient_id: RecordedId
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A well-formed command, and what of its message is kept with its events."""
-
-    command_id: UUID
-    command: ConsentCommand
-    fingerprint: bytes
-    partition: int
-    correlation_id: str
-    issued_by: str | None = None
-    traceparent: str | None = None
-    tracestate: str | None = None
-
-    def is_known_as(self, known: bytes) -> bool:
-        """Whether this is what was decided before under that fingerprint."""
-        return known == self.fingerprint or is_of(known, self.command)
 
 
 class MessageFault(Exception):

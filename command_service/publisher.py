@@ -24,7 +24,7 @@ from shared.rabbitmq.connection import PUBLISH_WINDOW, Outgoing, Outlet, Why
 from shared.telemetry import tracing
 from shared.telemetry.metrics import LAST_PROGRESS
 from shared.telemetry.readiness import Readiness
-from shared.worker.leases import Lease
+from shared.values.partition import Lease
 
 MOST_IN_MEMORY: Final = 5_000
 """Events kept for a partition whose publishing lags; past that they are read from the log."""

@@ -10,15 +10,14 @@ from uuid import uuid4
 
 import asyncpg
 
-from command_service.decode import Received
 from command_service.domain.decisions import EMPTY, Batch
 from command_service.domain.fingerprint import fingerprint
+from command_service.domain.received import Received
 from command_service.store.event_store import EventStore
 from shared.errors import SurroundingsWrong
 from shared.errors.text import words_of
 from shared.messages.commands import GrantConsent
-from shared.values.partition import partition_of
-from shared.worker.leases import Lease
+from shared.values.partition import Lease, partition_of
 
 PATIENT: Final = "rehearsal"
 _LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)

@@ -11,11 +11,10 @@ import structlog
 from command_service import metrics
 from shared.messages.commands import COMMANDS
 from shared.messages.replies import CommandRejected, Outcome
-from shared.rabbitmq.connection import PERSISTENT, Outgoing, Properties
+from shared.rabbitmq.connection import PERSISTENT, Outgoing, Properties, ids_of
 from shared.rabbitmq.consumer import Intake, Item
 from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
 from shared.rabbitmq.reply_to.publisher import ReplyChannel
-from shared.telemetry.logs import ids_of
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from shared.rabbitmq.connection import Outlet
 from shared.rabbitmq.consumer import Intake
 from shared.rabbitmq.dead_letter import DeadLetters
 from shared.telemetry.metrics import OLDEST_IN_HAND
-from shared.worker.leases import Lease
+from shared.values.partition import Lease
 from shared.worker.session import Opened, Service
 
 PREFETCH: Final = 250

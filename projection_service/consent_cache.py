@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from projection_service.projections.changes import Changes, Key
 from projection_service.projections.consents import NOTHING, Consent
 from projection_service.projections.fold import Fact, keys
-from projection_service.read_model import Changes, Key, ReadModel
+from projection_service.read_model import ReadModel
 from shared.messages.cloud_event import CloudEvent
 from shared.values.vocabulary import Grantee
 

@@ -9,8 +9,9 @@ from typing import Final
 
 import asyncpg
 
+from projection_service.projections.changes import Held, Key
 from projection_service.projections.consents import Consent
-from projection_service.read_model import Held, Key, key_columns
+from projection_service.read_model import key_columns
 from shared.messages.queries import (
     Change,
     ConsentHistory,

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from projection_service.projections.changes import Move
 from projection_service.projections.fold import fold, keys, read
-from projection_service.read_model import Move, ReadModel
+from projection_service.read_model import ReadModel
 from shared.messages.cloud_event import CloudEvent
 from shared.postgres.database import Connection, Session
 from shared.postgres.statements import statement

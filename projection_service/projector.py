@@ -7,19 +7,20 @@ import structlog
 
 from projection_service import metrics
 from projection_service.consent_cache import KnownPatients
+from projection_service.projections.changes import Changes, Move
 from projection_service.projections.fold import fold, read
-from projection_service.read_model import Changes, Move, ReadModel
+from projection_service.read_model import ReadModel
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
 from shared.event_log.position_tracker import Track
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
+from shared.rabbitmq.connection import ids_of
 from shared.rabbitmq.consumer import Intake, Item
 from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
 from shared.telemetry import tracing
-from shared.telemetry.logs import ids_of
 from shared.telemetry.metrics import LAST_PROGRESS
-from shared.worker.leases import Lease
+from shared.values.partition import Lease
 
 MAX_BATCH: Final = 500
 

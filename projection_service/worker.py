@@ -17,7 +17,7 @@ from shared.rabbitmq.dead_letter import DeadLetters
 from shared.rabbitmq.rpc_client import Requests
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.oversized import LARGEST_EVENT
-from shared.worker.leases import Lease
+from shared.values.partition import Lease
 from shared.worker.session import Opened, Service
 
 PREFETCH: Final = 500

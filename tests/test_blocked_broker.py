@@ -14,9 +14,9 @@ import pytest
 
 from shared.client.client import ConsentClient
 from shared.errors import BrokerBlocked, NoAnswer
+from shared.errors.connection import BROKER_ERRORS
 from shared.rabbitmq.alarm_probe import AlarmBell
 from shared.rabbitmq.connection import (
-    BROKER_ERRORS,
     Outgoing,
     Properties,
     connect,

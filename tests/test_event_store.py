@@ -7,9 +7,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from command_service.decode import Received
 from command_service.domain.decisions import Batch, Decision
 from command_service.domain.fingerprint import fingerprint
+from command_service.domain.received import Received
 from command_service.store.event_store import Appended, EventStore
 from shared.errors import Conflict, DecidedBefore, Fenced
 from shared.messages.commands import ConsentCommand, GrantConsent, RevokeConsent

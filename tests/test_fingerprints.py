@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from command_service.decode import Received
 from command_service.domain.decisions import Batch, Receipt
 from command_service.domain.fingerprint import fingerprint, is_of
+from command_service.domain.received import Received
 from shared.messages.commands import COMMANDS, ConsentCommand, GrantConsent
 from shared.messages.replies import CommandAccepted, CommandRejected
 from shared.values.partition import partition_of

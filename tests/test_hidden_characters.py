@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from command_service.decode import Received
 from command_service.domain.decisions import Batch, Decision
 from command_service.domain.fingerprint import fingerprint
+from command_service.domain.received import Received
 from command_service.store.event_store import EventStore
 from shared.cli.watch import json_line, readable_line
 from shared.messages.cloud_event import CloudEvent

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from projection_service.history_queries import Past
+from projection_service.projections.changes import Changes, Move
 from projection_service.projections.fold import fold, keys, read
 from projection_service.projections.spans import Change, Matter, Span, change_of
-from projection_service.read_model import Changes, Move, ReadModel
+from projection_service.read_model import ReadModel
 from shared.client.history_pages import joined
 from shared.messages.cloud_event import CloudEvent, timestamp
 from shared.messages.queries import ConsentHistory, HasConsent, History

@@ -8,9 +8,10 @@ import pytest
 
 from projection_service import consent_cache
 from projection_service.consent_cache import KnownPatients
+from projection_service.projections.changes import Key, Move
 from projection_service.projections.consents import Consent
 from projection_service.projections.fold import Fact, fold, read
-from projection_service.read_model import Key, Move, ReadModel
+from projection_service.read_model import ReadModel
 from shared.messages.cloud_event import CloudEvent
 from shared.postgres.database import Pool
 from shared.values.vocabulary import RECORD_TYPES, Grantee

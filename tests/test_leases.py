@@ -10,7 +10,8 @@ import pytest
 
 from shared.errors import Fenced
 from shared.postgres.database import Connection, Pool
-from shared.worker.leases import Lease, LeaseKeeper
+from shared.values.partition import Lease
+from shared.worker.leases import LeaseKeeper
 from tests.chaos.links import Disorder, open_wires
 from tests.conftest import PARTITIONS
 from tests.eventually import eventually

@@ -7,7 +7,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from projection_service.read_model import Changes, Move, ReadModel
+from projection_service.projections.changes import Changes, Move
+from projection_service.read_model import ReadModel
 from shared.postgres.database import Connection, Pool
 from shared.postgres.statements import statement
 from tests.conftest import PARTITIONS

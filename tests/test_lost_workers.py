@@ -9,7 +9,8 @@ from typing import Final
 import pytest
 from aiohttp import ClientSession
 
-from shared.rabbitmq.connection import ConnectionLost, connect
+from shared.errors.connection import ConnectionLost
+from shared.rabbitmq.connection import connect
 from shared.telemetry.readiness import STUCK_S, Readiness
 from shared.worker.http import serve_operations
 from shared.worker.leases import LEASE_S

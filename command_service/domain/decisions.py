@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from command_service.decode import Received
 from command_service.domain.patient import INITIAL, Patient, Refused, decide, fold
+from command_service.domain.received import Received
 from shared.messages.events import ConsentEvent
 from shared.messages.replies import CommandRejected, Detail, Outcome, Refusal
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, MutableMapping
 
 from pydantic import ValidationError
 
+from projection_service.projections.changes import Changes, Key, Parked
 from projection_service.projections.consents import NOTHING, Consent, evolve
 from projection_service.projections.spans import change_of
-from projection_service.read_model import Changes, Key, Parked
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import ConsentEvent, UnknownEventError
 

@@ -7,8 +7,8 @@ from itertools import chain
 from typing import Final
 
 from projection_service.consent_cache import KnownPatients
+from projection_service.projections.changes import Move
 from projection_service.projections.fold import fold, read
-from projection_service.read_model import Move
 from projection_service.rebuild.shadow import Shadow
 from shared.errors import NotNow, first_cause
 from shared.event_log.log_client import LogClient

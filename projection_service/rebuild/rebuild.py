@@ -16,8 +16,9 @@ from projection_service.rebuild.progress import Progress
 from projection_service.rebuild.shadow import Shadow, open_shadow
 from projection_service.settings import ProjectionSettings
 from shared.errors import Fenced, NoAnswer, NotConnected, NotNow, Unsure
+from shared.errors.connection import BROKER_ERRORS
 from shared.event_log.log_client import LogClient
-from shared.rabbitmq.connection import BROKER_ERRORS, connect
+from shared.rabbitmq.connection import connect
 from shared.rabbitmq.rpc_client import Requests
 
 CLOSE: Final = 500

@@ -8,17 +8,10 @@ import aiormq
 
 from shared.cli.check_results import Finding, Needs, is_too_old
 from shared.errors import BrokerBlocked, ConsentError
+from shared.errors.connection import BROKER_ERRORS
 from shared.messages import names
 from shared.rabbitmq.alarm_probe import AlarmBell
-from shared.rabbitmq.connection import (
-    BROKER_ERRORS,
-    Broker,
-    Channel,
-    Outgoing,
-    Properties,
-    connect,
-    publish,
-)
+from shared.rabbitmq.connection import Broker, Channel, Outgoing, Properties, connect, publish
 from shared.rabbitmq.connection import virtual_host as virtual_host_of
 from shared.rabbitmq.management_api import Managed, NotManaged, read_limits, read_topology
 from shared.rabbitmq.policies import policy_complaints

@@ -31,6 +31,7 @@ from shared.errors import (
     QueryRefused,
     SettingsError,
 )
+from shared.errors.connection import BROKER_ERRORS
 from shared.event_log.log_client import Page
 from shared.messages.cloud_event import CloudEvent, timestamp
 from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
@@ -39,7 +40,6 @@ from shared.messages.queries import ConsentHeld, Consents, ListConsents
 from shared.messages.replies import CommandAccepted, Outcome
 from shared.messages.timestamp import REMEDY, Moment
 from shared.messages.validation import details_of
-from shared.rabbitmq.connection import BROKER_ERRORS
 from shared.settings import ClientSettings, PartitionSettings, read_settings
 from shared.telemetry.logs import hush_libraries, set_up_logs
 from shared.telemetry.standard_streams import guard_standard_streams

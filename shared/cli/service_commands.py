@@ -12,8 +12,8 @@ from pydantic_settings import BaseSettings
 
 from shared.cli.terminal import Program, shown_json
 from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsure
+from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import words_of
-from shared.rabbitmq.connection import BROKER_ERRORS
 from shared.rabbitmq.lenient_decoding import bound_headers
 from shared.settings import WorkerSettings
 from shared.telemetry.logs import hush_libraries, set_up_logs

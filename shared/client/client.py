@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from shared.client.history_pages import joined
 from shared.errors import BrokerBlocked, NoAnswer, NotAllowed
+from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.log_client import PAGE, Page, query_request, read_answer, readable
 from shared.messages import names
@@ -33,7 +34,7 @@ from shared.messages.queries import (
     ReadEvents,
 )
 from shared.messages.replies import CommandAccepted, CommandRejected, Outcome
-from shared.rabbitmq.connection import BROKER_ERRORS, Broker, Delivery, connect
+from shared.rabbitmq.connection import Broker, Delivery, connect
 from shared.rabbitmq.rpc_client import Request, Requests
 from shared.values.vocabulary import Entity, Target
 

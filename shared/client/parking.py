@@ -15,10 +15,10 @@ from shared.rabbitmq.connection import (
     Delivery,
     Outgoing,
     Properties,
+    ids_of,
     publish,
 )
 from shared.rabbitmq.topology import NO_LIMIT
-from shared.telemetry.logs import ids_of
 from shared.values.oversized import LARGEST_EVENT, too_large
 
 LONGEST_REASON: Final = 1000

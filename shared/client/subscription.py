@@ -27,6 +27,7 @@ from shared.errors import (
     SettingsError,
     first_cause,
 )
+from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
@@ -34,10 +35,9 @@ from shared.event_log.position_tracker import Track
 from shared.messages import topic_patterns as binding
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
-from shared.rabbitmq.connection import BROKER_ERRORS, Broker, connect
+from shared.rabbitmq.connection import Broker, connect, ids_of
 from shared.rabbitmq.consumer import Intake, Item
 from shared.rabbitmq.rpc_client import Requests
-from shared.telemetry.logs import ids_of
 from shared.values.oversized import LARGEST_EVENT
 
 MOST: Final = 100

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+import aiormq
 import asyncpg
 from aiormq.exceptions import AMQPError, InvalidFrameError, ProbableAuthenticationError
 
@@ -130,3 +131,17 @@ def _no_such_host(server: Server) -> str:
 def _cause(error: BaseException) -> BaseException:
     """Look through aiormq's wrapping of what the system said."""
     return error.__cause__ if isinstance(error.__cause__, OSError) else error
+
+
+class ConnectionLost(ConnectionError):
+    """The broker went away, or it took a channel or a consumer from us."""
+
+
+BROKER_ERRORS: Final = (
+    OSError,
+    TimeoutError,
+    EOFError,
+    aiormq.exceptions.AMQPError,
+    aiormq.exceptions.ChannelInvalidStateError,
+)
+"""What a broker that is away, restarting or cut off makes the libraries raise."""

@@ -6,7 +6,7 @@ import asyncpg
 from aiormq.exceptions import AMQPError
 
 from shared.errors import ConsentError, SurroundingsWrong, TopologyMissing
-from shared.rabbitmq.connection import BROKER_ERRORS, ConnectionLost
+from shared.errors.connection import BROKER_ERRORS, ConnectionLost
 
 WITHOUT_VALUES: Final = (ConsentError, *BROKER_ERRORS, asyncpg.InterfaceError)
 """Whose words are about the servers and us. Those of others may quote what they stumbled over."""

@@ -29,7 +29,7 @@ from pamqp.header import ContentHeader
 from yarl import URL
 
 from shared.errors import NotConnected
-from shared.errors.connection import BROKER, explained
+from shared.errors.connection import BROKER, ConnectionLost, explained
 from shared.rabbitmq.alarm import Alarm
 from shared.rabbitmq.lenient_decoding import read_odd_properties
 
@@ -46,20 +46,6 @@ PUBLISH_WINDOW: Final = 250
 PERSISTENT: Final = 2
 RENEWED_AFTER_S: Final = 1.0
 """How long a channel is used at least, on which something was refused."""
-
-
-class ConnectionLost(ConnectionError):
-    """The broker went away, or it took a channel or a consumer from us."""
-
-
-BROKER_ERRORS: Final = (
-    OSError,
-    TimeoutError,
-    EOFError,
-    aiormq.exceptions.AMQPError,
-    aiormq.exceptions.ChannelInvalidStateError,
-)
-"""What a broker that is away, restarting or cut off makes the libraries raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,3 +436,9 @@ def _frames(message: Outgoing, number: int, largest: int, *, mandatory: bool) ->
 def _publish_frame(number: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
     frame = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
     return marshal(frame, number)
+
+
+def ids_of(delivery: Delivery) -> dict[str, str | None]:
+    """Return what a line about one message names it by."""
+    properties = delivery.header.properties
+    return {"message_id": properties.message_id, "correlation_id": properties.correlation_id}

@@ -10,9 +10,10 @@ from typing import Final
 import aiormq
 
 from shared.errors import TopologyMissing
-from shared.rabbitmq.connection import Broker, Channel, ConnectionLost, Delivery, consume
+from shared.errors.connection import ConnectionLost
+from shared.rabbitmq.connection import Broker, Channel, Delivery, consume
 from shared.values.oversized import LARGEST_REQUEST, bounded
-from shared.worker.leases import Lease
+from shared.values.partition import Lease
 
 CONSUMED_WITHIN_S: Final = 30.0
 """RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""

@@ -8,15 +8,8 @@ from typing import Final
 from aiormq.exceptions import DeliveryError
 
 from shared.errors import NoAnswer
-from shared.rabbitmq.connection import (
-    Broker,
-    Channel,
-    ConnectionLost,
-    Delivery,
-    Outgoing,
-    Properties,
-    publish,
-)
+from shared.errors.connection import ConnectionLost
+from shared.rabbitmq.connection import Broker, Channel, Delivery, Outgoing, Properties, publish
 from shared.telemetry.tracing import context_headers
 
 REPLY_QUEUE: Final = "amq.rabbitmq.reply-to"

@@ -11,7 +11,6 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import ExcInfo, Processor
 
-from shared.rabbitmq.connection import Delivery
 from shared.settings import LogFormat, LogLevel
 from shared.telemetry.standard_streams import StandardError, guard_standard_streams
 
@@ -91,12 +90,6 @@ def _flat(stacks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for stack in reversed(stacks)
         for one in (*(each for group in stack["exceptions"] for each in _flat(group)), stack)
     ]
-
-
-def ids_of(delivery: Delivery) -> dict[str, str | None]:
-    """Return what a line about one message names it by."""
-    properties = delivery.header.properties
-    return {"message_id": properties.message_id, "correlation_id": properties.correlation_id}
 
 
 def _adopt_standard_logging(

@@ -1,5 +1,6 @@
 """Which slice of all patients a patient belongs to."""
 
+from dataclasses import dataclass
 from zlib import crc32
 
 
@@ -10,3 +11,11 @@ def partition_of(patient_id: str, partitions: int) -> int:
     every producer computes it, in whatever language.
     """
     return crc32(patient_id.encode()) % partitions
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on a partition, since one taking-over."""
+
+    partition: int
+    epoch: int

@@ -12,7 +12,6 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
@@ -21,6 +20,7 @@ import asyncpg
 from shared.errors import Fenced
 from shared.postgres.database import Connection
 from shared.postgres.statements import statement
+from shared.values.partition import Lease
 
 LEASE_S: Final = 5.0
 RENEW_EVERY_S: Final = 1.0
@@ -31,14 +31,6 @@ _FAIR_SHARE = statement("shared.postgres", "fair_share")
 _TAKE_PARTITIONS = statement("shared.postgres", "take_partitions")
 _RELEASE_PARTITIONS = statement("shared.postgres", "release_partitions")
 _LEAVE = statement("shared.postgres", "leave")
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to work on a partition, since one taking-over."""
-
-    partition: int
-    epoch: int
 
 
 Callback = Callable[[Lease], Coroutine[None, None, None]]

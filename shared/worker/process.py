@@ -19,8 +19,8 @@ from shared.errors import (
     SettingsError,
     first_cause,
 )
+from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import missing_for, reason_of, words_of
-from shared.rabbitmq.connection import BROKER_ERRORS
 from shared.settings import WorkerSettings
 from shared.telemetry.metrics import SESSIONS_LOST
 from shared.telemetry.readiness import Readiness

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import structlog
 
 from shared.errors import Fenced
-from shared.errors.connection import DATABASES
+from shared.errors.connection import BROKER_ERRORS, DATABASES
 from shared.postgres.database import (
     Connection,
     Pool,
@@ -25,12 +25,13 @@ from shared.postgres.database import (
     open_pool,
 )
 from shared.postgres.surroundings import check_surroundings
-from shared.rabbitmq.connection import BROKER_ERRORS, Broker, connect, only_our_cancellation
+from shared.rabbitmq.connection import Broker, connect, only_our_cancellation
 from shared.rabbitmq.reply_to.publisher import ReplyChannel
 from shared.settings import WorkerSettings
 from shared.telemetry.metrics import OWNED
 from shared.telemetry.readiness import Readiness
-from shared.worker.leases import LEASE_S, Lease, LeaseKeeper
+from shared.values.partition import Lease
+from shared.worker.leases import LEASE_S, LeaseKeeper
 from shared.worker.leaving import leave_at_once
 from shared.worker.monitor import Outlook
 

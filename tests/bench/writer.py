@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
-from command_service.decode import Received
 from command_service.domain.decisions import EMPTY, Batch, Decision, Stream
 from command_service.domain.fingerprint import fingerprint
+from command_service.domain.received import Received
 from command_service.store.event_store import EventStore
 from shared.messages.commands import ConsentCommand, GrantConsent, RevokeConsent
 from shared.values.partition import partition_of
