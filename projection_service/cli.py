@@ -28,12 +28,12 @@ from shared.cli.service_commands import (
     print_json,
     run_worker,
 )
+from shared.cli.terminal import shown
 from shared.messages import names
 from shared.postgres.database import Connection, connect_once
 from shared.postgres.database import migrate as migrate_database
 from shared.postgres.retention import read_age
 from shared.settings import read_settings
-from shared.values.legible import shown
 from shared.worker.gc_tuning import collect_seldom
 
 Result = TypeVar("Result")

@@ -17,10 +17,9 @@ from shared.cli.check_postgres import database_findings, ownership
 from shared.cli.check_rabbitmq import broker_findings
 from shared.cli.check_results import Finding, Needs, Ownership
 from shared.cli.service_commands import print_json
-from shared.cli.terminal import can_show
+from shared.cli.terminal import can_show, shown
 from shared.errors import SettingsError
 from shared.values.database_url import place_of
-from shared.values.legible import shown
 
 _PASSWORD: Final = "RABBITMQ_MANAGEMENT_PASSWORD"  # noqa: S105 - a variable's name
 

@@ -4,14 +4,22 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Final
 
-import aiormq
-
 from shared.cli.check_results import Finding, Needs, is_too_old
 from shared.errors import BrokerBlocked, ConsentError
 from shared.errors.connection import BROKER_ERRORS
 from shared.messages import names
 from shared.rabbitmq.alarm_probe import AlarmBell
-from shared.rabbitmq.connection import Broker, Channel, Outgoing, Properties, connect, publish
+from shared.rabbitmq.connection import (
+    AccessRefused,
+    Broker,
+    Channel,
+    EntityNotFound,
+    Outgoing,
+    PreconditionFailed,
+    Properties,
+    connect,
+    publish,
+)
 from shared.rabbitmq.connection import virtual_host as virtual_host_of
 from shared.rabbitmq.management_api import Managed, NotManaged, read_limits, read_topology
 from shared.rabbitmq.policies import policy_complaints
@@ -129,13 +137,13 @@ class _Looker:
             await declare(await self._open(), True)
             if self.may_declare:
                 await declare(await self._open(), False)
-        except aiormq.exceptions.ChannelNotFoundEntity:
+        except EntityNotFound:
             self.missing.append(what)
             self._channel = None
-        except aiormq.exceptions.ChannelPreconditionFailed as error:
+        except PreconditionFailed as error:
             self.different.append(str(error).removeprefix("PRECONDITION_FAILED - "))
             self._channel = None
-        except aiormq.exceptions.ChannelAccessRefused:
+        except AccessRefused:
             self.may_declare = False
             self._channel = None
 
@@ -217,9 +225,9 @@ async def _may_write(broker: Broker, exchange: str) -> bool:
 async def _permitted(broker: Broker, channel: Channel, attempt: Awaitable[object]) -> bool:
     try:
         await attempt
-    except aiormq.exceptions.ChannelAccessRefused:
+    except AccessRefused:
         return False
-    except aiormq.exceptions.ChannelPreconditionFailed:
+    except PreconditionFailed:
         return True
     await broker.close_channel(channel)
     return True

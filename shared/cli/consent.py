@@ -10,12 +10,11 @@ from typing import Annotated, Final, NoReturn, TypeVar
 from uuid import UUID
 
 import typer
-from aiormq.exceptions import ChannelNotFoundEntity
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from shared.cli.terminal import Program, shown_json
+from shared.cli.terminal import Program, shown, shown_json
 from shared.cli.timeline import lay_out
 from shared.cli.timeline_svg import picture
 from shared.cli.timeline_text import ASCII, UNICODE, draw
@@ -40,10 +39,11 @@ from shared.messages.queries import ConsentHeld, Consents, ListConsents
 from shared.messages.replies import CommandAccepted, Outcome
 from shared.messages.timestamp import REMEDY, Moment
 from shared.messages.validation import details_of
+from shared.rabbitmq.connection import EntityNotFound
 from shared.settings import ClientSettings, PartitionSettings, read_settings
 from shared.telemetry.logs import hush_libraries, set_up_logs
 from shared.telemetry.standard_streams import guard_standard_streams
-from shared.values.legible import shown, visible_json
+from shared.values.legible import visible_json
 from shared.values.partition import partition_of
 from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, Target
 
@@ -299,7 +299,7 @@ def _clear_errors() -> Iterator[None]:
 
 
 def _remedy(error: NoAnswer) -> str:
-    if isinstance(error.__cause__, ChannelNotFoundEntity):
+    if isinstance(error.__cause__, EntityNotFound):
         return ": run `python -m command_service topology`"
     if isinstance(error.__cause__, BrokerBlocked):
         return ""

@@ -7,6 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 import typer
+from rich.markup import escape
+
+from shared.values.legible import visible
 
 
 class Program(typer.Typer):
@@ -37,3 +40,8 @@ def shown_json(text: str) -> str:
 
 def _in_ascii(character: str) -> str:
     return character if character.isascii() else json.dumps(character)[1:-1]
+
+
+def shown(text: str) -> str:
+    """Write what others sent for a person, in rich's markup."""
+    return escape(visible(text))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from yarl import URL
 
-from shared.cli.terminal import shown_json
+from shared.cli.terminal import shown, shown_json
 from shared.client.subscription import Start, subscribe
 from shared.errors import NotHandled
 from shared.messages.cloud_event import CloudEvent
@@ -19,7 +19,7 @@ from shared.messages.topic_patterns import EVERYTHING
 from shared.rabbitmq.connection import connect
 from shared.settings import ClientSettings
 from shared.telemetry.standard_streams import output_is_read
-from shared.values.legible import shown, visible_json
+from shared.values.legible import visible_json
 from shared.values.partition import partition_of
 
 STYLES: Final = {

@@ -8,7 +8,6 @@ from time import monotonic
 from typing import Final
 from uuid import UUID, uuid4
 
-from aiormq.exceptions import ChannelAccessRefused
 from pydantic import BaseModel, TypeAdapter
 
 from shared.client.history_pages import joined
@@ -34,7 +33,7 @@ from shared.messages.queries import (
     ReadEvents,
 )
 from shared.messages.replies import CommandAccepted, CommandRejected, Outcome
-from shared.rabbitmq.connection import Broker, Delivery, connect
+from shared.rabbitmq.connection import AccessRefused, Broker, Delivery, connect
 from shared.rabbitmq.rpc_client import Request, Requests
 from shared.values.vocabulary import Entity, Target
 
@@ -247,7 +246,7 @@ class ConsentClient:
                         raise
                     except BROKER_ERRORS as error:
                         failure = error
-                        refused += isinstance(error, ChannelAccessRefused)
+                        refused += isinstance(error, AccessRefused)
                         if refused == REFUSED_TWICE:
                             raise NotAllowed(
                                 f"not allowed to send {request.type}: {error}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NoReturn
 
-import aiormq
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
@@ -35,7 +34,7 @@ from shared.event_log.position_tracker import Track
 from shared.messages import topic_patterns as binding
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
-from shared.rabbitmq.connection import Broker, connect, ids_of
+from shared.rabbitmq.connection import AccessRefused, Broker, connect, ids_of
 from shared.rabbitmq.consumer import Intake, Item
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
@@ -167,7 +166,7 @@ class Subscription:
         try:
             async with connect(self._wanted.url, name=f"subscriber {self._wanted.queue}") as broker:
                 await self._over(broker)
-        except aiormq.exceptions.ChannelAccessRefused as error:
+        except AccessRefused as error:
             raise NotAllowed(
                 f"not allowed to subscribe: {error}; the user needs the roles subscriber and "
                 "inquirer, and its own name in front of the queue's"

@@ -5,12 +5,17 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-import aiormq
 import structlog
 
 from shared.errors import SchemaError, SettingsError
 from shared.messages import names
-from shared.rabbitmq.connection import Broker, Channel
+from shared.rabbitmq.connection import (
+    Broker,
+    Channel,
+    EntityNotFound,
+    PreconditionFailed,
+    ResourceLocked,
+)
 from shared.rabbitmq.topology import NO_LIMIT
 
 ARGUMENTS: Final[dict[str, Any]] = {
@@ -53,7 +58,7 @@ async def _is_reader(broker: Broker, queue: str) -> bool:
     channel = await broker.channel(expendable=True)
     try:
         await channel.queue_declare(f"{queue}.reader", exclusive=True)
-    except aiormq.exceptions.ChannelLockedResource:
+    except ResourceLocked:
         return False
     await channel.close()
     return True
@@ -68,7 +73,7 @@ async def declare_durable(broker: Broker, queue: str, patterns: Sequence[str]) -
     channel = await broker.channel(expendable=True)
     try:
         await channel.queue_declare(queue, durable=True, arguments=ARGUMENTS)
-    except aiormq.exceptions.ChannelPreconditionFailed:
+    except PreconditionFailed:
         raise SchemaError(
             f"the queue {queue} is there with other arguments: delete it, or take another name"
         ) from None
@@ -87,7 +92,7 @@ async def _exists(broker: Broker, queue: str) -> bool:
     channel = await broker.channel(expendable=True)
     try:
         await channel.queue_declare(queue, passive=True)
-    except aiormq.exceptions.ChannelNotFoundEntity:
+    except EntityNotFound:
         return False
     await channel.close()
     return True

@@ -37,6 +37,12 @@ Channel = aiormq.Channel
 Delivery = DeliveredMessage
 Properties = Basic.Properties
 
+EntityNotFound = aiormq.exceptions.ChannelNotFoundEntity
+AccessRefused = aiormq.exceptions.ChannelAccessRefused
+PreconditionFailed = aiormq.exceptions.ChannelPreconditionFailed
+ResourceLocked = aiormq.exceptions.ChannelLockedResource
+"""Why a broker closes a channel, by AMQP's own names: 404, 403, 406, 405."""
+
 HEARTBEAT_S: Final = 5
 CONNECT_TIMEOUT_S: Final = 10
 CLOSE_TIMEOUT_S: Final = 3

@@ -4,8 +4,6 @@ import re
 import unicodedata
 from typing import Final
 
-from rich.markup import escape
-
 _UNSEEN: Final = (
     "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0100-\U000e01ef"
@@ -60,11 +58,6 @@ def visible(text: str) -> str:
         f"\\u{{{ord(one):x}}}" if _is_hidden(one) or not (composed or one.isascii()) else one
         for one in unambiguous
     )
-
-
-def shown(text: str) -> str:
-    """Write what others sent for a person, in rich's markup."""
-    return escape(visible(text))
 
 
 def visible_json(text: str) -> str:

@@ -11,8 +11,6 @@ from functools import partial
 from time import monotonic
 from typing import Final
 
-import aiormq
-
 from shared.errors import BrokerBlocked, NoAnswer, QueryRefused, SchemaError, TopologyMissing
 from shared.errors.connection import DATABASES
 from shared.errors.text import words_of
@@ -20,7 +18,7 @@ from shared.event_log.log_client import LogClient
 from shared.postgres.connection import BY_INDEX, dial
 from shared.postgres.database import Connection, compare_schema
 from shared.rabbitmq.alarm_probe import AlarmBell
-from shared.rabbitmq.connection import Broker, Channel, connect
+from shared.rabbitmq.connection import Broker, Channel, EntityNotFound, connect
 from shared.rabbitmq.rpc_client import Requests
 from shared.rabbitmq.topology import EXCHANGES, queues
 from shared.settings import WorkerSettings
@@ -158,12 +156,12 @@ class Observer:
         for exchange in EXCHANGES:
             try:
                 await channel.exchange_declare(exchange.name, passive=True)
-            except aiormq.exceptions.ChannelNotFoundEntity:
+            except EntityNotFound:
                 raise TopologyMissing(exchange.name, "exchange") from None
         for queue in queues(self._settings.consent_partitions):
             try:
                 found = await channel.queue_declare(queue.name, passive=True)
-            except aiormq.exceptions.ChannelNotFoundEntity:
+            except EntityNotFound:
                 raise TopologyMissing(queue.name) from None
             QUEUE_MESSAGES.labels(queue.name).set(found.message_count or 0)
             QUEUE_CONSUMERS.labels(queue.name).set(found.consumer_count or 0)
