@@ -6,7 +6,7 @@ BIN := .venv/bin
 JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers programs demo up test chaos check format contract lock bench clean
+.PHONY: help setup servers programs demo up unit test chaos check format contract lock bench clean
 
 help: ## list the verbs
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,10 +29,13 @@ programs:
 	@$(PYTHON) tests/sandbox/install.py tests
 
 demo: servers setup ## play a whole session on real servers, and show it
-	@$(BIN)/python -m tests.demo
+	@$(BIN)/python -m tests.programs.demo
 
 up: servers setup ## start the same and stay, until Ctrl-C
-	@$(BIN)/python -m tests.demo up
+	@$(BIN)/python -m tests.programs.demo up
+
+unit: setup ## run the tests that need no server
+	@$(BIN)/python -m pytest -n $(JOBS) tests/unit $(ARGS)
 
 test: programs setup ## run all tests, on real servers
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
@@ -45,15 +48,15 @@ check: setup ## lint, format, strict types, import walls, the contract by its of
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m tests.official_parser
+	@$(BIN)/python -m tests.programs.official_parser
 
 format: setup ## mend what lint and format can mend
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-contract: setup ## write the contract and README's list of commands anew (ARGS=--release: freeze it)
+contract: setup ## write the contract and the list of commands anew (ARGS=--release: freeze it)
 	@$(BIN)/python -m shared.contract $(ARGS)
-	@$(BIN)/python -m tests.command_lines
+	@$(BIN)/python -m tests.programs.command_lines
 
 bench: servers setup ## measure beside limits of the same run: table, JSON, picture (QUICK=1: less work)
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(ARGS)

@@ -8,9 +8,9 @@ from typing import Final
 import pytest
 
 from shared.postgres.database import Pool, open_pool
-from tests.amqp import Client, open_client
-from tests.deployment import Deployment, open_deployment
 from tests.sandbox import Sandbox, open_sandbox
+from tests.support.amqp import Client, open_client
+from tests.support.deployment import Deployment, open_deployment
 
 PARTITIONS: Final = 4
 TEMPLATE: Final = "template_migrated"

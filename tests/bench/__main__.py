@@ -11,8 +11,8 @@ from tests.bench.machine import check_durable, facts, give_memory
 from tests.bench.progress import Steps
 from tests.bench.report import show, write
 from tests.bench.stage import make_template
-from tests.deployment import WorkerDidNotStart
 from tests.sandbox import ServerDidNotStart, open_sandbox
+from tests.support.deployment import WorkerDidNotStart
 
 SECTIONS = {
     "throughput": throughput.measure,

@@ -13,7 +13,7 @@ from tests.bench.bench import Bench, Figure, Goal, Section, expect
 from tests.bench.looking import LOOK_EVERY_S, STALLED_S, VISIBLE, counting
 from tests.bench.old_log import make_log
 from tests.bench.stage import open_stage
-from tests.deployment import Deployment
+from tests.support.deployment import Deployment
 
 PAGE = 500
 READ_LOG = statement("command_service", "read_log")

@@ -10,8 +10,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from tests.bench.bench import Bench, Figure
-from tests.deployment import Deployment
-from tests.eventually import eventually
+from tests.support.deployment import Deployment
+from tests.support.eventually import eventually
 
 NAMES = {
     "command_service": "command workers",

@@ -10,10 +10,10 @@ from uuid import uuid4
 from shared.messages import names
 from shared.rabbitmq.connection import PERSISTENT, Broker, Outgoing, Properties, publish_in_order
 from shared.values.partition import partition_of
-from tests.amqp import body_of
 from tests.bench.bench import Sizes, expect
 from tests.bench.looking import length
 from tests.bench.progress import Tell
+from tests.support.amqp import body_of
 
 PIECE = 1_000
 """Commands published before the progress is told."""

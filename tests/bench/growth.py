@@ -20,7 +20,7 @@ from tests.bench.old_log import make_log, make_streams
 from tests.bench.requests import open_asker
 from tests.bench.stage import open_stage
 from tests.bench.writer import Writer, decide_batches, grant, revoke
-from tests.deployment import Deployment
+from tests.support.deployment import Deployment
 
 SINGLES = 60
 """Commands handled alone, one after the other, in each run."""

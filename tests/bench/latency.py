@@ -17,7 +17,7 @@ from tests.bench.grants import Grant, make_grants
 from tests.bench.one_step import OneStep, one_step
 from tests.bench.requests import Asker, open_asker
 from tests.bench.stage import open_stage
-from tests.deployment import Deployment
+from tests.support.deployment import Deployment
 
 RATES_PER_S = (10, 100, 500)
 ASKED_PER_S = 50

@@ -16,7 +16,7 @@ from shared.rabbitmq.connection import (
     consume,
     publish,
 )
-from tests.deployment import Deployment
+from tests.support.deployment import Deployment
 
 TABLE = "CREATE TABLE IF NOT EXISTS single_rows (id uuid PRIMARY KEY, body text NOT NULL)"
 INSERT = "INSERT INTO single_rows VALUES ($1, $2)"

@@ -29,8 +29,8 @@ from tests.bench.grants import (
 from tests.bench.looking import VISIBLE, counting, length, value, watch, watch_queues
 from tests.bench.stage import open_stage
 from tests.bench.work import Work, end_and_read_work, read_work
-from tests.deployment import Deployment, ServiceName, Worker
-from tests.eventually import eventually
+from tests.support.deployment import Deployment, ServiceName, Worker
+from tests.support.eventually import eventually
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from shared.rabbitmq.connection import connect
 from shared.rabbitmq.topology import declare
 from tests.bench.bench import Bench, expect
-from tests.deployment import Deployment, open_deployment
 from tests.sandbox import Sandbox
+from tests.support.deployment import Deployment, open_deployment
 
 TEMPLATE = "bench_template"
 _NUMBERS = count(1)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from asyncpg import UndefinedColumnError, UndefinedTableError
 
 from tests.bench.looking import MARK
-from tests.deployment import Worker
 from tests.sandbox.servers import DatabaseServer
+from tests.support.deployment import Worker
 
 BATCHES = {
     "command_service": "consent_command_batch_size_count",

@@ -17,8 +17,8 @@ from tests.chaos.checker import check
 from tests.chaos.plan import DECK
 from tests.chaos.report import show
 from tests.chaos.round import Result, Settings, play
-from tests.deployment import Deployment, WorkerDidNotStart, open_deployment
 from tests.sandbox import ServerDidNotStart, open_sandbox
+from tests.support.deployment import Deployment, WorkerDidNotStart, open_deployment
 
 TELL_EVERY_S = 15.0
 

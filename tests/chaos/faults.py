@@ -17,10 +17,10 @@ from tests.chaos.links import Direction, Disorder, Link
 from tests.chaos.neighbours import Neighbours
 from tests.chaos.plan import LATE_S, NEIGHBOURS, OVER_AFTER_S, SENDERS, Fault
 from tests.chaos.takeovers import Takeovers
-from tests.deployment import Deployment, ServiceName, Worker
-from tests.eventually import eventually
 from tests.sandbox import Sandbox
 from tests.sandbox.servers import NOT_YET, Broker, DatabaseServer, Server
+from tests.support.deployment import Deployment, ServiceName, Worker
+from tests.support.eventually import eventually
 
 MUTE_BEFORE_END_S = 1.2
 BEGINS_WITHIN_S = 4.0

@@ -23,8 +23,8 @@ from tests.chaos.evidence import Command, Forgery, Giant, Json
 from tests.chaos.listeners import ReplyListener
 from tests.chaos.plan import Fault
 from tests.chaos.senders import TARGETS, Sender, plain
-from tests.eventually import eventually
 from tests.sandbox.servers import NOT_YET
+from tests.support.eventually import eventually
 
 DIRECT = "amq.rabbitmq.reply-to"
 TRAP = "chaos.trap"

@@ -33,9 +33,9 @@ from tests.chaos.plan import (
 )
 from tests.chaos.senders import Sender, make_lanes, plain
 from tests.chaos.takeovers import Progress, Takeovers
-from tests.deployment import Deployment, ServiceName
-from tests.eventually import eventually
 from tests.sandbox import Sandbox
+from tests.support.deployment import Deployment, ServiceName
+from tests.support.eventually import eventually
 
 HEALED_WITHIN_S = 180.0
 ASKED_AGAIN_WITHIN_S = 120.0

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from tests.chaos.databases import cursors, owners
 from tests.chaos.evidence import Takeover
 from tests.chaos.plan import ANSWERED_WITHIN_S, MARGIN_S
-from tests.eventually import eventually
 from tests.sandbox.servers import NOT_YET
+from tests.support.eventually import eventually
 
 LOOKS_EVERY_S = 0.25
 STEADY_S = 1.5

@@ -2,11 +2,11 @@
 
 import os
 
-from tests.certificates import Certificates
 from tests.sandbox.containers import open_containers
 from tests.sandbox.install import engine_answers
 from tests.sandbox.programs import open_programs
 from tests.sandbox.servers import BrokerRefused, Sandbox, ServerDidNotStart
+from tests.support.certificates import Certificates
 
 __all__ = ["BrokerRefused", "Sandbox", "ServerDidNotStart", "open_sandbox"]
 

@@ -7,7 +7,6 @@ import socket
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
-from tests.certificates import Certificates
 from tests.sandbox import install
 from tests.sandbox.home import Home, Program, free_ports
 from tests.sandbox.servers import (
@@ -21,6 +20,7 @@ from tests.sandbox.servers import (
     Sandbox,
     ServerDidNotStart,
 )
+from tests.support.certificates import Certificates
 
 SECONDS_TO_START = 90.0
 SECONDS_TO_STOP = 90.0

@@ -1,0 +1,1 @@
+"""What stands on the sandbox: real servers, real processes."""

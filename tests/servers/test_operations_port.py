@@ -1,0 +1,119 @@
+"""The port for operators listens where it is told to, and whoever reaches it can cost little."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Final
+
+import pytest
+
+from shared.worker.health_check import health_check
+from tests.conftest import PARTITIONS
+from tests.sandbox import Sandbox
+from tests.support.deployment import Deployment, Worker, open_deployment
+
+NEIGHBOUR: Final = "127.0.0.2"
+"""Another address of this machine."""
+ENDS_WITHIN_S: Final = 20
+MANY: Final = 100
+GET_METRICS: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def prepared(sandbox: Sandbox, migrated: str) -> Iterator[Deployment]:
+    with open_deployment(sandbox, "ports", partitions=PARTITIONS, prepared_from=migrated) as made:
+        made.declare()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def worker(prepared: Deployment) -> Worker:
+    started = prepared.start("command_service")
+    started.wait_ready()
+    return started
+
+
+def dial(worker: Worker, host: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection((host, worker.http_port), timeout=ENDS_WITHIN_S)
+
+
+def whole(connection: socket.socket) -> bytes:
+    """Read until the other side has closed the connection."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_it_listens_on_this_machine_alone_unless_it_is_told_otherwise(worker: Worker) -> None:
+    dial(worker).close()
+    with pytest.raises(ConnectionRefusedError):
+        dial(worker, NEIGHBOUR)
+
+
+@pytest.mark.parametrize("host", ["*", "0.0.0.0", NEIGHBOUR])  # noqa: S104 - that is the point
+def test_it_listens_where_it_is_told_to_and_the_health_check_finds_it(
+    prepared: Deployment, host: str
+) -> None:
+    worker = prepared.start("projection_service", HTTP_HOST=host)
+    deadline = time.monotonic() + ENDS_WITHIN_S
+    while not health_check(worker.http_port, host)[0] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    dial(worker, NEIGHBOUR).close()
+    assert worker.stop() == 0
+
+
+def test_an_address_that_is_not_this_machines_is_one_line_that_names_the_setting(
+    prepared: Deployment,
+) -> None:
+    done = prepared.run("command_service", "run", HTTP_HOST="192.0.2.1", HTTP_PORT="18080")
+    assert done.returncode == 2
+    assert "HTTP_HOST is 192.0.2.1, one of this machine's" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-A: "])
+def test_what_is_not_asked_to_the_end_is_not_waited_for(worker: Worker, sent: bytes) -> None:
+    with ExitStack() as stack:
+        held = [stack.enter_context(dial(worker)) for _ in range(50)]
+        for one in held:
+            one.sendall(sent)
+        assert worker.get("/health/live")[0] == 200
+        for one in held:
+            try:
+                assert whole(one) == b""
+            except ConnectionResetError:
+                continue
+
+
+def test_a_connection_has_one_answer_however_much_it_asks_at_once(worker: Worker) -> None:
+    with dial(worker) as connection:
+        connection.sendall(GET_METRICS * 50)
+        try:
+            answer = whole(connection)
+        except ConnectionResetError:  # what it asked besides was thrown away
+            return
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert b"Connection: close" in answer
+
+
+def test_the_metrics_are_counted_up_once_for_many_who_ask(worker: Worker) -> None:
+    with ExitStack() as stack:
+        many = [stack.enter_context(dial(worker)) for _ in range(MANY)]
+        for one in many:
+            one.sendall(GET_METRICS)
+        bodies = [whole(one).partition(b"\r\n\r\n")[2] for one in many]
+    assert all(b"consent_ready 1.0" in body for body in bodies)
+    assert len(set(bodies)) <= MANY / 10
+
+
+def test_headers_that_are_wrong_and_paths_that_are_not_there_are_refused(worker: Worker) -> None:
+    for asked, answered in (
+        (b"HEAD /health/ready HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
+        (b"POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
+        (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+    ):
+        with dial(worker) as connection:
+            connection.sendall(asked)
+            assert whole(connection).startswith(b"HTTP/1.1 " + answered) or answered == b"400"

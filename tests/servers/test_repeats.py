@@ -1,0 +1,85 @@
+"""Repeated commands, in batches of every size: one decision each, and the same reply."""
+
+from uuid import uuid4
+
+import pytest
+
+from command_service.command_path import FEW
+from tests.support.amqp import Client, body_of
+from tests.support.deployment import Deployment
+from tests.support.eventually import eventually
+from tests.support.facts import fetch, log_size, replies
+
+
+async def send(client: Client, patient: str, message_id: str, doctor: str = "d-1") -> str:
+    body = body_of("GrantConsent", patient, id_=doctor)
+    return await client.send("GrantConsent", body, message_id=message_id)
+
+
+@pytest.mark.parametrize("beside", [0, FEW // 2, 5 * FEW])
+async def test_a_repeat_is_told_the_first_outcome_and_costs_no_other_command(
+    deployment: Deployment, client: Client, beside: int
+) -> None:
+    worker = deployment.start("command_service")
+    worker.wait_ready()
+    accepted, refused = str(uuid4()), str(uuid4())
+    first = await replies(
+        client, [await send(client, "p-1", accepted), await send(client, "p-1", refused)]
+    )
+    assert [one["status"] for one in first] == ["accepted", "rejected"]
+    assert worker.stop() == 0
+
+    others = [await send(client, f"p-{n}", str(uuid4()), "d-2") for n in range(beside)]
+    again = [await send(client, "p-1", accepted), await send(client, "p-1", refused)]
+    deployment.start("command_service").wait_ready()
+    assert await replies(client, again) == first
+    assert {one["status"] for one in await replies(client, others)} <= {"accepted"}
+    assert await log_size(deployment) == 1 + beside
+
+
+async def test_an_id_that_was_used_for_another_patient_is_a_conflict_for_one_alone_too(
+    deployment: Deployment, client: Client
+) -> None:
+    deployment.start("command_service").wait_ready()
+    command_id = str(uuid4())
+    patients = [f"p-{number}" for number in range(20)]
+    outcomes = [await client.reply(await send(client, patient, command_id)) for patient in patients]
+    first, *later = outcomes
+    assert first["status"] == "accepted"
+    assert {one["error"] for one in later} == {"command_id_conflict"}
+    assert await log_size(deployment) == 1
+
+
+async def waiting(client: Client, deployment: Deployment) -> int:
+    """Count the commands that the queues hold for the next worker."""
+    queues = [f"consent.commands.{number}" for number in range(deployment.partitions)]
+    return sum([await client.length(queue) for queue in queues])
+
+
+async def test_what_was_answered_is_acknowledged_on_leaving_and_soon_without_it(
+    deployment: Deployment, client: Client
+) -> None:
+    worker = deployment.start("command_service")
+    worker.wait_ready()
+    outcome = await client.command("GrantConsent", "p-1")
+    assert worker.stop() == 0
+    assert await waiting(client, deployment) == 0, "nothing comes back after an orderly stop"
+
+    worker = deployment.start("command_service")
+    worker.wait_ready()
+    await client.command("GrantConsent", "p-1", target="er_visits")
+
+    async def told() -> bool:
+        sql = "SELECT max(published_position) AS newest FROM partitions"
+        (row,) = await fetch(deployment.event_store_url, sql)
+        return bool(row["newest"] == 2)
+
+    await eventually(told)  # half a second at most, and acknowledgements go out more often
+    worker.kill()
+    await eventually(lambda: no_consumer(client, outcome["partition"]))
+    assert await waiting(client, deployment) == 0, "nor after a death that came later"
+
+
+async def no_consumer(client: Client, partition: int) -> bool:
+    found = await client.channel.declare_queue(f"consent.commands.{partition}", passive=True)
+    return not found.declaration_result.consumer_count

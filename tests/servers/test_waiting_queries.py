@@ -1,0 +1,156 @@
+"""Queries that wait for a version: looked up together, run once, and in nobody's way."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import pytest
+
+from projection_service import query_responder
+from projection_service.history_queries import Past
+from projection_service.query_responder import MOST_WAITING, Answers
+from projection_service.read_model import ReadModel
+from shared.messages import names
+from shared.postgres.database import Pool, open_pool
+from shared.postgres.statements import statement
+from shared.rabbitmq.connection import connect
+from shared.rabbitmq.consumer import Intake
+from shared.rabbitmq.reply_to.publisher import ReplyChannel
+from tests.support.amqp import Client
+from tests.support.deployment import Deployment
+from tests.support.eventually import eventually
+
+HISTORY: Final = statement("projection_service", "read_history")
+VERSIONS: Final = statement("projection_service", "read_versions")
+
+
+class Counting:
+    """A database that counts the statements it is asked."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.asked: Counter[str] = Counter()
+
+    async def fetch(self, query: str, *arguments: object) -> Any:  # noqa: ANN401 - as asyncpg's
+        self.asked[query] += 1
+        return await self._pool.fetch(query, *arguments)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever else a pool does
+        return getattr(self._pool, name)
+
+
+class Responder:
+    """What answers queries in this process, and the database that it asks."""
+
+    def __init__(self, answering: Answers, database: Counting, pool: Pool) -> None:
+        self.answering = answering
+        self.database = database
+        self._pool = pool
+
+    async def project(self, patient_id: str, version: int) -> None:
+        """Do as another worker does, which tells nothing of it."""
+        await self._pool.execute(
+            "INSERT INTO patients VALUES ($1, $2)",
+            patient_id,
+            version,
+        )
+
+    async def looked_up(self, times: int) -> None:
+        """Wait until versions were looked up so often from now on."""
+        before = self.database.asked[VERSIONS]
+
+        async def has() -> bool:
+            return self.database.asked[VERSIONS] >= before + times
+
+        await eventually(has)
+
+
+@asynccontextmanager
+async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
+    pool = await open_pool(deployment.read_model_url, name="test", size=4)
+    database: Any = Counting(pool)
+    try:
+        async with connect(deployment.rabbitmq_url, name="test") as broker:
+            intake = Intake(broker, prefetch=500)
+            await intake.open(names.QUERIES)
+            replies = await ReplyChannel.open(broker, deployment.rabbitmq_url, lambda *_: None)
+            found = Answers(intake, replies, ReadModel(database), Past(database))
+            task = asyncio.create_task(found.run())
+            yield Responder(found, database, pool)
+            task.cancel()
+            await asyncio.wait([task])
+    finally:
+        pool.terminate()
+
+
+@pytest.fixture
+async def responder(deployment: Deployment) -> AsyncIterator[Responder]:
+    async with answering(deployment) as made:
+        yield made
+
+
+async def ask(client: Client, patient_id: str, min_version: int) -> str:
+    body = {"patient_id": patient_id, "min_version": min_version}
+    return await client.send(
+        "ConsentHistory", body, exchange="consent.queries", key="ConsentHistory"
+    )
+
+
+async def test_waiting_histories_are_read_once_and_only_versions_are_looked_up_meanwhile(
+    responder: Responder, client: Client
+) -> None:
+    sent = [await ask(client, "p-1", 3) for _ in range(20)]
+    await responder.looked_up(times=10)
+    assert responder.database.asked[HISTORY] == 0
+    await responder.project("p-1", 3)
+    replies = [await client.reply(one) for one in sent]
+    assert {(one["status"], one["version"]) for one in replies} == {("ok", 3)}
+    assert responder.database.asked[HISTORY] <= 2, "all at once, but for some that came later"
+
+
+async def test_what_this_worker_projects_itself_is_answered_without_a_look(
+    responder: Responder, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_responder, "LOOK_AGAIN_S", 60.0)
+    sent = await ask(client, "p-1", 3)
+    await responder.looked_up(times=1)
+    responder.answering.progressed({"p-1": 2, "p-2": 9})
+    responder.answering.progressed({"p-1": 3})
+    assert (await client.reply(sent))["status"] == "ok"
+
+
+async def test_who_crowds_in_for_one_patient_gives_way_and_the_others_wait_on(
+    responder: Responder, client: Client
+) -> None:
+    honest = await ask(client, "p-honest", 1)
+    await responder.looked_up(times=1)
+    crowd = [await ask(client, "p-crowd", 10**9) for _ in range(MOST_WAITING + 50)]
+    early = [await client.reply(one, within=4) for one in crowd[:50]]
+    assert {one["error"] for one in early} == {"not_yet_projected"}
+    await responder.project("p-honest", 1)
+    assert (await client.reply(honest))["status"] == "ok"
+
+
+async def test_those_that_wait_hold_up_no_other_query(responder: Responder, client: Client) -> None:
+    for _ in range(MOST_WAITING):
+        await ask(client, "p-1", 10**9)
+    await responder.looked_up(times=3)
+    statements = responder.database.asked.total()
+    held = await client.query(
+        "HasConsent", patient_id="p-1", entity_name="doctor", entity_id="d-1", permission="exams"
+    )
+    assert held["has_consent"] is False
+    assert responder.database.asked[HISTORY] == 0
+    assert responder.database.asked.total() > statements
+
+
+async def test_a_version_that_does_not_come_is_given_up_with_the_one_that_is_there(
+    responder: Responder, client: Client
+) -> None:
+    await responder.project("p-1", 2)
+    answer = await client.reply(await ask(client, "p-1", 3))
+    assert (answer["error"], answer["version"]) == ("not_yet_projected", 2)
+    assert json.dumps(answer).count("p-1") == 0

@@ -1,0 +1,1 @@
+"""What needs no server: rules, messages, documents; `make unit`."""
