@@ -1,15 +1,14 @@
 """Lists of consents come in pages, and a patient's own log by its own key."""
 
 import subprocess
-from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 
 from command_service.domain.patient import MOST_REQUESTS
-from command_service.store import event_store
 from shared.client.client import ConsentClient
 from shared.postgres.database import Pool
+from shared.postgres.statements import statement
 from tests.conftest import PARTITIONS
 from tests.servers.test_cli import CONSENT
 from tests.support.amqp import Client, body_of
@@ -90,8 +89,7 @@ async def test_one_request_too_many_is_refused_with_an_outcome_of_its_own(
 
 
 async def test_the_log_of_one_patient_is_found_by_its_own_key(event_store_pool: Pool) -> None:
-    folder = Path(event_store.__file__).parent / "sql"
-    query = (folder / "read_log_of_patient.sql").read_text()
+    query = statement("command_service", "read_log_of_patient")
     await event_store_pool.execute(
         """INSERT INTO events
            SELECT 0, number, 'p-' || number % 1000, number / 1000 + 1, gen_random_uuid(),

@@ -70,7 +70,9 @@ async def test_a_partition_is_locked_before_its_checkpoint(
 
 def test_no_statement_updates_several_partitions_without_locking_them_in_order() -> None:
     packages: Sequence[str] = ("shared.postgres", "command_service", "projection_service")
-    files = [file for package in packages for file in Path(package, "sql").glob("*.sql")]
+    files = [
+        file for package in packages for file in Path(*package.split("."), "sql").glob("*.sql")
+    ]
     updates = [file for file in files if "UPDATE partitions" in file.read_text()]
     assert len(updates) > 4
     for file in updates:

@@ -25,6 +25,7 @@ from command_service.store.snapshot_writer import MOST_WAITING, SnapshotWriter
 from shared.messages.commands import ConsentCommand
 from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
 from shared.postgres.database import Pool
+from shared.postgres.statements import statement
 from tests.servers.test_event_store import append, grant
 from tests.support.amqp import Client
 from tests.support.deployment import Deployment
@@ -236,7 +237,7 @@ async def test_a_snapshot_of_what_the_log_has_not_is_passed_over(store: EventSto
 
 
 async def test_streams_and_snapshots_are_found_by_their_indexes(event_store_pool: Pool) -> None:
-    query = (Path(snapshot.__file__).parent / "sql" / "read_streams.sql").read_text()
+    query = statement("command_service", "read_streams")
     plan = await event_store_pool.fetch(f"EXPLAIN {query}", ["p-1"], FORMAT)
     text = "\n".join(row[0] for row in plan)
     assert "events_stream_version_key" in text
