@@ -20,7 +20,7 @@ from command_service.store.snapshot_writer import SnapshotWriter
 from command_service.store.stream_cache import StreamCache
 from shared.errors import Conflict, DecidedBefore
 from shared.messages.replies import CommandRejected, Outcome
-from shared.rabbitmq.consumer import SUSPICIOUS, Intake, Item
+from shared.rabbitmq.consumer import SUSPICIOUS, Consumer, Delivery
 from shared.telemetry import tracing
 from shared.telemetry.metrics import LAST_PROGRESS
 
@@ -39,7 +39,7 @@ class CommandPath:
 
     def __init__(
         self,
-        intake: Intake,
+        intake: Consumer,
         store: EventStore,
         settler: Settler,
         publisher: Publisher,
@@ -59,45 +59,48 @@ class CommandPath:
     async def run(self) -> None:
         """Handle batches until cancelled."""
         while True:
-            items = await self._intake.take(MAX_BATCH)
-            if items[0].returns >= SUSPICIOUS:
-                await self._handle_suspect(items[0])
+            deliveries = await self._intake.take(MAX_BATCH)
+            if deliveries[0].delivery_count >= SUSPICIOUS:
+                await self._handle_suspect(deliveries[0])
             else:
-                await self._handle_and_settle(items)
+                await self._handle_and_settle(deliveries)
 
-    async def _handle_suspect(self, item: Item) -> None:
-        if await self._suspects.is_guilty(item):
-            if not await self._settler.give_up(item):
+    async def _handle_suspect(self, delivery: Delivery) -> None:
+        if await self._suspects.is_guilty(delivery):
+            if not await self._settler.give_up(delivery):
                 return  # it may come again before it is set aside, and is still guilty then
         else:
-            async with self._suspects.excused_from_what_others_do(item):
-                await self._handle_and_settle([item])
-        await self._suspects.acquit(item)
+            async with self._suspects.excused_from_what_others_do(delivery):
+                await self._handle_and_settle([delivery])
+        await self._suspects.acquit(delivery)
 
-    async def _handle_and_settle(self, items: Sequence[Item]) -> None:
+    async def _handle_and_settle(self, deliveries: Sequence[Delivery]) -> None:
         began = monotonic()
-        with tracing.span(tracing.PROCESS, items):
-            outcomes, appended = await self.handle(items)
+        with tracing.span(tracing.PROCESS, deliveries):
+            outcomes, appended = await self.handle(deliveries)
             self._publisher.add(appended.events)
-            with tracing.span(tracing.SETTLE, items):
+            with tracing.span(tracing.SETTLE, deliveries):
                 await self._settler.settle(
-                    [Answered(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
+                    [
+                        Answered(delivery, outcome)
+                        for delivery, outcome in zip(deliveries, outcomes, strict=True)
+                    ]
                 )
-        _report(items, appended, monotonic() - began)
+        _report(deliveries, appended, monotonic() - began)
 
-    async def handle(self, items: Sequence[Item]) -> tuple[list[Outcome], Appended]:
+    async def handle(self, deliveries: Sequence[Delivery]) -> tuple[list[Outcome], Appended]:
         """Decide and append a batch; decide again where another writer was first.
 
         Raises Conflict where that does not end.
         """
-        decoded = [self._decode(item) for item in items]
+        decoded = [self._decode(delivery) for delivery in deliveries]
         received = [one for one in decoded if isinstance(one, Received)]
         epochs = {
-            item.source.lease.partition: item.source.lease.epoch
-            for item in items
-            if item.source.lease
+            delivery.source.lease.partition: delivery.source.lease.epoch
+            for delivery in deliveries
+            if delivery.source.lease
         }
-        look = len(received) > FEW or any(item.delivery.redelivered for item in items)
+        look = len(received) > FEW or any(delivery.message.redelivered for delivery in deliveries)
         for _ in range(MOST_DECISIONS):
             batch = await self._load(received, receipts=look)
             if not look and batch.has_unreadable:
@@ -119,11 +122,11 @@ class CommandPath:
         with tracing.span(tracing.APPEND):
             return await self._store.append(list(batch.decided.values()), epochs, looked=looked)
 
-    def _decode(self, item: Item) -> Received | CommandRejected:
-        if item.source.lease is None:
-            return decode_unroutable(item.delivery, self._partitions)
-        received = decode(item.delivery, self._partitions)
-        if isinstance(received, Received) and received.partition != item.source.lease.partition:
+    def _decode(self, delivery: Delivery) -> Received | CommandRejected:
+        if delivery.source.lease is None:
+            return decode_unroutable(delivery.message, self._partitions)
+        received = decode(delivery.message, self._partitions)
+        if isinstance(received, Received) and received.partition != delivery.source.lease.partition:
             return strayed(received, self._partitions)
         return received
 
@@ -159,15 +162,17 @@ def _outcome(answer: Answer, appended: Appended) -> Outcome:
             return answer
 
 
-def _report(items: Sequence[Item], appended: Appended, seconds: float) -> None:
-    metrics.BATCH.observe(len(items))
+def _report(deliveries: Sequence[Delivery], appended: Appended, seconds: float) -> None:
+    metrics.BATCH.observe(len(deliveries))
     metrics.BATCH_SECONDS.observe(seconds)
     LAST_PROGRESS.labels("append").set_to_current_time()
     metrics.EVENTS_APPENDED.inc(len(appended.events))
     log.info(
         "batch.appended",
-        partitions=sorted({item.partition for item in items if item.partition is not None}),
-        deliveries=len(items),
+        partitions=sorted(
+            {delivery.partition for delivery in deliveries if delivery.partition is not None}
+        ),
+        deliveries=len(deliveries),
         decided=len(appended.decided),
         events=len(appended.events),
         milliseconds=round(seconds * 1000, 1),

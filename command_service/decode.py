@@ -12,7 +12,7 @@ from shared.messages import names
 from shared.messages.commands import COMMANDS, ConsentCommand
 from shared.messages.replies import CommandError, CommandRejected, Detail
 from shared.messages.validation import details_of, read_json
-from shared.rabbitmq.connection import Delivery, Properties
+from shared.rabbitmq.connection import AmqpMessage, Properties
 from shared.values.legible import is_plain
 from shared.values.oversized import LARGEST_REQUEST, too_large
 from shared.values.partition import partition_of
@@ -55,22 +55,22 @@ class MessageFault(Exception):
         )
 
 
-def decode(delivery: Delivery, partitions: int) -> Received | CommandRejected:
+def decode(message: AmqpMessage, partitions: int) -> Received | CommandRejected:
     """Read a delivery from a partition's queue."""
-    properties = delivery.header.properties
+    properties = message.header.properties
     try:
-        received = _read(properties, delivery.body, partitions)
-        _check_route(received, delivery, partitions)
+        received = _read(properties, message.body, partitions)
+        _check_route(received, message, partitions)
     except MessageFault as fault:
         return fault.rejection(properties.message_id)
     return received
 
 
-def decode_unroutable(delivery: Delivery, partitions: int) -> CommandRejected:
+def decode_unroutable(message: AmqpMessage, partitions: int) -> CommandRejected:
     """Say where a command that reached no partition's queue should have gone."""
-    properties = delivery.header.properties
+    properties = message.header.properties
     try:
-        received = _read(properties, delivery.body, partitions)
+        received = _read(properties, message.body, partitions)
         key = names.command_key(received.command, partitions)
         fault = _misrouted(f'use the routing key "{key}"', received.command.patient_id)
     except MessageFault as unreadable:
@@ -135,13 +135,13 @@ def strayed(received: Received, partitions: int) -> CommandRejected:
     return fault.rejection(str(received.command_id))
 
 
-def _check_route(received: Received, delivery: Delivery, partitions: int) -> None:
+def _check_route(received: Received, message: AmqpMessage, partitions: int) -> None:
     """Check the routing key, and that the broker has checked who may use it.
 
     Through another exchange, with the queue's name in a CC header, a message could have any key.
     """
     expected = names.command_key(received.command, partitions)
-    if delivery.exchange != names.COMMANDS or delivery.routing_key != expected:
+    if message.exchange != names.COMMANDS or message.routing_key != expected:
         hint = f'publish to the exchange {names.COMMANDS} and use the routing key "{expected}"'
         raise _misrouted(hint, received.command.patient_id)
 

@@ -19,7 +19,7 @@ from command_service.rehearsal import Rehearsal
 from shared.errors import Conflict
 from shared.postgres.database import Pool
 from shared.postgres.statements import statement
-from shared.rabbitmq.consumer import Item
+from shared.rabbitmq.consumer import Delivery
 from shared.worker.process import EXPECTED
 
 MOST_ATTEMPTS: Final = 5
@@ -38,20 +38,20 @@ class Suspects:
         self._pool = pool
         self._rehearsal = rehearsal
 
-    async def is_guilty(self, item: Item) -> bool:
+    async def is_guilty(self, delivery: Delivery) -> bool:
         """Note that a suspicious message is about to be handled; whether that must not be.
 
         Raises SurroundingsWrong where another one could not be handled either.
         """
-        attempts = await self._pool.fetchval(_NOTE_ATTEMPT, _digest(item))
+        attempts = await self._pool.fetchval(_NOTE_ATTEMPT, _digest(delivery))
         if int(attempts or 0) <= MOST_ATTEMPTS:
             return False
-        async with self.excused_from_what_others_do(item):
-            await self._rehearse(item)
+        async with self.excused_from_what_others_do(delivery):
+            await self._rehearse(delivery)
         return True
 
     @asynccontextmanager
-    async def excused_from_what_others_do(self, item: Item) -> AsyncIterator[None]:
+    async def excused_from_what_others_do(self, delivery: Delivery) -> AsyncIterator[None]:
         """Acquit the message where a server, or another worker, kept it from being handled.
 
         Raises SurroundingsWrong in the place of an error that any other message would meet.
@@ -60,27 +60,27 @@ class Suspects:
             yield
         except BaseException as error:
             if not _blames_the_message(error):
-                await self._excuse(item)
+                await self._excuse(delivery)
                 raise
             try:
-                await self._rehearse(item)
+                await self._rehearse(delivery)
             except Exception:
-                await self._excuse(item)
+                await self._excuse(delivery)
                 raise
             raise
 
-    async def _rehearse(self, item: Item) -> None:
-        if item.source.lease is not None:  # what has none never reaches the database
-            await self._rehearsal.hold(item.source.lease)
+    async def _rehearse(self, delivery: Delivery) -> None:
+        if delivery.source.lease is not None:  # what has none never reaches the database
+            await self._rehearsal.hold(delivery.source.lease)
 
-    async def _excuse(self, item: Item) -> None:
+    async def _excuse(self, delivery: Delivery) -> None:
         with suppress(Exception):
             async with asyncio.timeout(EXCUSED_WITHIN_S):
-                await self.acquit(item)
+                await self.acquit(delivery)
 
-    async def acquit(self, item: Item) -> None:
+    async def acquit(self, delivery: Delivery) -> None:
         """Forget a message that was handled or set aside."""
-        await self._pool.execute(_ACQUIT, _digest(item))
+        await self._pool.execute(_ACQUIT, _digest(delivery))
 
 
 def _blames_the_message(error: BaseException) -> bool:
@@ -89,6 +89,6 @@ def _blames_the_message(error: BaseException) -> bool:
     return not isinstance(error, (asyncio.CancelledError, *EXPECTED))
 
 
-def _digest(item: Item) -> bytes:
-    message_id = (item.delivery.header.properties.message_id or "").encode()
-    return blake2b(message_id + b"\0" + item.delivery.body, digest_size=16).digest()
+def _digest(delivery: Delivery) -> bytes:
+    message_id = (delivery.message.header.properties.message_id or "").encode()
+    return blake2b(message_id + b"\0" + delivery.message.body, digest_size=16).digest()

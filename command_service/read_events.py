@@ -6,7 +6,7 @@ from typing import Final
 from command_service.store.event_store import EventStore
 from command_service.store.recorded_event import RecordedEvent
 from shared.messages.queries import QueryFailed, ReadEvents
-from shared.rabbitmq.consumer import Intake, Item
+from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import answer, invalid, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyChannel
 from shared.telemetry.metrics import QUERIES
@@ -21,7 +21,7 @@ class LogReader:
     """Reads the log for whoever asks; any worker can, whatever it owns."""
 
     def __init__(
-        self, intake: Intake, answers: ReplyChannel, store: EventStore, partitions: int
+        self, intake: Consumer, answers: ReplyChannel, store: EventStore, partitions: int
     ) -> None:
         self._intake = intake
         self._answers = answers
@@ -31,15 +31,15 @@ class LogReader:
     async def run(self) -> None:
         """Answer until cancelled."""
         while True:
-            for item in await self._intake.take(most=1):
-                await self._answer(item)
+            for delivery in await self._intake.take(most=1):
+                await self._answer(delivery)
 
-    async def _answer(self, item: Item) -> None:
-        query = read_query(item.delivery, _KINDS)
+    async def _answer(self, delivery: Delivery) -> None:
+        query = read_query(delivery.message, _KINDS)
         found = query if isinstance(query, QueryFailed) else await self._page(query)
         body = found.to_json() if isinstance(found, QueryFailed) else found
-        await answer(self._answers, item.delivery, body)
-        await self._intake.settle_one(item)
+        await answer(self._answers, delivery.message, body)
+        await self._intake.settle_one(delivery)
         status = found.error if isinstance(found, QueryFailed) else "ok"
         QUERIES.labels(ReadEvents.type, status).inc()
 

@@ -12,7 +12,7 @@ from command_service import metrics
 from shared.messages.commands import COMMANDS
 from shared.messages.replies import CommandRejected, Outcome
 from shared.rabbitmq.connection import PERSISTENT, Outgoing, Properties, ids_of
-from shared.rabbitmq.consumer import Intake, Item
+from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
 from shared.rabbitmq.reply_to.publisher import ReplyChannel
 
@@ -25,14 +25,14 @@ SET_ASIDE: Final = frozenset({"validation_error", "misrouted_command", "unreadab
 class Answered:
     """A delivery and the outcome to tell its sender."""
 
-    item: Item
+    delivery: Delivery
     outcome: Outcome
 
 
 class Settler:
     """Settles batches of deliveries in the order in which they came."""
 
-    def __init__(self, intake: Intake, replies: ReplyChannel, dead_letters: DeadLetters) -> None:
+    def __init__(self, intake: Consumer, replies: ReplyChannel, dead_letters: DeadLetters) -> None:
         self._intake = intake
         self._replies = replies
         self._dead_letters = dead_letters
@@ -48,20 +48,20 @@ class Settler:
         await self._replies.send([reply for one in answered if (reply := _reply(one))])
         _count(answered)
         _tell_set_aside(answered)
-        await self._intake.settle(one.item for one in answered)
+        await self._intake.settle(one.delivery for one in answered)
 
-    async def give_up(self, item: Item) -> bool:
+    async def give_up(self, delivery: Delivery) -> bool:
         """Set aside a message that has ended a worker each time it was handled; whether it is."""
-        log.error("delivery.set_aside", reason="delivery_limit", **_where(item))
-        letter = dead_letter(item.delivery, "delivery_limit")
-        is_kept = await self._dead_letters.set_aside([(item, letter)])
-        await self._intake.settle([item])
+        log.error("delivery.set_aside", reason="delivery_limit", **_where(delivery))
+        letter = dead_letter(delivery.message, "delivery_limit")
+        is_kept = await self._dead_letters.set_aside([(delivery, letter)])
+        await self._intake.settle([delivery])
         return is_kept
 
 
 def _reply(one: Answered) -> Outgoing | None:
     """Write the reply, to whoever said where to."""
-    asked = one.item.delivery.header.properties
+    asked = one.delivery.message.header.properties
     if not asked.reply_to:
         return None
     properties = Properties(
@@ -73,20 +73,20 @@ def _reply(one: Answered) -> Outgoing | None:
     return Outgoing("", asked.reply_to, one.outcome.model_dump_json().encode(), properties)
 
 
-def _where(item: Item) -> dict[str, str | None]:
-    return {"queue": item.source.queue, **ids_of(item.delivery)}
+def _where(delivery: Delivery) -> dict[str, str | None]:
+    return {"queue": delivery.source.queue, **ids_of(delivery.message)}
 
 
 def _tell_set_aside(answered: Sequence[Answered]) -> None:
     for one in answered:
         if isinstance(one.outcome, CommandRejected) and one.outcome.error in SET_ASIDE:
-            log.warning("delivery.set_aside", reason=one.outcome.error, **_where(one.item))
+            log.warning("delivery.set_aside", reason=one.outcome.error, **_where(one.delivery))
 
 
-def _set_aside(answered: Sequence[Answered]) -> list[tuple[Item, Outgoing]]:
+def _set_aside(answered: Sequence[Answered]) -> list[tuple[Delivery, Outgoing]]:
     """Copies, for the dead letters, of the messages that are at fault themselves."""
     return [
-        (one.item, dead_letter(one.item.delivery, one.outcome.error, one.outcome.details))
+        (one.delivery, dead_letter(one.delivery.message, one.outcome.error, one.outcome.details))
         for one in answered
         if isinstance(one.outcome, CommandRejected) and one.outcome.error in SET_ASIDE
     ]
@@ -96,13 +96,13 @@ def _count(answered: Sequence[Answered]) -> None:
     """Count a batch at once: looking up a labelled metric is dear."""
     for labels, count in Counter(map(_labels, answered)).items():
         metrics.COMMANDS.labels(*labels).inc(count)
-    metrics.REDELIVERED.inc(sum(bool(one.item.delivery.redelivered) for one in answered))
+    metrics.REDELIVERED.inc(sum(bool(one.delivery.message.redelivered) for one in answered))
     now = monotonic()
     for one in answered:
-        metrics.COMMAND_SECONDS.observe(now - one.item.arrived)
+        metrics.COMMAND_SECONDS.observe(now - one.delivery.arrived)
 
 
 def _labels(one: Answered) -> tuple[str, str]:
-    kind = one.item.delivery.header.properties.message_type
+    kind = one.delivery.message.header.properties.message_type
     error = one.outcome.error if isinstance(one.outcome, CommandRejected) else "accepted"
     return kind if kind in COMMANDS else "other", error

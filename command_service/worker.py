@@ -15,7 +15,7 @@ from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import SnapshotWriter
 from shared.messages import names
 from shared.rabbitmq.connection import Outlet
-from shared.rabbitmq.consumer import Intake
+from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.partition import Lease
@@ -32,7 +32,7 @@ class CommandWorker:
     def __init__(
         self, path: CommandPath, publisher: Publisher, log_reader: LogReader,
         snapshots: SnapshotWriter, rehearsal: Rehearsal, dead_letters: DeadLetters,
-        intake: Intake, queries: Intake,
+        intake: Consumer, queries: Consumer,
     ) -> None:  # fmt: skip
         self._path = path
         self._dead_letters = dead_letters
@@ -47,8 +47,8 @@ class CommandWorker:
     async def open(cls, opened: Opened, settings: CommandSettings) -> "CommandWorker":
         """Open channels, and read the queues that belong to no partition."""
         broker, store = opened.broker, EventStore(opened.pool)
-        intake = Intake(broker, prefetch=PREFETCH)
-        queries = Intake(broker, prefetch=LOG_PREFETCH)
+        intake = Consumer(broker, prefetch=PREFETCH)
+        queries = Consumer(broker, prefetch=LOG_PREFETCH)
         OLDEST_IN_HAND.labels("commands").set_function(intake.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         events, straight, aside = [await Outlet.open(broker) for _ in range(3)]

@@ -16,7 +16,7 @@ from shared.event_log.position_tracker import Track
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
 from shared.rabbitmq.connection import ids_of
-from shared.rabbitmq.consumer import Intake, Item
+from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
 from shared.telemetry import tracing
 from shared.telemetry.metrics import LAST_PROGRESS
@@ -32,7 +32,7 @@ class Projector:
 
     def __init__(
         self,
-        intake: Intake,
+        intake: Consumer,
         read_model: ReadModel,
         log_client: LogClient,
         dead_letters: DeadLetters,
@@ -82,16 +82,16 @@ class Projector:
             for number, position in reached.items()
         }
 
-    async def set_aside(self, item: Item, details: Sequence[Detail]) -> None:
+    async def set_aside(self, delivery: Delivery, details: Sequence[Detail]) -> None:
         """Copy what is no event of the log into the dead letters."""
         log.error(
             "delivery.set_aside",
-            queue=item.source.queue,
+            queue=delivery.source.queue,
             reason=f"not_an_event: {details[0].field}",
-            **ids_of(item.delivery),
+            **ids_of(delivery.message),
         )
-        message = dead_letter(item.delivery, "not_an_event", details)
-        await self._dead_letters.set_aside([(item, message)])
+        message = dead_letter(delivery.message, "not_an_event", details)
+        await self._dead_letters.set_aside([(delivery, message)])
 
     def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
         """Measure a batch, and log it."""

@@ -22,7 +22,7 @@ from shared.messages.queries import (
     ListConsents,
     QueryFailed,
 )
-from shared.rabbitmq.consumer import Intake, Item
+from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import answer, invalid, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyChannel
 from shared.telemetry.metrics import QUERIES
@@ -53,7 +53,7 @@ KINDS: Final[dict[str, type[Query]]] = {
 class Asked:
     """A query in hand, and until when its version may be waited for."""
 
-    item: Item
+    delivery: Delivery
     query: Query
     until: float
 
@@ -67,7 +67,7 @@ class Answers:
     """
 
     def __init__(
-        self, intake: Intake, replies: ReplyChannel, read_model: ReadModel, past: Past
+        self, intake: Consumer, replies: ReplyChannel, read_model: ReadModel, past: Past
     ) -> None:
         self._intake = intake
         self._replies = replies
@@ -87,32 +87,32 @@ class Answers:
     async def run(self) -> None:
         """Take whatever has been asked, and answer it or let it wait."""
         while True:
-            items = await self._intake.take(
+            deliveries = await self._intake.take(
                 MAX_BATCH, within=LOOK_AGAIN_S if self._waiting else None
             )
             began = monotonic()
-            asked = await self._read(items)
+            asked = await self._read(deliveries)
             await self._answer([one for one in asked if not one.query.min_version])
             self._wait([one for one in asked if one.query.min_version])
             if self._waiting:
                 await self._answer_who_waits()
-            if items:
+            if deliveries:
                 log.info(
                     "batch.answered",
-                    queries=len(items),
+                    queries=len(deliveries),
                     waiting=len(self._waiting),
                     milliseconds=round((monotonic() - began) * 1000, 1),
                 )
 
-    async def _read(self, items: Sequence[Item]) -> list[Asked]:
+    async def _read(self, deliveries: Sequence[Delivery]) -> list[Asked]:
         asked = []
         until = monotonic() + WAIT_FOR_VERSION_S
-        for item in items:
-            query = read_query(item.delivery, KINDS)
+        for delivery in deliveries:
+            query = read_query(delivery.message, KINDS)
             if isinstance(query, QueryFailed):
-                await self._reply(item, query)
+                await self._reply(delivery, query)
             else:
-                asked.append(Asked(item, query, until))
+                asked.append(Asked(delivery, query, until))
         return asked
 
     def _wait(self, asked: Sequence[Asked]) -> None:
@@ -130,7 +130,7 @@ class Answers:
         giving_up = {one for one in waiting if one.until <= now}
         giving_up.update(_who_gives_way([one for one in waiting if one not in giving_up]))
         for one in giving_up:
-            await self._reply(one.item, too_late(self._versions[one.query.patient_id]))
+            await self._reply(one.delivery, too_late(self._versions[one.query.patient_id]))
         self._waiting = [one for one in waiting if one not in giving_up]
         self._versions = {
             one: self._versions[one] for one in {each.query.patient_id for each in self._waiting}
@@ -149,23 +149,25 @@ class Answers:
 
     async def _answer(self, asked: Sequence[Asked]) -> None:
         """Run these queries, all of a kind together, the short ones first."""
-        checks = [(one.item, one.query) for one in asked if isinstance(one.query, HasConsent)]
-        lists = [(one.item, one.query) for one in asked if isinstance(one.query, ListConsents)]
-        pages = [(one.item, one.query) for one in asked if isinstance(one.query, ConsentHistory)]
+        checks = [(one.delivery, one.query) for one in asked if isinstance(one.query, HasConsent)]
+        lists = [(one.delivery, one.query) for one in asked if isinstance(one.query, ListConsents)]
+        pages = [
+            (one.delivery, one.query) for one in asked if isinstance(one.query, ConsentHistory)
+        ]
         await self._run([one for one in checks if one[1].at is None], self._checks, MAX_BATCH)
         await self._run([one for one in checks if one[1].at], self._past_checks, MAX_BATCH)
         await self._run(lists, self._read_model.list_consents, PAGES_AT_ONCE)
         await self._run(pages, self._past.read_history, PAGES_AT_ONCE)
 
     async def _run(
-        self, asked: Sequence[tuple[Item, Asking]], look_up: LookUp[Asking], most: int
+        self, asked: Sequence[tuple[Delivery, Asking]], look_up: LookUp[Asking], most: int
     ) -> None:
         """Read the answers to questions of one kind, some in each statement, and send them."""
         for start in range(0, len(asked), most):
             some = asked[start : start + most]
             answers = await look_up([query for _, query in some])
-            for (item, _), found in zip(some, answers, strict=True):
-                await self._reply(item, found)
+            for (delivery, _), found in zip(some, answers, strict=True):
+                await self._reply(delivery, found)
 
     async def _checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
         held = await self._read_model.has_consent(asked)
@@ -178,10 +180,10 @@ class Answers:
             for one, answer in zip(asked, held, strict=True)
         ]
 
-    async def _reply(self, item: Item, found: Answer) -> None:
-        await answer(self._replies, item.delivery, found.to_json())
-        await self._intake.settle_one(item)
-        kind = item.delivery.routing_key
+    async def _reply(self, delivery: Delivery, found: Answer) -> None:
+        await answer(self._replies, delivery.message, found.to_json())
+        await self._intake.settle_one(delivery)
+        kind = delivery.message.routing_key
         label = found.error if isinstance(found, QueryFailed) else found.status
         QUERIES.labels(kind if kind in KINDS else "other", label).inc()
 

@@ -12,7 +12,7 @@ from projection_service.settings import ProjectionSettings
 from shared.event_log.log_client import LogClient
 from shared.messages import names
 from shared.rabbitmq.connection import Outlet
-from shared.rabbitmq.consumer import Intake
+from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
 from shared.rabbitmq.rpc_client import Requests
 from shared.telemetry.metrics import OLDEST_IN_HAND
@@ -30,7 +30,7 @@ class ProjectionWorker:
 
     def __init__(
         self, projector: Projector, answers: Answers, dead_letters: DeadLetters,
-        intake: Intake, queries: Intake,
+        intake: Consumer, queries: Consumer,
     ) -> None:  # fmt: skip
         self._dead_letters = dead_letters
         self._projector = projector
@@ -42,8 +42,8 @@ class ProjectionWorker:
     async def open(cls, opened: Opened) -> "ProjectionWorker":
         """Open channels, and read the queries."""
         broker, read_model = opened.broker, ReadModel(opened.pool)
-        intake = Intake(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
-        queries = Intake(broker, prefetch=QUERY_PREFETCH)
+        intake = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
+        queries = Consumer(broker, prefetch=QUERY_PREFETCH)
         answers = Answers(queries, opened.replies, read_model, Past(opened.pool))
         dead_letters = DeadLetters(await Outlet.open(broker), intake, opened.readiness)
         projector = Projector(

@@ -33,7 +33,7 @@ from shared.messages.queries import (
     ReadEvents,
 )
 from shared.messages.replies import CommandAccepted, CommandRejected, Outcome
-from shared.rabbitmq.connection import AccessRefused, Broker, Delivery, connect
+from shared.rabbitmq.connection import AccessRefused, AmqpMessage, Broker, connect
 from shared.rabbitmq.rpc_client import Request, Requests
 from shared.values.vocabulary import Entity, Target
 
@@ -227,10 +227,10 @@ class ConsentClient:
         )
         return read_answer((await self._query(query, ReadEvents.type)).body, PAGE)
 
-    async def _query(self, query: BaseModel, type_: str) -> Delivery:
+    async def _query(self, query: BaseModel, type_: str) -> AmqpMessage:
         return await self._ask(query_request(query, type_))
 
-    async def _ask(self, request: Request) -> Delivery:
+    async def _ask(self, request: Request) -> AmqpMessage:
         """Ask, and ask again over a new connection while there is time."""
         failure: BaseException | None = None
         refused = 0

@@ -10,9 +10,9 @@ from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent
 from shared.messages.validation import details_of
 from shared.rabbitmq.connection import (
     PERSISTENT,
+    AmqpMessage,
     Broker,
     Channel,
-    Delivery,
     Outgoing,
     Properties,
     ids_of,
@@ -83,7 +83,7 @@ class ParkingQueue:
         await self._channel.queue_declare(self._name, durable=True, arguments=arguments)
         await self._channel.queue_bind(self._name, self._name)
 
-    def _read(self, found: Delivery) -> CloudEvent | None:
+    def _read(self, found: AmqpMessage) -> CloudEvent | None:
         """Read an event; None where it is none, which must not be in the way of those that are."""
         wrong = too_large(found.body, LARGEST_EVENT)
         try:

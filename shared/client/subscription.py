@@ -35,7 +35,7 @@ from shared.messages import topic_patterns as binding
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
 from shared.rabbitmq.connection import AccessRefused, Broker, connect, ids_of
-from shared.rabbitmq.consumer import Intake, Item
+from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
 
@@ -184,7 +184,7 @@ class Subscription:
         log_client = LogClient(await Requests.open(broker))
         heads = await _heads(log_client, self._wanted.partitions)  # before the queue is bound:
         was_there = await self._declare(broker)  # what is published in between is in the log
-        intake = Intake(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
+        intake = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         await intake.open(queue, counts=self._wanted.durable)
         handing = await self._handing(broker)  # it may move the positions that are stored
         follower = Follower(intake, log_client, handing, most=MOST)
@@ -224,7 +224,7 @@ class Subscription:
         parked = set(await parking.parked()) if parking else set()
         return Handing(wanted, self._reached, parking, parked)
 
-    async def _tracks(self, heads: Sequence[int], was_there: bool) -> dict[int, Track[Item]]:
+    async def _tracks(self, heads: Sequence[int], was_there: bool) -> dict[int, Track[Delivery]]:
         wanted = self._wanted
         new: set[int] = set()
         stored = await wanted.positions() if wanted.positions else {}
@@ -322,13 +322,13 @@ class Handing:
         await self._parking.park(event, reason)
         self._parked.add(event.subject)
 
-    async def set_aside(self, item: Item, details: Sequence[Detail]) -> None:
+    async def set_aside(self, delivery: Delivery, details: Sequence[Detail]) -> None:
         """Drop what is no event of the log; the log has all that are."""
         log.error(
             "delivery.dropped",
-            queue=item.source.queue,
+            queue=delivery.source.queue,
             reason=details[0].field,
-            **ids_of(item.delivery),
+            **ids_of(delivery.message),
         )
 
     def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:

@@ -17,7 +17,7 @@ from shared.event_log.position_tracker import Place, Track
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
 from shared.messages.validation import details_of
-from shared.rabbitmq.consumer import Intake, Item
+from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.values.oversized import LARGEST_EVENT, too_large
 
 HEAD_CHECK_S: Final = 5.0
@@ -30,7 +30,7 @@ READ_AT_ONCE: Final = 4
 log = structlog.get_logger()
 
 
-class Consumer(Protocol):
+class EventHandler(Protocol):
     """What events are followed for."""
 
     async def apply(self, events: Sequence[CloudEvent]) -> None:
@@ -39,7 +39,7 @@ class Consumer(Protocol):
         None of them comes again once it returns; whatever it raises ends the following.
         """
 
-    async def set_aside(self, item: Item, details: Sequence[Detail]) -> None:
+    async def set_aside(self, delivery: Delivery, details: Sequence[Detail]) -> None:
         """Keep a delivery that is no event of the log; it is settled afterwards."""
 
     def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
@@ -54,7 +54,7 @@ class Followed:
     """One partition that is followed."""
 
     partition: int
-    track: Track[Item]
+    track: Track[Delivery]
     busy_at: float
     """When something last arrived."""
     leaving: bool = False
@@ -79,7 +79,7 @@ class Follower:
     """
 
     def __init__(
-        self, intake: Intake, log_client: LogClient, consumer: Consumer, *, most: int
+        self, intake: Consumer, log_client: LogClient, consumer: EventHandler, *, most: int
     ) -> None:
         """Hand over at most `most` events at a time."""
         self._intake = intake
@@ -91,7 +91,7 @@ class Follower:
         self._reading = asyncio.Semaphore(READ_AT_ONCE)
         self._gap = asyncio.Event()
 
-    def open(self, partition: int, track: Track[Item]) -> None:
+    def open(self, partition: int, track: Track[Delivery]) -> None:
         """Begin with a partition, with what follows its track's position."""
         due = monotonic() - HEAD_CHECK_S + FIRST_CHECK_S
         self._followed[partition] = Followed(partition, track, busy_at=due)
@@ -115,9 +115,9 @@ class Follower:
     async def run(self) -> None:
         """Hand over what arrives, until cancelled."""
         while True:
-            items = await self._intake.take(self._most)
+            deliveries = await self._intake.take(self._most)
             async with self._one_at_a_time:
-                await self._handle(items)
+                await self._handle(deliveries)
 
     async def keep_up(self) -> None:
         """Fill gaps, and look now and then whether a quiet partition has missed something.
@@ -136,36 +136,38 @@ class Follower:
         except BaseExceptionGroup as failures:
             raise first_cause(failures)  # noqa: B904 - it keeps its own cause
 
-    async def _handle(self, items: Sequence[Item]) -> None:
+    async def _handle(self, deliveries: Sequence[Delivery]) -> None:
         began = monotonic()
-        done, events = await self._place(items)
+        done, events = await self._place(deliveries)
         touched = [self._followed[number] for number in {event.partition for event in events}]
         await self._apply(events, touched)
         await self._intake.settle(done)
         for followed in touched:
             await self._release(followed)
         partitions = sorted(followed.partition for followed in touched)
-        self._consumer.took(len(items), len(events), partitions, monotonic() - began)
+        self._consumer.took(len(deliveries), len(events), partitions, monotonic() - began)
 
-    async def _place(self, items: Sequence[Item]) -> tuple[list[Item], list[CloudEvent]]:
+    async def _place(
+        self, deliveries: Sequence[Delivery]
+    ) -> tuple[list[Delivery], list[CloudEvent]]:
         """Tell *seen*, *next* and *gap* apart; return what is done with, and what to apply."""
-        done: list[Item] = []
+        done: list[Delivery] = []
         events: list[CloudEvent] = []
         now = monotonic()
-        for item in items:
-            event = await self._decode(item)
+        for delivery in deliveries:
+            event = await self._decode(delivery)
             if event is None:
-                done.append(item)
+                done.append(delivery)
                 continue
             followed = self._followed.get(event.partition)
             if followed is None:
                 continue  # handed over meanwhile: it goes back with its queue
             place = followed.track.place(event.position)
             if place is Place.GAP:
-                self._hold(followed, event.position, item)
+                self._hold(followed, event.position, delivery)
                 continue
             followed.busy_at = now
-            done.append(item)
+            done.append(delivery)
             if place is Place.NEXT:
                 events.append(event)
         return done, events
@@ -176,9 +178,9 @@ class Follower:
         for followed in touched:
             followed.track.applied()
 
-    def _hold(self, followed: Followed, position: int, item: Item) -> None:
+    def _hold(self, followed: Followed, position: int, delivery: Delivery) -> None:
         if followed.leaving:
-            self._intake.let_go([item])
+            self._intake.let_go([delivery])
             return
         track = followed.track
         if not track.held:
@@ -188,28 +190,28 @@ class Follower:
                 checkpoint=track.position,
                 position=position,
             )
-        track.held[position] = item
+        track.held[position] = delivery
         self._gap.set()
 
-    async def _decode(self, item: Item) -> CloudEvent | None:
+    async def _decode(self, delivery: Delivery) -> CloudEvent | None:
         """Read an event; what is none is set aside, and loses its place to nobody."""
-        if (fault := too_large(item.delivery.body, LARGEST_EVENT)) is not None:
-            await self._consumer.set_aside(item, [Detail(field="body", message=fault)])
+        if (fault := too_large(delivery.message.body, LARGEST_EVENT)) is not None:
+            await self._consumer.set_aside(delivery, [Detail(field="body", message=fault)])
             return None
         try:
-            event = CloudEvent.model_validate_json(item.delivery.body)
+            event = CloudEvent.model_validate_json(delivery.message.body)
         except ValidationError as error:
-            await self._consumer.set_aside(item, details_of(error))
+            await self._consumer.set_aside(delivery, details_of(error))
             return None
-        if not self._belongs(item, event):
+        if not self._belongs(delivery, event):
             wrong = Detail(field="partition", message="is of another queue")
-            await self._consumer.set_aside(item, [wrong])
+            await self._consumer.set_aside(delivery, [wrong])
             return None
         return event
 
-    def _belongs(self, item: Item, event: CloudEvent) -> bool:
+    def _belongs(self, delivery: Delivery, event: CloudEvent) -> bool:
         """Whether it may come from that queue: a partition's own, or one for all of them."""
-        lease = item.source.lease
+        lease = delivery.source.lease
         return event.partition == lease.partition if lease else event.partition in self._followed
 
     async def _catch_up(self, followed: Followed) -> None:
@@ -250,16 +252,18 @@ class Follower:
             await self._release(followed)
         return bool(following) and (bool(track.held) or track.position < page.head)
 
-    async def _set_aside_beyond(self, track: Track[Item], held: Sequence[int], head: int) -> None:
+    async def _set_aside_beyond(
+        self, track: Track[Delivery], held: Sequence[int], head: int
+    ) -> None:
         """Set aside what claims a position that the log had not reached when it was asked later.
 
         An event is published after its commit, so nothing genuine is held before the log has it;
         waiting for it would ask the log without end.
         """
-        for item in track.take_beyond(head, held):
+        for delivery in track.take_beyond(head, held):
             wrong = Detail(field="position", message="is not in the log")
-            await self._consumer.set_aside(item, [wrong])
-            await self._intake.settle([item])
+            await self._consumer.set_aside(delivery, [wrong])
+            await self._intake.settle([delivery])
 
     async def _release(self, followed: Followed) -> None:
         """Handle again what was held, once what it waited for is there."""

@@ -34,7 +34,7 @@ from shared.rabbitmq.alarm import Alarm
 from shared.rabbitmq.lenient_decoding import read_odd_properties
 
 Channel = aiormq.Channel
-Delivery = DeliveredMessage
+AmqpMessage = DeliveredMessage
 Properties = Basic.Properties
 
 EntityNotFound = aiormq.exceptions.ChannelNotFoundEntity
@@ -206,7 +206,7 @@ async def _connected(url: str, name: str, heartbeat_s: int) -> AsyncIterator[Bro
 
 
 async def consume(
-    channel: Channel, queue: str, prefetch: int, on_delivery: Callable[[Delivery], None]
+    channel: Channel, queue: str, prefetch: int, on_delivery: Callable[[AmqpMessage], None]
 ) -> None:
     """Consume with at most `prefetch` unsettled deliveries."""
     await channel.basic_qos(prefetch_count=prefetch)
@@ -444,7 +444,7 @@ def _publish_frame(number: int, exchange: str, routing_key: str, mandatory: bool
     return marshal(frame, number)
 
 
-def ids_of(delivery: Delivery) -> dict[str, str | None]:
+def ids_of(delivery: AmqpMessage) -> dict[str, str | None]:
     """Return what a line about one message names it by."""
     properties = delivery.header.properties
     return {"message_id": properties.message_id, "correlation_id": properties.correlation_id}

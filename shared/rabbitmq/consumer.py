@@ -11,7 +11,7 @@ import aiormq
 
 from shared.errors import TopologyMissing
 from shared.errors.connection import ConnectionLost
-from shared.rabbitmq.connection import Broker, Channel, Delivery, consume
+from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, consume
 from shared.values.oversized import LARGEST_REQUEST, bounded
 from shared.values.partition import Lease
 
@@ -24,7 +24,7 @@ SUSPICIOUS: Final = 4
 
 
 @dataclass(eq=False, slots=True)
-class Source:
+class QueueConsumer:
     """A queue being read, on a channel of its own, so that it can be given back in order."""
 
     queue: str
@@ -38,13 +38,13 @@ class Source:
     in_hand: int = 0
     """Delivered and not yet settled."""
     settled: set[int] = field(default_factory=set)
-    """Delivery tags that are done with, of which the broker has not been told yet."""
+    """AmqpMessage tags that are done with, of which the broker has not been told yet."""
     let_go: int | None = None
     """The oldest delivery tag that was let go: it, and what follows it, is not acknowledged."""
     held: set[int] = field(default_factory=set)
-    """Delivery tags that stay unsettled after their batch; what follows them is acknowledged."""
+    """AmqpMessage tags that stay unsettled after their batch; what follows them is acknowledged."""
     gone: set[int] = field(default_factory=set)
-    """Delivery tags that the broker has been told of, though their batch has not ended yet."""
+    """AmqpMessage tags that the broker has been told of, though their batch has not ended yet."""
     telling: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the broker is told: it minds the order of acknowledgements."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -74,16 +74,16 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Delivery:
     """A delivery in hand, and where it came from."""
 
-    source: Source
-    delivery: Delivery
+    source: QueueConsumer
+    message: AmqpMessage
 
     @property
     def tag(self) -> int:
         """What the broker calls it on this channel."""
-        return self.delivery.delivery_tag or 0
+        return self.message.delivery_tag or 0
 
     @property
     def arrived(self) -> float:
@@ -106,24 +106,24 @@ class Item:
         return self._text("tracestate")
 
     def _text(self, header: str) -> str | None:
-        value = (self.delivery.header.properties.headers or {}).get(header)
+        value = (self.message.header.properties.headers or {}).get(header)
         return value if isinstance(value, str) else None
 
     @property
-    def returns(self) -> int:
+    def delivery_count(self) -> int:
         """How often it was delivered before and came back unsettled.
 
         The broker says so of what it delivers again; else it is the sender's word, or of another
         life of the message, that ended in the dead letters.
         """
-        if not self.delivery.redelivered or not self.source.counts:
+        if not self.message.redelivered or not self.source.counts:
             return 0
-        headers = self.delivery.header.properties.headers or {}
+        headers = self.message.header.properties.headers or {}
         count = headers.get("x-delivery-count", 0)
         return count if isinstance(count, int) else 0
 
 
-class Intake:
+class Consumer:
     """Reads some queues into one inbox. Its size is bounded by the prefetch of each queue.
 
     When a worker dies, all that it had in hand comes back, and counts as delivered once more: the
@@ -142,15 +142,17 @@ class Intake:
         self._largest = largest
         self._many = prefetch // 4
         self._most_held = prefetch * 2 // 5
-        self._inbox: deque[Item] = deque()
+        self._inbox: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
         self._settled = asyncio.Event()
         self._woken = False
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, QueueConsumer] = {}
 
-    async def open(self, queue: str, lease: Lease | None = None, *, counts: bool = True) -> Source:
+    async def open(
+        self, queue: str, lease: Lease | None = None, *, counts: bool = True
+    ) -> QueueConsumer:
         """Begin to read a queue; a classic one does not count what comes back."""
-        source = Source(queue, await self._broker.channel(), lease, counts)
+        source = QueueConsumer(queue, await self._broker.channel(), lease, counts)
         source.idle.set()
         self._sources[queue] = source
         try:
@@ -159,7 +161,7 @@ class Intake:
                     source.channel,
                     queue,
                     self._prefetch,
-                    lambda delivery: self._arrive(Item(source, self._bounded(delivery))),
+                    lambda message: self._arrive(Delivery(source, self._bounded(message))),
                 )
         except TimeoutError:
             raise ConnectionLost(f"the queue {queue} does not answer: has it a leader?") from None
@@ -167,7 +169,7 @@ class Intake:
             raise TopologyMissing(queue) from None
         return source
 
-    async def take(self, most: int, within: float | None = None) -> list[Item]:
+    async def take(self, most: int, within: float | None = None) -> list[Delivery]:
         """Return whatever has arrived, at most `most`, oldest first; a suspicious message alone.
 
         Waits for the first one; in vain when it is woken, or after `within` seconds.
@@ -180,10 +182,10 @@ class Intake:
             except TimeoutError:
                 return []
         self._woken = False
-        if self._inbox and self._inbox[0].returns >= SUSPICIOUS:
+        if self._inbox and self._inbox[0].delivery_count >= SUSPICIOUS:
             return [self._inbox.popleft()]
-        taken: list[Item] = []
-        while self._inbox and len(taken) < most and self._inbox[0].returns < SUSPICIOUS:
+        taken: list[Delivery] = []
+        while self._inbox and len(taken) < most and self._inbox[0].delivery_count < SUSPICIOUS:
             taken.append(self._inbox.popleft())
         return taken
 
@@ -192,21 +194,21 @@ class Intake:
         self._woken = True
         self._arrived.set()
 
-    async def settle(self, items: Iterable[Item]) -> None:
-        """Be done with these items, but for those that are held.
+    async def settle(self, deliveries: Iterable[Delivery]) -> None:
+        """Be done with these deliveries, but for those that are held.
 
         They are acknowledged soon, many at once, when all that came before them on their queues is
         done with too; one that is suspicious at once, and for certain.
         """
-        suspicious: set[Source] = set()
-        touched: set[Source] = set()
-        for item in items:
-            source = item.source
-            source.settle(item.tag)
+        suspicious: set[QueueConsumer] = set()
+        touched: set[QueueConsumer] = set()
+        for delivery in deliveries:
+            source = delivery.source
+            source.settle(delivery.tag)
             touched.add(source)
-            if item.returns >= SUSPICIOUS:
+            if delivery.delivery_count >= SUSPICIOUS:
                 suspicious.add(source)
-            self._done(item)
+            self._done(delivery)
         for source in touched:
             if source in suspicious or len(source.settled) >= self._many:
                 await _acknowledge(source)
@@ -237,38 +239,40 @@ class Intake:
             return 0.0
         return monotonic() - min(firsts)
 
-    def let_go(self, items: Iterable[Item]) -> None:
-        """Leave these items unsettled; they go back when their queue is closed."""
-        for item in items:
-            source = item.source
-            source.let_go = item.tag if source.let_go is None else min(source.let_go, item.tag)
-            self._done(item)
+    def let_go(self, deliveries: Iterable[Delivery]) -> None:
+        """Leave these deliveries unsettled; they go back when their queue is closed."""
+        for delivery in deliveries:
+            source = delivery.source
+            source.let_go = (
+                delivery.tag if source.let_go is None else min(source.let_go, delivery.tag)
+            )
+            self._done(delivery)
 
-    async def settle_one(self, item: Item) -> None:
-        """Acknowledge this item alone."""
-        self._done(item)
-        await item.source.channel.basic_ack(item.tag, wait=False)
+    async def settle_one(self, delivery: Delivery) -> None:
+        """Acknowledge this delivery alone."""
+        self._done(delivery)
+        await delivery.source.channel.basic_ack(delivery.tag, wait=False)
 
-    async def hold(self, item: Item) -> bool:
-        """Keep an item unsettled, though its batch is settled, until it is released.
+    async def hold(self, delivery: Delivery) -> bool:
+        """Keep an delivery unsettled, though its batch is settled, until it is released.
 
         It goes back when its queue is closed, and nobody waits for it; but it takes up prefetch.
         Where too much of that is taken up, the broker is told to set it aside by itself, and keeps
-        it until it can. Returns whether the item is held.
+        it until it can. Returns whether the delivery is held.
         """
-        source = item.source
+        source = delivery.source
         if len(source.held) < self._most_held:
-            source.held.add(item.tag)
+            source.held.add(delivery.tag)
             return True
-        source.gone.add(item.tag)
-        await source.channel.basic_reject(item.tag, requeue=False, wait=False)
+        source.gone.add(delivery.tag)
+        await source.channel.basic_reject(delivery.tag, requeue=False, wait=False)
         return False
 
-    def is_held(self, source: Source, tag: int) -> bool:
+    def is_held(self, source: QueueConsumer, tag: int) -> bool:
         """Whether this delivery is held, and its queue still read."""
         return tag in source.held and self._sources.get(source.queue) is source
 
-    async def release(self, source: Source, tag: int) -> None:
+    async def release(self, source: QueueConsumer, tag: int) -> None:
         """Acknowledge a delivery that is held."""
         async with source.telling:
             source.held.discard(tag)
@@ -300,37 +304,37 @@ class Intake:
         self._withdraw(source)
         await self._broker.close_channel(source.channel)
 
-    def _withdraw(self, source: Source) -> list[Item]:
+    def _withdraw(self, source: QueueConsumer) -> list[Delivery]:
         """Take out of the inbox what came from a queue, and return it."""
-        withdrawn = [item for item in self._inbox if item.source is source]
-        self._inbox = deque(item for item in self._inbox if item.source is not source)
+        withdrawn = [delivery for delivery in self._inbox if delivery.source is source]
+        self._inbox = deque(delivery for delivery in self._inbox if delivery.source is not source)
         return withdrawn
 
-    async def _barrier(self, source: Source) -> None:
+    async def _barrier(self, source: QueueConsumer) -> None:
         """Return when the broker has done all that this channel asked of it before."""
         await source.channel.basic_qos(prefetch_count=self._prefetch)
 
-    def _done(self, item: Item) -> None:
-        item.source.arrived.pop(item.tag, None)
-        item.source.in_hand -= 1
-        if item.source.in_hand == 0:
-            item.source.idle.set()
+    def _done(self, delivery: Delivery) -> None:
+        delivery.source.arrived.pop(delivery.tag, None)
+        delivery.source.in_hand -= 1
+        if delivery.source.in_hand == 0:
+            delivery.source.idle.set()
 
-    def _bounded(self, delivery: Delivery) -> Delivery:
-        body = bounded(delivery.body, self._largest)
-        return delivery if body is delivery.body else replace(delivery, body=body)
+    def _bounded(self, message: AmqpMessage) -> AmqpMessage:
+        body = bounded(message.body, self._largest)
+        return message if body is message.body else replace(message, body=body)
 
-    def _arrive(self, item: Item) -> None:
-        if item.source.stopped:
+    def _arrive(self, delivery: Delivery) -> None:
+        if delivery.source.stopped:
             return
-        item.source.arrived[item.tag] = monotonic()
-        item.source.in_hand += 1
-        item.source.idle.clear()
-        self._inbox.append(item)
+        delivery.source.arrived[delivery.tag] = monotonic()
+        delivery.source.in_hand += 1
+        delivery.source.idle.clear()
+        self._inbox.append(delivery)
         self._arrived.set()
 
 
-async def _acknowledge(source: Source) -> None:
+async def _acknowledge(source: QueueConsumer) -> None:
     """Tell the broker what is settled of a queue."""
     async with source.telling:
         newest, apart = source.take_settled()

@@ -12,8 +12,8 @@ from pamqp.header import ContentHeader
 
 from shared.messages import names
 from shared.messages.replies import Detail
-from shared.rabbitmq.connection import PERSISTENT, Delivery, Outgoing, Outlet, Properties
-from shared.rabbitmq.consumer import Intake, Item, Source
+from shared.rabbitmq.connection import PERSISTENT, AmqpMessage, Outgoing, Outlet, Properties
+from shared.rabbitmq.consumer import Consumer, Delivery, QueueConsumer
 from shared.telemetry.metrics import DEAD_LETTERS_WAITING
 from shared.telemetry.readiness import Readiness
 from shared.values.oversized import Beginning, beginning
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 class Waiting:
     """A letter that the dead letters did not take, and the delivery that stays unsettled for it."""
 
-    source: Source
+    source: QueueConsumer
     tag: int
     letter: Outgoing
 
@@ -59,7 +59,7 @@ class DeadLetters:
     whatever came beside and behind it goes on. Nothing is settled before it is kept safely.
     """
 
-    def __init__(self, outlet: Outlet, intake: Intake, readiness: Readiness) -> None:
+    def __init__(self, outlet: Outlet, intake: Consumer, readiness: Readiness) -> None:
         self._outlet = outlet
         self._intake = intake
         self._readiness = readiness
@@ -68,7 +68,7 @@ class DeadLetters:
         self._said_at = -SAY_AGAIN_S
         DEAD_LETTERS_WAITING.set_function(lambda: len(self._waiting))
 
-    async def set_aside(self, letters: Sequence[tuple[Item, Outgoing]]) -> bool:
+    async def set_aside(self, letters: Sequence[tuple[Delivery, Outgoing]]) -> bool:
         """Keep these letters, or hold the deliveries that they are copies of; whether all are kept.
 
         While some wait, the next ones wait behind them: a try may take its time.
@@ -78,9 +78,9 @@ class DeadLetters:
         refused = {id(one) for _, one in letters}
         if not self._waiting:
             refused = await self._publish(one for _, one in letters)
-        for item, letter in letters:
-            if id(letter) in refused and await self._intake.hold(item):
-                self._waiting.append(Waiting(item.source, item.tag, letter))
+        for delivery, letter in letters:
+            if id(letter) in refused and await self._intake.hold(delivery):
+                self._waiting.append(Waiting(delivery.source, delivery.tag, letter))
         if refused:
             self._some.set()
         return not refused
@@ -133,13 +133,13 @@ class DeadLetters:
             log.error("dead_letters.refused", waiting=len(self._waiting), reason=reason)
 
 
-def dead_letter(delivery: Delivery, error: str, details: Sequence[Detail] = ()) -> Outgoing:
+def dead_letter(message: AmqpMessage, error: str, details: Sequence[Detail] = ()) -> Outgoing:
     """Copy a delivery for the dead letters; `error` and `details` say why.
 
     Of a long body the beginning is kept, so that nobody can fill the broker's disk by them.
     """
-    properties, kept = delivery.header.properties, beginning(delivery.body)
-    found = _reason(delivery, kept, error, details)
+    properties, kept = message.header.properties, beginning(message.body)
+    found = _reason(message, kept, error, details)
     reason = {name: value for name, value in found.items() if value is not None}
     original = {
         _harmless(name): value
@@ -153,17 +153,17 @@ def dead_letter(delivery: Delivery, error: str, details: Sequence[Detail] = ()) 
 
 
 def _reason(
-    delivery: Delivery, kept: Beginning, error: str, details: Sequence[Detail]
+    message: AmqpMessage, kept: Beginning, error: str, details: Sequence[Detail]
 ) -> dict[str, Any]:
-    properties = delivery.header.properties
+    properties = message.header.properties
     return {
         "x-consent-error": error,
         "x-consent-details": "; ".join(f"{one.field}: {one.message}" for one in details),
         "x-consent-message-id": properties.message_id,
         "x-consent-body-size": kept.size,
         "x-consent-body-sha256": kept.sha256,
-        "x-consent-exchange": delivery.exchange,
-        "x-consent-routing-key": delivery.routing_key,
+        "x-consent-exchange": message.exchange,
+        "x-consent-routing-key": message.routing_key,
         "x-consent-user-id": properties.user_id,
         "x-consent-expiration": properties.expiration,
     }

@@ -8,24 +8,24 @@ from pydantic import BaseModel, ValidationError
 from shared.messages.queries import QueryFailed
 from shared.messages.replies import Detail
 from shared.messages.validation import details_of, read_json
-from shared.rabbitmq.connection import Delivery, Outgoing, Properties
+from shared.rabbitmq.connection import AmqpMessage, Outgoing, Properties
 from shared.rabbitmq.reply_to.publisher import ReplyChannel
 from shared.values.oversized import LARGEST_ANSWER, LARGEST_REQUEST, too_large
 
 Query = TypeVar("Query", bound=BaseModel)
 
 
-def read_query(delivery: Delivery, kinds: Mapping[str, type[Query]]) -> Query | QueryFailed:
+def read_query(message: AmqpMessage, kinds: Mapping[str, type[Query]]) -> Query | QueryFailed:
     """Read a query of one of these kinds, or say what is wrong with it."""
-    name = delivery.routing_key or ""
+    name = message.routing_key or ""
     kind = kinds.get(name)
     if kind is None:
         known = ", ".join(kinds)
         return invalid("type", f"is not answered here; ask one of {known}, as the routing key")
-    if (fault := too_large(delivery.body, LARGEST_REQUEST)) is not None:
+    if (fault := too_large(message.body, LARGEST_REQUEST)) is not None:
         return invalid("body", fault)
     try:
-        return read_json(kind, delivery.body)
+        return read_json(kind, message.body)
     except ValidationError as error:
         found = details_of(error)
         fields = ", ".join(detail.field for detail in found)
@@ -43,18 +43,18 @@ def invalid(field: str, message: str) -> QueryFailed:
     )
 
 
-async def answer(replies: ReplyChannel, delivery: Delivery, body: bytes) -> None:
+async def answer(replies: ReplyChannel, message: AmqpMessage, body: bytes) -> None:
     """Send an answer to whoever asked; nobody is told where no `reply_to` was given.
 
     One that nobody would read, or the broker not carry, becomes an error.
     """
-    asked = delivery.header.properties
+    asked = message.header.properties
     if not asked.reply_to:
         return
     properties = Properties(
         content_type="application/json",
         correlation_id=asked.correlation_id or asked.message_id,
-        message_type=_type_of_answer(delivery.routing_key or ""),
+        message_type=_type_of_answer(message.routing_key or ""),
     )
     if len(body) > LARGEST_ANSWER:
         body = invalid("answer", f"is larger than {LARGEST_ANSWER:,} bytes: ask for less").to_json()

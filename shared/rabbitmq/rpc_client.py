@@ -9,7 +9,7 @@ from aiormq.exceptions import DeliveryError
 
 from shared.errors import NoAnswer
 from shared.errors.connection import ConnectionLost
-from shared.rabbitmq.connection import Broker, Channel, Delivery, Outgoing, Properties, publish
+from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, Outgoing, Properties, publish
 from shared.telemetry.tracing import context_headers
 
 REPLY_QUEUE: Final = "amq.rabbitmq.reply-to"
@@ -34,7 +34,7 @@ class Requests:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._waiting: dict[str, set[asyncio.Future[Delivery]]] = defaultdict(set)
+        self._waiting: dict[str, set[asyncio.Future[AmqpMessage]]] = defaultdict(set)
         channel.closing.add_done_callback(self._closed)
 
     @classmethod
@@ -45,7 +45,7 @@ class Requests:
         await channel.basic_consume(REPLY_QUEUE, requests._arrived, no_ack=True)  # type: ignore[arg-type] # aiormq wraps it
         return requests
 
-    async def ask(self, request: Request, within: float) -> Delivery:
+    async def ask(self, request: Request, within: float) -> AmqpMessage:
         """Send a request and return its reply.
 
         One that is not persistent expires on its queue after `within` seconds: nobody would wait
@@ -54,7 +54,7 @@ class Requests:
         Raises NoAnswer after `within` seconds, or when no queue takes the request;
         ConnectionLost when the connection goes, whether or not the request arrived.
         """
-        reply: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[AmqpMessage] = asyncio.get_running_loop().create_future()
         self._waiting[request.message_id].add(reply)
         try:
             async with asyncio.timeout(within):
@@ -67,7 +67,7 @@ class Requests:
         finally:
             self._forget(request.message_id, reply)
 
-    def _forget(self, message_id: str, reply: "asyncio.Future[Delivery]") -> None:
+    def _forget(self, message_id: str, reply: "asyncio.Future[AmqpMessage]") -> None:
         self._waiting[message_id].discard(reply)
         if not self._waiting[message_id]:
             del self._waiting[message_id]
@@ -78,10 +78,10 @@ class Requests:
                 if not reply.done():
                     reply.set_exception(ConnectionLost("the connection closed before the reply"))
 
-    def _arrived(self, delivery: Delivery) -> None:
-        for waiting in self._waiting.get(delivery.header.properties.correlation_id or "", ()):
+    def _arrived(self, message: AmqpMessage) -> None:
+        for waiting in self._waiting.get(message.header.properties.correlation_id or "", ()):
             if not waiting.done():
-                waiting.set_result(delivery)
+                waiting.set_result(message)
 
 
 def _message(request: Request, within: float) -> Outgoing:

@@ -28,7 +28,7 @@ from command_service import worker as command_worker
 from projection_service import worker as projection_worker
 from shared.messages import names
 from shared.messages.cloud_event import CONTENT_TYPE
-from shared.rabbitmq.connection import Broker, Channel, Delivery, connect, consume
+from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, connect, consume
 
 MAX_BATCH = 500
 WINDOW = 100
@@ -44,20 +44,20 @@ class Inbox:
     """What has arrived on some queues."""
 
     def __init__(self) -> None:
-        self._arrived: deque[tuple[Channel, int, Delivery]] = deque()
+        self._arrived: deque[tuple[Channel, int, AmqpMessage]] = deque()
         self._news = asyncio.Event()
 
     async def read(self, broker: Broker, partition: int, queue: str, prefetch: int) -> None:
         """Consume a queue, on a channel of its own."""
         channel = await broker.channel()
 
-        def arrive(delivery: Delivery) -> None:
+        def arrive(delivery: AmqpMessage) -> None:
             self._arrived.append((channel, partition, delivery))
             self._news.set()
 
         await consume(channel, queue, prefetch, arrive)
 
-    async def take(self) -> list[tuple[Channel, int, Delivery]]:
+    async def take(self) -> list[tuple[Channel, int, AmqpMessage]]:
         """Wait for the first, and return whatever there is."""
         while not self._arrived:
             self._news.clear()
@@ -65,7 +65,7 @@ class Inbox:
         return [self._arrived.popleft() for _ in range(min(MAX_BATCH, len(self._arrived)))]
 
 
-async def acknowledge(batch: Iterable[tuple[Channel, int, Delivery]]) -> None:
+async def acknowledge(batch: Iterable[tuple[Channel, int, AmqpMessage]]) -> None:
     """Settle a batch, by one acknowledgement for each channel."""
     newest = {channel: delivery.delivery_tag or 0 for channel, _, delivery in batch}
     for channel, tag in newest.items():
@@ -80,7 +80,7 @@ class Events:
         self._waiting: deque[tuple[int, str]] = deque()
         self._news = asyncio.Event()
 
-    def add(self, batch: Iterable[tuple[Channel, int, Delivery]]) -> None:
+    def add(self, batch: Iterable[tuple[Channel, int, AmqpMessage]]) -> None:
         """Publish an event for each of these."""
         self._waiting += [(p, d.header.properties.message_id or "") for _, p, d in batch]
         self._news.set()
@@ -127,7 +127,7 @@ def _event(partition: int, cause: str) -> tuple[Basic.Publish, ContentHeader, Co
     )
 
 
-def _reply(delivery: Delivery) -> tuple[Basic.Publish, ContentHeader, ContentBody]:
+def _reply(delivery: AmqpMessage) -> tuple[Basic.Publish, ContentHeader, ContentBody]:
     asked = delivery.header.properties
     properties = Basic.Properties(
         content_type="application/json",

@@ -9,7 +9,7 @@ import asyncpg
 
 from shared.rabbitmq.connection import (
     PERSISTENT,
-    Delivery,
+    AmqpMessage,
     Outgoing,
     Properties,
     connect,
@@ -48,7 +48,7 @@ async def one_step(deployment: Deployment, samples: int, rate_per_s: float) -> O
         async with connect(deployment.rabbitmq_url, name="benchmark round trip") as broker:
             channel = await broker.channel(confirms=True)
             await channel.queue_declare(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
-            arrived = asyncio.Queue[Delivery]()
+            arrived = asyncio.Queue[AmqpMessage]()
             reading = await broker.channel()
             await consume(reading, QUEUE, 1, arrived.put_nowait)
             began = monotonic()

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 from shared.messages import names
 from shared.rabbitmq.connection import (
+    AmqpMessage,
     Broker,
     Channel,
-    Delivery,
     Outgoing,
     Properties,
     connect,
@@ -54,7 +54,7 @@ class Asker:
         answer: Answer = await answered
         return answer
 
-    def receive(self, delivery: Delivery) -> None:
+    def receive(self, delivery: AmqpMessage) -> None:
         """Hand an answer to who waits for it."""
         waiting = self._waiting.pop(delivery.header.properties.correlation_id or "", None)
         if waiting is not None and not waiting.done():
@@ -73,7 +73,7 @@ async def _asker(broker: Broker, partitions: int) -> Asker:
     queue = (await channel.queue_declare(exclusive=True)).queue or ""
     asker = Asker(channel, queue, partitions)
 
-    async def receive(delivery: Delivery) -> None:
+    async def receive(delivery: AmqpMessage) -> None:
         asker.receive(delivery)
 
     await channel.basic_consume(queue, receive, no_ack=True)

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from shared.rabbitmq.connection import Broker, Outgoing, Properties, connect, publish
-from shared.rabbitmq.consumer import Intake
+from shared.rabbitmq.consumer import Consumer
 from tests.chaos import checker, evidence
 from tests.chaos.checker import check
 from tests.chaos.databases import set_up_witnesses, trespasses
@@ -119,7 +119,7 @@ async def test_what_is_given_back_in_a_handover_keeps_its_order(sandbox: Sandbox
 
 async def _take_and_hand_over(broker: Broker) -> list[int]:
     """Stop just when the broker answers an acknowledgement with as many deliveries again."""
-    intake = Intake(broker, prefetch=250)
+    intake = Consumer(broker, prefetch=250)
     source = await intake.open("orderly")
 
     async def all_that_may_come() -> bool:
@@ -131,7 +131,7 @@ async def _take_and_hand_over(broker: Broker) -> list[int]:
     intake.stop("orderly")
     await intake.drained("orderly")
     await intake.close("orderly")
-    return [int(item.delivery.body) for item in items]
+    return [int(item.message.body) for item in items]
 
 
 def id_of(number: int) -> str:

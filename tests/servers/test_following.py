@@ -17,7 +17,7 @@ from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import MOST_EVENTS
 from shared.messages.replies import Detail
 from shared.rabbitmq.connection import Broker, Outgoing, Properties, connect, publish_in_order
-from shared.rabbitmq.consumer import SUSPICIOUS, Intake, Item
+from shared.rabbitmq.consumer import SUSPICIOUS, Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from tests.conftest import PARTITIONS
 from tests.servers.test_parked import event_of
@@ -46,9 +46,9 @@ async def put(broker: Broker, *bodies: bytes, **headers: int) -> None:
     await publish_in_order(channel, [Outgoing("", QUEUE, body, one) for body, one in pairs])
 
 
-async def take(intake: Intake, count: int) -> list[Item]:
+async def take(intake: Consumer, count: int) -> list[Delivery]:
     """Take so many, one batch after the other."""
-    taken: list[Item] = []
+    taken: list[Delivery] = []
     async with asyncio.timeout(30):
         while len(taken) < count:
             taken += await intake.take(100)
@@ -60,7 +60,7 @@ async def take(intake: Intake, count: int) -> list[Item]:
 
 async def test_what_is_held_is_not_acknowledged_with_what_came_after_it(broker: Broker) -> None:
     await put(broker, b"1", b"2", b"3", b"4")
-    intake = Intake(broker, prefetch=4)
+    intake = Consumer(broker, prefetch=4)
     await intake.open(QUEUE)
     first, held, third, fourth = await take(intake, 4)
     await intake.settle([first, third, fourth])
@@ -69,21 +69,21 @@ async def test_what_is_held_is_not_acknowledged_with_what_came_after_it(broker: 
 
     await intake.open(QUEUE)
     again = await take(intake, 3)
-    assert [item.delivery.body for item in again] == [b"2", b"3", b"4"]
+    assert [item.message.body for item in again] == [b"2", b"3", b"4"]
     await intake.settle(again)
     await intake.acknowledge()
     await intake.close(QUEUE)
     channel = await broker.channel()
     left = await channel.queue_declare(QUEUE, passive=True)
     assert left.message_count == 0
-    assert held.delivery.body == b"2"
+    assert held.message.body == b"2"
 
 
 async def test_what_was_let_go_comes_back_although_what_came_after_it_is_settled(
     broker: Broker,
 ) -> None:
     await put(broker, b"1", b"2", b"3")
-    intake = Intake(broker, prefetch=10)
+    intake = Consumer(broker, prefetch=10)
     await intake.open(QUEUE)
     first, second, third = await take(intake, 3)
     intake.let_go([second])
@@ -91,14 +91,14 @@ async def test_what_was_let_go_comes_back_although_what_came_after_it_is_settled
     await intake.drained(QUEUE)
     await intake.close(QUEUE)
     await intake.open(QUEUE)
-    assert [item.delivery.body for item in await take(intake, 2)] == [b"2", b"3"]
+    assert [item.message.body for item in await take(intake, 2)] == [b"2", b"3"]
 
 
 async def test_how_often_a_message_came_back_is_not_believed_of_its_first_delivery(
     broker: Broker,
 ) -> None:
     await put(broker, *(b"%d" % n for n in range(10)), **{"x-delivery-count": 99})
-    intake = Intake(broker, prefetch=10)
+    intake = Consumer(broker, prefetch=10)
     source = await intake.open(QUEUE)
 
     async def all_in_hand() -> bool:
@@ -106,16 +106,16 @@ async def test_how_often_a_message_came_back_is_not_believed_of_its_first_delive
 
     await eventually(all_in_hand)
     items = await intake.take(100)
-    assert [item.returns for item in items] == [0] * 10
+    assert [item.delivery_count for item in items] == [0] * 10
 
 
 async def test_how_often_a_message_came_back_is_what_the_broker_counted(broker: Broker) -> None:
     await put(broker, b"1", **{"x-delivery-count": 99})
-    intake = Intake(broker, prefetch=10)
+    intake = Consumer(broker, prefetch=10)
     for returns in range(SUSPICIOUS + 1):
         await intake.open(QUEUE)
         (item,) = await take(intake, 1)
-        assert item.returns == returns
+        assert item.delivery_count == returns
         await intake.close(QUEUE)
 
 
@@ -123,7 +123,7 @@ async def test_how_often_a_message_came_back_is_what_the_broker_counted(broker: 
 async def test_a_taker_that_is_cancelled_as_it_is_woken_ends(
     broker: Broker, within: float | None
 ) -> None:
-    intake = Intake(broker, prefetch=10)
+    intake = Consumer(broker, prefetch=10)
 
     async def take_on() -> None:
         while True:
@@ -176,7 +176,7 @@ class Applied:
         assert {event.partition for event in events} <= self.following
         self.places += [(event.partition, event.position) for event in events]
 
-    async def set_aside(self, item: Item, details: Sequence[Detail]) -> None:
+    async def set_aside(self, item: Delivery, details: Sequence[Detail]) -> None:
         """Expect none of it."""
         raise AssertionError(details)
 
@@ -191,7 +191,7 @@ async def follow(
     broker: Broker, applied: Applied, pages: int
 ) -> tuple[Follower, "asyncio.Task[None]"]:
     """Follow both partitions from their beginnings."""
-    intake = Intake(broker, prefetch=100)
+    intake = Consumer(broker, prefetch=100)
     follower = Follower(intake, Log(await Requests.open(broker), pages), applied, most=10)
     for partition in (0, 1):
         applied.following.add(partition)

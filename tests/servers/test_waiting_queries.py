@@ -17,7 +17,7 @@ from shared.messages import names
 from shared.postgres.database import Pool, open_pool
 from shared.postgres.statements import statement
 from shared.rabbitmq.connection import connect
-from shared.rabbitmq.consumer import Intake
+from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.reply_to.publisher import ReplyChannel
 from tests.support.amqp import Client
 from tests.support.deployment import Deployment
@@ -74,7 +74,7 @@ async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
     database: Any = Counting(pool)
     try:
         async with connect(deployment.rabbitmq_url, name="test") as broker:
-            intake = Intake(broker, prefetch=500)
+            intake = Consumer(broker, prefetch=500)
             await intake.open(names.QUERIES)
             replies = await ReplyChannel.open(broker, deployment.rabbitmq_url, lambda *_: None)
             found = Answers(intake, replies, ReadModel(database), Past(database))
