@@ -12,9 +12,9 @@ from command_service import metrics
 from command_service.decode import decode, decode_unroutable, strayed
 from command_service.domain.decisions import EMPTY, Answer, Batch, Decision, Receipt
 from command_service.domain.received import Received
-from command_service.poison_messages import Suspects
+from command_service.poison_messages import PoisonMessages
 from command_service.publisher import Publisher
-from command_service.settle import Answered, Settler
+from command_service.settle import Settlement, Settler
 from command_service.store.event_store import Appended, EventStore
 from command_service.store.snapshot_writer import SnapshotWriter
 from command_service.store.stream_cache import StreamCache
@@ -27,7 +27,7 @@ from shared.telemetry.metrics import LAST_PROGRESS
 MAX_BATCH: Final = 500
 MOST_DECISIONS: Final = 10
 """Who loses to another writer so often loses to something else."""
-FEW: Final = 20
+CHECK_RECEIPTS_ABOVE: Final = 20
 """Commands for which no receipts are read at first: the append itself finds out a repeated one.
 Where more are at stake, a look costs less than a batch that has to be decided again."""
 
@@ -43,7 +43,7 @@ class CommandPath:
         store: EventStore,
         settler: Settler,
         publisher: Publisher,
-        suspects: Suspects,
+        poison_messages: PoisonMessages,
         snapshots: SnapshotWriter,
         partitions: int,
     ) -> None:
@@ -51,7 +51,7 @@ class CommandPath:
         self._store = store
         self._settler = settler
         self._publisher = publisher
-        self._suspects = suspects
+        self._poison = poison_messages
         self._snapshots = snapshots
         self._partitions = partitions
         self.streams = StreamCache()
@@ -66,13 +66,13 @@ class CommandPath:
                 await self._handle_and_settle(deliveries)
 
     async def _handle_suspect(self, delivery: Delivery) -> None:
-        if await self._suspects.is_guilty(delivery):
+        if await self._poison.is_poison(delivery):
             if not await self._settler.give_up(delivery):
                 return  # it may come again before it is set aside, and is still guilty then
         else:
-            async with self._suspects.excused_from_what_others_do(delivery):
+            async with self._poison.not_blamed_for_outages(delivery):
                 await self._handle_and_settle([delivery])
-        await self._suspects.acquit(delivery)
+        await self._poison.clear(delivery)
 
     async def _handle_and_settle(self, deliveries: Sequence[Delivery]) -> None:
         began = monotonic()
@@ -82,7 +82,7 @@ class CommandPath:
             with tracing.span(tracing.SETTLE, deliveries):
                 await self._settler.settle(
                     [
-                        Answered(delivery, outcome)
+                        Settlement(delivery, outcome)
                         for delivery, outcome in zip(deliveries, outcomes, strict=True)
                     ]
                 )
@@ -100,7 +100,9 @@ class CommandPath:
             for delivery in deliveries
             if delivery.source.lease
         }
-        look = len(received) > FEW or any(delivery.message.redelivered for delivery in deliveries)
+        look = len(received) > CHECK_RECEIPTS_ABOVE or any(
+            delivery.message.redelivered for delivery in deliveries
+        )
         for _ in range(MOST_DECISIONS):
             batch = await self._load(received, receipts=look)
             if not look and batch.has_unreadable:
@@ -108,7 +110,7 @@ class CommandPath:
                 continue
             answers = [_answer(batch, one) for one in decoded]
             try:
-                appended = await self._append(batch, epochs, looked=look)
+                appended = await self._append(batch, epochs, receipts_checked=look)
             except DecidedBefore:
                 look = True
             except Conflict:
@@ -118,9 +120,13 @@ class CommandPath:
                 return [_outcome(answer, appended) for answer in answers], appended
         raise Conflict(f"decided {MOST_DECISIONS} times, and the facts had changed each time")
 
-    async def _append(self, batch: Batch, epochs: dict[int, int], *, looked: bool) -> Appended:
+    async def _append(
+        self, batch: Batch, epochs: dict[int, int], *, receipts_checked: bool
+    ) -> Appended:
         with tracing.span(tracing.APPEND):
-            return await self._store.append(list(batch.decided.values()), epochs, looked=looked)
+            return await self._store.append(
+                list(batch.decided.values()), epochs, receipts_checked=receipts_checked
+            )
 
     def _decode(self, delivery: Delivery) -> Received | CommandRejected:
         if delivery.source.lease is None:

@@ -28,17 +28,17 @@ AT_FAULT: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError,
 """What the database says of a message's content, not of itself; a conflict, if it does not end."""
 
 _NOTE_ATTEMPT = statement("command_service", "note_attempt")
-_ACQUIT = statement("command_service", "acquit")
+_CLEAR_ATTEMPTS = statement("command_service", "clear_attempts")
 
 
-class Suspects:
+class PoisonMessages:
     """Keeps its notes in the event store, so that they survive the worker."""
 
     def __init__(self, pool: Pool, rehearsal: Rehearsal) -> None:
         self._pool = pool
         self._rehearsal = rehearsal
 
-    async def is_guilty(self, delivery: Delivery) -> bool:
+    async def is_poison(self, delivery: Delivery) -> bool:
         """Note that a suspicious message is about to be handled; whether that must not be.
 
         Raises SurroundingsWrong where another one could not be handled either.
@@ -46,12 +46,12 @@ class Suspects:
         attempts = await self._pool.fetchval(_NOTE_ATTEMPT, _digest(delivery))
         if int(attempts or 0) <= MOST_ATTEMPTS:
             return False
-        async with self.excused_from_what_others_do(delivery):
+        async with self.not_blamed_for_outages(delivery):
             await self._rehearse(delivery)
         return True
 
     @asynccontextmanager
-    async def excused_from_what_others_do(self, delivery: Delivery) -> AsyncIterator[None]:
+    async def not_blamed_for_outages(self, delivery: Delivery) -> AsyncIterator[None]:
         """Acquit the message where a server, or another worker, kept it from being handled.
 
         Raises SurroundingsWrong in the place of an error that any other message would meet.
@@ -76,11 +76,11 @@ class Suspects:
     async def _excuse(self, delivery: Delivery) -> None:
         with suppress(Exception):
             async with asyncio.timeout(EXCUSED_WITHIN_S):
-                await self.acquit(delivery)
+                await self.clear(delivery)
 
-    async def acquit(self, delivery: Delivery) -> None:
+    async def clear(self, delivery: Delivery) -> None:
         """Forget a message that was handled or set aside."""
-        await self._pool.execute(_ACQUIT, _digest(delivery))
+        await self._pool.execute(_CLEAR_ATTEMPTS, _digest(delivery))
 
 
 def _blames_the_message(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ from command_service.metrics import LOG_HEAD, PUBLISH_BACKLOG
 from shared.postgres.database import Connection
 from shared.postgres.statements import statement
 from shared.telemetry.metrics import LEASED
-from shared.worker.monitor import Outlook
+from shared.worker.monitor import Probe
 
 _OBSERVE_LOG: Final = statement("command_service", "observe_log")
 
@@ -22,7 +22,7 @@ async def observe_log(connection: Connection) -> None:
         PUBLISH_BACKLOG.see(partition, waiting, row["age_s"], looked_at)
 
 
-def outlook(partitions: int) -> Outlook:
+def probe(partitions: int) -> Probe:
     """Look at that many partitions from now on."""
     PUBLISH_BACKLOG.expect(range(partitions))
-    return Outlook(observe_log)
+    return Probe(observe_log)

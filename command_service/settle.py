@@ -22,7 +22,7 @@ SET_ASIDE: Final = frozenset({"validation_error", "misrouted_command", "unreadab
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class Settlement:
     """A delivery and the outcome to tell its sender."""
 
     delivery: Delivery
@@ -37,7 +37,7 @@ class Settler:
         self._replies = replies
         self._dead_letters = dead_letters
 
-    async def settle(self, answered: Sequence[Answered]) -> None:
+    async def settle(self, answered: Sequence[Settlement]) -> None:
         """Set aside, reply, acknowledge: in this order, so that a death repeats, but loses nothing.
 
         Replies and acknowledgements travel on one connection, so that the broker has the reply
@@ -59,7 +59,7 @@ class Settler:
         return is_kept
 
 
-def _reply(one: Answered) -> Outgoing | None:
+def _reply(one: Settlement) -> Outgoing | None:
     """Write the reply, to whoever said where to."""
     asked = one.delivery.message.header.properties
     if not asked.reply_to:
@@ -77,13 +77,13 @@ def _where(delivery: Delivery) -> dict[str, str | None]:
     return {"queue": delivery.source.queue, **ids_of(delivery.message)}
 
 
-def _tell_set_aside(answered: Sequence[Answered]) -> None:
+def _tell_set_aside(answered: Sequence[Settlement]) -> None:
     for one in answered:
         if isinstance(one.outcome, CommandRejected) and one.outcome.error in SET_ASIDE:
             log.warning("delivery.set_aside", reason=one.outcome.error, **_where(one.delivery))
 
 
-def _set_aside(answered: Sequence[Answered]) -> list[tuple[Delivery, Outgoing]]:
+def _set_aside(answered: Sequence[Settlement]) -> list[tuple[Delivery, Outgoing]]:
     """Copies, for the dead letters, of the messages that are at fault themselves."""
     return [
         (one.delivery, dead_letter(one.delivery.message, one.outcome.error, one.outcome.details))
@@ -92,7 +92,7 @@ def _set_aside(answered: Sequence[Answered]) -> list[tuple[Delivery, Outgoing]]:
     ]
 
 
-def _count(answered: Sequence[Answered]) -> None:
+def _count(answered: Sequence[Settlement]) -> None:
     """Count a batch at once: looking up a labelled metric is dear."""
     for labels, count in Counter(map(_labels, answered)).items():
         metrics.COMMANDS.labels(*labels).inc(count)
@@ -102,7 +102,7 @@ def _count(answered: Sequence[Answered]) -> None:
         metrics.COMMAND_SECONDS.observe(now - one.delivery.arrived)
 
 
-def _labels(one: Answered) -> tuple[str, str]:
+def _labels(one: Settlement) -> tuple[str, str]:
     kind = one.delivery.message.header.properties.message_type
     error = one.outcome.error if isinstance(one.outcome, CommandRejected) else "accepted"
     return kind if kind in COMMANDS else "other", error

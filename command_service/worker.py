@@ -4,8 +4,8 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from command_service.command_path import CommandPath
-from command_service.poison_messages import Suspects
-from command_service.probe import outlook
+from command_service.poison_messages import PoisonMessages
+from command_service.probe import probe
 from command_service.publisher import Publisher
 from command_service.read_events import LogReader
 from command_service.rehearsal import Rehearsal
@@ -56,10 +56,16 @@ class CommandWorker:
         dead_letters = DeadLetters(aside, intake, opened.readiness)
         settler = Settler(intake, opened.replies, dead_letters)
         rehearsal = Rehearsal(store, settings.consent_partitions)
-        suspects = Suspects(opened.pool, rehearsal)
+        poison_messages = PoisonMessages(opened.pool, rehearsal)
         snapshots = SnapshotWriter(store)
         path = CommandPath(
-            intake, store, settler, publisher, suspects, snapshots, settings.consent_partitions
+            intake,
+            store,
+            settler,
+            publisher,
+            poison_messages,
+            snapshots,
+            settings.consent_partitions,
         )
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await intake.open(names.UNROUTABLE)
@@ -115,5 +121,5 @@ def service(settings: CommandSettings) -> Service:
         package="command_service",
         database_url=settings.event_store_url,
         make_worker=make_worker,
-        outlook=outlook(settings.consent_partitions),
+        probe=probe(settings.consent_partitions),
     )

@@ -24,11 +24,11 @@ MOST_EACH: Final = 100
 
 
 @dataclass(eq=False, slots=True)
-class Known:
+class CachedPatient:
     """One patient."""
 
     partition: int
-    whole: bool
+    is_complete: bool
     """Whether every consent that exists is known: so it is from the first event on."""
     parked: int | None = None
     """The position of the first parked event."""
@@ -42,23 +42,23 @@ class Known:
 
     def knows(self, grantee: Grantee) -> bool:
         """Whether this consent need not be read."""
-        return self.whole or grantee in self.consents
+        return self.is_complete or grantee in self.consents
 
     def keep(self, grantee: Grantee, consent: Consent) -> None:
         """Know one consent."""
         self.consents[grantee] = consent
         if len(self.consents) > MOST_EACH:
             self.consents.clear()
-            self.whole = False
+            self.is_complete = False
 
 
-class KnownPatients:
+class ConsentCache:
     """Bounded: the least recently used go first."""
 
     def __init__(self, read_model: ReadModel, most: int = MOST_CONSENTS) -> None:
         self._read_model = read_model
         self._most = most
-        self._patients: OrderedDict[str, Known] = OrderedDict()
+        self._patients: OrderedDict[str, CachedPatient] = OrderedDict()
         self._size = 0
 
     async def load(
@@ -68,10 +68,10 @@ class KnownPatients:
 
         And the first parked position of each of their patients who has one.
         """
-        known, strangers = self._welcome(event for event, _ in facts)
+        known, misses = self._lookup(event for event, _ in facts)
         wanted = keys(facts)
         unknown = [key for key in wanted if not known[key.patient_id].knows(key.grantee)]
-        read = await self._read(unknown, {one: known[one] for one in strangers})
+        read = await self._read(unknown, {one: known[one] for one in misses})
         consents = {
             key: read.get(key) or known[key.patient_id].consents.get(key.grantee, NOTHING)
             for key in wanted
@@ -98,10 +98,10 @@ class KnownPatients:
         for patient_id in theirs:
             self._size -= self._patients.pop(patient_id).size
 
-    def _welcome(self, events: Iterable[CloudEvent]) -> tuple[dict[str, Known], list[str]]:
+    def _lookup(self, events: Iterable[CloudEvent]) -> tuple[dict[str, CachedPatient], list[str]]:
         """Find each patient, or make room; and tell of whom there may be something to read."""
-        known: dict[str, Known] = {}
-        strangers = []
+        known: dict[str, CachedPatient] = {}
+        misses = []
         for event in events:
             patient_id = event.subject
             if patient_id in known:
@@ -110,21 +110,23 @@ class KnownPatients:
                 self._patients.move_to_end(patient_id)
             else:
                 begins = event.streamversion == 1
-                self._patients[patient_id] = one = Known(event.partition, whole=begins)
+                self._patients[patient_id] = one = CachedPatient(
+                    event.partition, is_complete=begins
+                )
                 self._size += one.size
-                strangers += [] if begins else [patient_id]
+                misses += [] if begins else [patient_id]
             known[patient_id] = self._patients[patient_id]
-        return known, strangers
+        return known, misses
 
     async def _read(
-        self, unknown: Sequence[Key], strangers: Mapping[str, Known]
+        self, unknown: Sequence[Key], misses: Mapping[str, CachedPatient]
     ) -> dict[Key, Consent]:
-        """Read the consents that exist among these, and what is parked of the strangers."""
-        if not strangers:
+        """Read the consents that exist among these, and what is parked of the misses."""
+        if not misses:
             return await self._read_model.read_consents(unknown)
         consents, parked = await asyncio.gather(
-            self._read_model.read_consents(unknown), self._read_model.read_parked(list(strangers))
+            self._read_model.read_consents(unknown), self._read_model.read_parked(list(misses))
         )
         for patient_id, position in parked.items():
-            strangers[patient_id].parked = position
+            misses[patient_id].parked = position
         return consents

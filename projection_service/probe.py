@@ -11,7 +11,7 @@ from shared.messages.cloud_event import CloudEvent
 from shared.postgres.database import Connection
 from shared.postgres.statements import statement
 from shared.telemetry.metrics import LEASED
-from shared.worker.monitor import Outlook
+from shared.worker.monitor import Probe
 
 _OBSERVE_CHECKPOINTS: Final = statement("projection_service", "observe_checkpoints")
 _COUNT_PARKED: Final = statement("projection_service", "count_parked")
@@ -49,8 +49,8 @@ def _age_s(event: CloudEvent, now: float) -> float:
     return now - datetime.fromisoformat(event.time).timestamp()
 
 
-def outlook(partitions: int) -> Outlook:
+def probe(partitions: int) -> Probe:
     """Look at that many partitions from now on."""
     LAG.expect(range(partitions))
     checkpoints = Checkpoints()
-    return Outlook(checkpoints.look, checkpoints.ask)
+    return Probe(checkpoints.look, checkpoints.ask)

@@ -6,13 +6,13 @@ from typing import Final
 import structlog
 
 from projection_service import metrics
-from projection_service.consent_cache import KnownPatients
+from projection_service.consent_cache import ConsentCache
 from projection_service.projections.changes import Changes, Move
 from projection_service.projections.fold import fold, read
 from projection_service.read_model import ReadModel
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
-from shared.event_log.position_tracker import Track
+from shared.event_log.position_tracker import PositionTracker
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
 from shared.rabbitmq.connection import ids_of
@@ -40,7 +40,7 @@ class Projector:
     ) -> None:
         """`on_progress` is told the versions that patients have reached."""
         self._read_model = read_model
-        self._known = KnownPatients(read_model)
+        self._cache = ConsentCache(read_model)
         self._dead_letters = dead_letters
         self._on_progress = on_progress
         self._leases: dict[int, Lease] = {}
@@ -52,9 +52,9 @@ class Projector:
     async def open(self, lease: Lease) -> None:
         """Begin with a partition where its last owner stopped."""
         checkpoint = await self._read_model.open_checkpoint(lease.partition)
-        self._known.forget(lease.partition)
+        self._cache.forget(lease.partition)
         self._leases[lease.partition] = lease
-        self._follower.open(lease.partition, Track(checkpoint))
+        self._follower.open(lease.partition, PositionTracker(checkpoint))
 
     async def close(self, partition: int) -> None:
         """Stop with a partition that was let go, once nothing of it is being applied."""
@@ -68,10 +68,10 @@ class Projector:
 
     async def _apply(self, events: Sequence[CloudEvent]) -> None:
         facts = [(event, read(event)) for event in events]
-        changes = fold(facts, *await self._known.load(facts))
+        changes = fold(facts, *await self._cache.load(facts))
         changes.moves = self._moves(events)
         await self._read_model.project(changes)
-        self._known.note(changes)
+        self._cache.note(changes)
         self._on_progress(changes.versions)
         _tell_parked(changes)
 
@@ -93,7 +93,9 @@ class Projector:
         message = dead_letter(delivery.message, "not_an_event", details)
         await self._dead_letters.set_aside([(delivery, message)])
 
-    def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
+    def on_batch(
+        self, deliveries: int, events: int, partitions: Sequence[int], seconds: float
+    ) -> None:
         """Measure a batch, and log it."""
         metrics.EVENTS.labels("applied").inc(events)
         metrics.BATCH.observe(deliveries)
@@ -107,7 +109,7 @@ class Projector:
             milliseconds=round(seconds * 1000, 1),
         )
 
-    def read_on(self, events: int) -> None:
+    def on_log_page(self, events: int) -> None:
         """Count what came from the log."""
         metrics.EVENTS.labels("read_from_log").inc(events)
 

@@ -50,7 +50,7 @@ KINDS: Final[dict[str, type[Query]]] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class PendingQuery:
     """A query in hand, and until when its version may be waited for."""
 
     delivery: Delivery
@@ -58,7 +58,7 @@ class Asked:
     until: float
 
 
-class Answers:
+class QueryResponder:
     """Answers until cancelled.
 
     A query that asks for a version is run once, when its patient is there. Until then only the
@@ -73,7 +73,7 @@ class Answers:
         self._replies = replies
         self._read_model = read_model
         self._past = past
-        self._waiting: list[Asked] = []
+        self._waiting: list[PendingQuery] = []
         self._versions: dict[str, int] = {}
         """Of the patients who are waited for: how far they are known to be projected."""
 
@@ -104,7 +104,7 @@ class Answers:
                     milliseconds=round((monotonic() - began) * 1000, 1),
                 )
 
-    async def _read(self, deliveries: Sequence[Delivery]) -> list[Asked]:
+    async def _read(self, deliveries: Sequence[Delivery]) -> list[PendingQuery]:
         asked = []
         until = monotonic() + WAIT_FOR_VERSION_S
         for delivery in deliveries:
@@ -112,10 +112,10 @@ class Answers:
             if isinstance(query, QueryFailed):
                 await self._reply(delivery, query)
             else:
-                asked.append(Asked(delivery, query, until))
+                asked.append(PendingQuery(delivery, query, until))
         return asked
 
-    def _wait(self, asked: Sequence[Asked]) -> None:
+    def _wait(self, asked: Sequence[PendingQuery]) -> None:
         """Let these wait too; from here on it is noticed when their patients are projected."""
         self._waiting += asked
         for one in asked:
@@ -144,10 +144,10 @@ class Answers:
             for patient_id, version in (await self._read_model.read_versions(patients)).items():
                 self._versions[patient_id] = max(self._versions[patient_id], version)
 
-    def _is_there(self, one: Asked) -> bool:
+    def _is_there(self, one: PendingQuery) -> bool:
         return self._versions[one.query.patient_id] >= one.query.min_version
 
-    async def _answer(self, asked: Sequence[Asked]) -> None:
+    async def _answer(self, asked: Sequence[PendingQuery]) -> None:
         """Run these queries, all of a kind together, the short ones first."""
         checks = [(one.delivery, one.query) for one in asked if isinstance(one.query, HasConsent)]
         lists = [(one.delivery, one.query) for one in asked if isinstance(one.query, ListConsents)]
@@ -188,12 +188,12 @@ class Answers:
         QUERIES.labels(kind if kind in KINDS else "other", label).inc()
 
 
-def _who_gives_way(waiting: Sequence[Asked]) -> Iterator[Asked]:
+def _who_gives_way(waiting: Sequence[PendingQuery]) -> Iterator[PendingQuery]:
     """Choose who waits no longer where too many do: the first of the patient whom most wait for."""
     excess = len(waiting) - MOST_WAITING
     if excess <= 0:
         return
-    by_patient: dict[str, deque[Asked]] = defaultdict(deque)
+    by_patient: dict[str, deque[PendingQuery]] = defaultdict(deque)
     for one in waiting:
         by_patient[one.query.patient_id].append(one)
     for _ in range(excess):

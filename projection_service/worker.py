@@ -4,9 +4,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from projection_service.history_queries import Past
-from projection_service.probe import outlook
+from projection_service.probe import probe
 from projection_service.projector import Projector
-from projection_service.query_responder import Answers
+from projection_service.query_responder import QueryResponder
 from projection_service.read_model import ReadModel
 from projection_service.settings import ProjectionSettings
 from shared.event_log.log_client import LogClient
@@ -29,7 +29,7 @@ class ProjectionWorker:
     """The work of one session."""
 
     def __init__(
-        self, projector: Projector, answers: Answers, dead_letters: DeadLetters,
+        self, projector: Projector, answers: QueryResponder, dead_letters: DeadLetters,
         intake: Consumer, queries: Consumer,
     ) -> None:  # fmt: skip
         self._dead_letters = dead_letters
@@ -44,7 +44,7 @@ class ProjectionWorker:
         broker, read_model = opened.broker, ReadModel(opened.pool)
         intake = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         queries = Consumer(broker, prefetch=QUERY_PREFETCH)
-        answers = Answers(queries, opened.replies, read_model, Past(opened.pool))
+        answers = QueryResponder(queries, opened.replies, read_model, Past(opened.pool))
         dead_letters = DeadLetters(await Outlet.open(broker), intake, opened.readiness)
         projector = Projector(
             intake,
@@ -95,5 +95,5 @@ def service(settings: ProjectionSettings) -> Service:
         package="projection_service",
         database_url=settings.read_model_url,
         make_worker=ProjectionWorker.open,
-        outlook=outlook(settings.consent_partitions),
+        probe=probe(settings.consent_partitions),
     )

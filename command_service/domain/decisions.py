@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from command_service.domain.patient import INITIAL, Patient, Refused, decide, fold
+from command_service.domain.patient import INITIAL, Patient, Rejected, decide, fold
 from command_service.domain.received import Received
 from shared.messages.events import ConsentEvent
-from shared.messages.replies import CommandRejected, Detail, Outcome, Refusal
+from shared.messages.replies import CommandRejected, Detail, Outcome, RejectionCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class NewEvent(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusing:
+class Rejection:
     """Why the rules refused a command."""
 
-    error: Refusal
+    error: RejectionCode
     message: str
 
 
@@ -58,7 +58,7 @@ class Decision:
     version: int
     """The patient's version after the command."""
     events: tuple[NewEvent, ...] = ()
-    refusing: Refusing | None = None
+    rejection: Rejection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ class Batch:
     def _decide(self, received: Received, stream: Stream, new_id: Callable[[], UUID]) -> Decision:
         try:
             events = decide(stream.state, received.command)
-        except Refused as refused:
-            return Decision(received, stream.version, (), Refusing(refused.error, str(refused)))
+        except Rejected as refused:
+            return Decision(received, stream.version, (), Rejection(refused.error, str(refused)))
         self.streams[received.command.patient_id] = after = stream.then(events)
         decided = tuple(
             NewEvent(new_id(), version, event, event.model_dump_json())

@@ -9,7 +9,7 @@ from immutables import Map
 
 from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
-from shared.messages.replies import Refusal
+from shared.messages.replies import RejectionCode
 from shared.values.vocabulary import Grantee, RecordType, Target, record_types
 
 NOTHING: Final[frozenset[RecordType]] = frozenset()
@@ -20,40 +20,40 @@ Types = Map[Grantee, frozenset[RecordType]]
 """By grantee, record types; a grantee with none is not kept."""
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """The rules say no.
 
-    Refused
+    Rejected
     ├── ConsentAlreadyGranted   nothing is left to ask for or to grant
     ├── ConsentNotGranted       nothing is there to revoke
     └── TooManyRequests         too many others wait for the patient's answer
     """
 
-    error: Refusal
+    error: RejectionCode
 
 
-class ConsentAlreadyGranted(Refused):
+class ConsentAlreadyGranted(Rejected):
     """The grantee already has all that was asked for or granted."""
 
-    error: Refusal = "consent_already_granted"
+    error: RejectionCode = "consent_already_granted"
 
     def __init__(self, grantee: Grantee, target: Target) -> None:
         super().__init__(f"{grantee} already has consent to {_named(target)}")
 
 
-class ConsentNotGranted(Refused):
+class ConsentNotGranted(Rejected):
     """The grantee has nothing of what was to be revoked."""
 
-    error: Refusal = "consent_not_granted"
+    error: RejectionCode = "consent_not_granted"
 
     def __init__(self, grantee: Grantee, target: Target) -> None:
         super().__init__(f"{grantee} has no consent to {_named(target)}")
 
 
-class TooManyRequests(Refused):
+class TooManyRequests(Rejected):
     """Another request would drown the patient in them."""
 
-    error: Refusal = "too_many_requests"
+    error: RejectionCode = "too_many_requests"
 
     def __init__(self) -> None:
         super().__init__(
@@ -127,7 +127,7 @@ def fold(state: Patient, events: Iterable[ConsentEvent]) -> Patient:
 def decide(state: Patient, command: ConsentCommand) -> list[ConsentEvent]:
     """Return the events that a command causes in this state, at least one.
 
-    Raises Refused when the rules forbid it.
+    Raises Rejected when the rules forbid it.
     """
     match command:
         case AskConsent():

@@ -38,7 +38,7 @@ _READ_LOG_OF_PATIENT = statement("command_service", "read_log_of_patient")
 _READ_HEAD = statement("command_service", "read_head")
 _MARK_PUBLISHED = statement("command_service", "mark_published")
 
-MUCH: Final = 500_000
+REPLAY_IN_THREAD_CHARS: Final = 500_000
 """Characters of history, about a tenth of a second to replay."""
 _NO_FORMAT: Final = 0
 """No snapshot has it, so that histories are read from the start."""
@@ -91,12 +91,16 @@ class EventStore:
                 await transaction.rollback()
 
     async def append(
-        self, decisions: Sequence[Decision], epochs: Mapping[int, int], *, looked: bool = False
+        self,
+        decisions: Sequence[Decision],
+        epochs: Mapping[int, int],
+        *,
+        receipts_checked: bool = False,
     ) -> Appended:
         """Record decisions and their events in one transaction.
 
-        `epochs` holds the epoch of each partition owned; `looked` spares the look for receipts
-        where they were read just before. Raises Fenced where another worker took one of the
+        `epochs` holds the epoch of each partition owned; `receipts_checked` spares the look for
+        receipts where they were read just before. Raises Fenced where another worker took one of the
         partitions, DecidedBefore where a command id has a receipt already, Conflict where
         another writer was first: nothing is recorded then.
         """
@@ -112,7 +116,7 @@ class EventStore:
             [counts[number] for number in partitions],
             *_columns(_event_rows(decisions), 13),
             *_columns(_receipt_rows(decisions), 9),
-            looked,
+            receipts_checked,
         )
         try:
             rows = await self._pool.fetch(_APPEND, *arguments)
@@ -146,7 +150,7 @@ class EventStore:
         if not stream_ids:
             return {}
         rows = await self._pool.fetch(_READ_STREAMS, stream_ids, snapshot_format)
-        if sum(len(row["data"]) for row in rows) > MUCH:
+        if sum(len(row["data"]) for row in rows) > REPLAY_IN_THREAD_CHARS:
             return await asyncio.to_thread(_replay_each, rows)  # leases must be renewed meanwhile
         return _replay_each(rows)
 
@@ -233,7 +237,7 @@ def _event_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
 def _receipt_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
     ordinals = Counter[int]()
     for decision in decisions:
-        received, refusing = decision.received, decision.refusing
+        received, rejection = decision.received, decision.rejection
         first = ordinals[received.partition] + 1
         ordinals[received.partition] += len(decision.events)
         yield (
@@ -242,10 +246,10 @@ def _receipt_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
             received.command.patient_id,
             received.partition,
             decision.version,
-            None if refusing else first,
+            None if rejection else first,
             len(decision.events),
-            refusing and refusing.error,
-            refusing and refusing.message,
+            rejection and rejection.error,
+            rejection and rejection.message,
         )
 
 
@@ -290,14 +294,14 @@ def _recorded(
 
 
 def _outcome(decision: Decision, recorded: Sequence[RecordedEvent]) -> Outcome:
-    received, refusing = decision.received, decision.refusing
+    received, rejection = decision.received, decision.rejection
     command_id, patient_id = str(received.command_id), received.command.patient_id
-    if refusing:
+    if rejection:
         return CommandRejected(
             command_id=command_id,
             patient_id=patient_id,
-            error=refusing.error,
-            message=refusing.message,
+            error=rejection.error,
+            message=rejection.message,
         )
     return CommandAccepted(
         command_id=command_id,

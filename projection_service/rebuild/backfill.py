@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
-from projection_service.consent_cache import KnownPatients
+from projection_service.consent_cache import ConsentCache
 from projection_service.projections.changes import Move
 from projection_service.projections.fold import fold, read
 from projection_service.rebuild.shadow import Shadow
@@ -51,7 +51,7 @@ class Filling:
 
     async def _fill(self, partition: int, target: int) -> None:
         position = await self.shadow.model.open_checkpoint(partition)
-        known = KnownPatients(self.shadow.model)
+        known = ConsentCache(self.shadow.model)
         while position < target:
             events = await self._read(partition, position, min(position + BATCH, target))
             await self._project(known, position, events)
@@ -77,7 +77,7 @@ class Filling:
         return events
 
     async def _project(
-        self, known: KnownPatients, position: int, events: Sequence[CloudEvent]
+        self, known: ConsentCache, position: int, events: Sequence[CloudEvent]
     ) -> None:
         facts = [(event, read(event)) for event in events]
         changes = fold(facts, *await known.load(facts))

@@ -21,7 +21,7 @@ from shared.event_log.log_client import LogClient
 from shared.rabbitmq.connection import connect
 from shared.rabbitmq.rpc_client import Requests
 
-CLOSE: Final = 500
+SWITCH_WHEN_BEHIND: Final = 500
 """So few events behind, the rest is applied while everybody is kept out."""
 HOLD_S: Final = 1.0
 """How long queries are kept waiting at most, before it is given up and tried again."""
@@ -190,8 +190,8 @@ class _Rebuild:
 
     async def _catch_up(self, read_targets: Callable[[], Awaitable[dict[int, int]]]) -> None:
         """Follow the log until only a few events are left of what is in the read model."""
-        behind = CLOSE + 1
-        while behind > CLOSE:
+        behind = SWITCH_WHEN_BEHIND + 1
+        while behind > SWITCH_WHEN_BEHIND:
             targets = await read_targets()
             self._progress.expect(_missing(await self._shadow.positions(), targets))
             await self._filling.reach(targets)

@@ -22,7 +22,7 @@ from shared.telemetry.readiness import Readiness
 from shared.telemetry.standard_streams import guard_standard_streams
 from shared.telemetry.tracing import tracing
 from shared.values.legible import visible, visible_json
-from shared.worker.monitor import Observer
+from shared.worker.monitor import Monitor
 from shared.worker.process import run_process
 from shared.worker.session import Service, run_session
 
@@ -104,7 +104,7 @@ def run_worker(service: Service, settings: WorkerSettings) -> None:
     tell_build(service.package)
     LOG_LINES_DROPPED.set_function(lambda: stream.dropped)
     readiness = Readiness()
-    observer = Observer(service.package, service.database_url, settings, readiness, service.outlook)
+    observer = Monitor(service.package, service.database_url, settings, readiness, service.probe)
     with tracing(service.package, settings.worker_id):
         run_process(
             lambda stop: run_session(service, settings, readiness, stop),

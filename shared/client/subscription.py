@@ -30,7 +30,7 @@ from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
-from shared.event_log.position_tracker import Track
+from shared.event_log.position_tracker import PositionTracker
 from shared.messages import topic_patterns as binding
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
@@ -39,12 +39,12 @@ from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
 
-MOST: Final = 100
+BATCH_EVENTS: Final = 100
 """Events handled between two acknowledgements."""
 PREFETCH: Final = 500
 PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
-END: Final = 2**63 - 1
+BEYOND_ANY_LOG: Final = 2**63 - 1
 """A position that no log reaches."""
 
 Positions = Callable[[], Awaitable[Mapping[int, int]]]
@@ -104,7 +104,7 @@ async def subscribe(
     NotHandled where an event can't be parked, and what `positions` or `parking` raise beyond
     `waits_for`. Everything else is waited for.
     """
-    wanted = Wanted(
+    wanted = SubscriptionOptions(
         url,
         check_name(queue),
         handle,
@@ -123,7 +123,7 @@ async def subscribe(
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SubscriptionOptions:
     """What a subscriber asked for."""
 
     url: str
@@ -142,7 +142,7 @@ class Wanted:
 class Subscription:
     """Lasts over many connections, and remembers what each of them reached."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: SubscriptionOptions) -> None:
         self._wanted = wanted
         self._reached: dict[int, int] = {}
         self._began = False
@@ -187,7 +187,7 @@ class Subscription:
         intake = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         await intake.open(queue, counts=self._wanted.durable)
         handing = await self._handing(broker)  # it may move the positions that are stored
-        follower = Follower(intake, log_client, handing, most=MOST)
+        follower = Follower(intake, log_client, handing, most=BATCH_EVENTS)
         for number, track in (await self._tracks(heads, was_there)).items():
             follower.open(number, track)
         log.info("subscription.started", queue=queue)
@@ -216,15 +216,17 @@ class Subscription:
         await declare_passing(broker, wanted.queue, patterns)
         return False
 
-    async def _handing(self, broker: Broker) -> "Handing":
+    async def _handing(self, broker: Broker) -> "HandlerRunner":
         wanted = self._wanted
         parking = wanted.parking
         if parking is None and wanted.durable:
             parking = await ParkingQueue.open(broker, wanted.queue, wanted.handle)
         parked = set(await parking.parked()) if parking else set()
-        return Handing(wanted, self._reached, parking, parked)
+        return HandlerRunner(wanted, self._reached, parking, parked)
 
-    async def _tracks(self, heads: Sequence[int], was_there: bool) -> dict[int, Track[Delivery]]:
+    async def _tracks(
+        self, heads: Sequence[int], was_there: bool
+    ) -> dict[int, PositionTracker[Delivery]]:
         wanted = self._wanted
         new: set[int] = set()
         stored = await wanted.positions() if wanted.positions else {}
@@ -243,9 +245,9 @@ class Subscription:
                 self._reached[number] = head
                 new.add(number)
         return {
-            number: Track(
+            number: PositionTracker(
                 self._reached.get(number, 0),
-                anywhere=number not in self._reached,
+                starts_at_first=number not in self._reached,
                 at_latest=number in new,
             )
             for number in range(wanted.partitions)
@@ -265,11 +267,15 @@ class Subscription:
         self._said = reason
 
 
-class Handing:
+class HandlerRunner:
     """Hands events over, one after another; tries again, and parks, over one connection."""
 
     def __init__(
-        self, wanted: Wanted, reached: dict[int, int], parking: Parking | None, parked: set[str]
+        self,
+        wanted: SubscriptionOptions,
+        reached: dict[int, int],
+        parking: Parking | None,
+        parked: set[str],
     ) -> None:
         self._wanted = wanted
         self._chosen = binding.chooses(wanted.patterns)
@@ -331,10 +337,12 @@ class Handing:
             **ids_of(delivery.message),
         )
 
-    def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
+    def on_batch(
+        self, deliveries: int, events: int, partitions: Sequence[int], seconds: float
+    ) -> None:
         """Nothing is measured here."""
 
-    def read_on(self, events: int) -> None:
+    def on_log_page(self, events: int) -> None:
         """Nothing is measured here."""
 
 
@@ -342,11 +350,13 @@ async def _heads(log_client: LogClient, partitions: int) -> list[int]:
     """Read where each partition's log ends; raises SettingsError where there are more or fewer."""
     wrong = SettingsError(f"the deployment has not {partitions} partitions: give the right number")
     try:
-        pages = await asyncio.gather(*(log_client.read(n, END, 1) for n in range(partitions)))
+        pages = await asyncio.gather(
+            *(log_client.read(n, BEYOND_ANY_LOG, 1) for n in range(partitions))
+        )
     except QueryRefused:
         raise wrong from None
     try:
-        await log_client.read(partitions, END, 1)
+        await log_client.read(partitions, BEYOND_ANY_LOG, 1)
     except QueryRefused:
         return [page.head for page in pages]
     raise wrong

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from shared.errors import NoAnswer, first_cause
 from shared.errors.text import reason_of
 from shared.event_log.log_client import LogClient
-from shared.event_log.position_tracker import Place, Track
+from shared.event_log.position_tracker import Arrival, PositionTracker
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
 from shared.messages.validation import details_of
@@ -42,10 +42,12 @@ class EventHandler(Protocol):
     async def set_aside(self, delivery: Delivery, details: Sequence[Detail]) -> None:
         """Keep a delivery that is no event of the log; it is settled afterwards."""
 
-    def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
+    def on_batch(
+        self, deliveries: int, events: int, partitions: Sequence[int], seconds: float
+    ) -> None:
         """Note that so many deliveries were handled, and the new events among them."""
 
-    def read_on(self, events: int) -> None:
+    def on_log_page(self, events: int) -> None:
         """Note that so many events came from the log."""
 
 
@@ -54,7 +56,7 @@ class Followed:
     """One partition that is followed."""
 
     partition: int
-    track: Track[Delivery]
+    track: PositionTracker[Delivery]
     busy_at: float
     """When something last arrived."""
     leaving: bool = False
@@ -66,7 +68,7 @@ class Followed:
         """Whether the log must be asked what follows."""
         if self.leaving or self.reading:
             return False
-        quiet = now - self.busy_at > HEAD_CHECK_S and not self.track.anywhere
+        quiet = now - self.busy_at > HEAD_CHECK_S and not self.track.starts_at_first
         return bool(self.track.held) or quiet
 
 
@@ -79,19 +81,19 @@ class Follower:
     """
 
     def __init__(
-        self, intake: Consumer, log_client: LogClient, consumer: EventHandler, *, most: int
+        self, intake: Consumer, log_client: LogClient, handler: EventHandler, *, most: int
     ) -> None:
         """Hand over at most `most` events at a time."""
         self._intake = intake
         self._log = log_client
-        self._consumer = consumer
+        self._handler = handler
         self._most = most
         self._followed: dict[int, Followed] = {}
         self._one_at_a_time = asyncio.Lock()
         self._reading = asyncio.Semaphore(READ_AT_ONCE)
         self._gap = asyncio.Event()
 
-    def open(self, partition: int, track: Track[Delivery]) -> None:
+    def open(self, partition: int, track: PositionTracker[Delivery]) -> None:
         """Begin with a partition, with what follows its track's position."""
         due = monotonic() - HEAD_CHECK_S + FIRST_CHECK_S
         self._followed[partition] = Followed(partition, track, busy_at=due)
@@ -145,7 +147,7 @@ class Follower:
         for followed in touched:
             await self._release(followed)
         partitions = sorted(followed.partition for followed in touched)
-        self._consumer.took(len(deliveries), len(events), partitions, monotonic() - began)
+        self._handler.on_batch(len(deliveries), len(events), partitions, monotonic() - began)
 
     async def _place(
         self, deliveries: Sequence[Delivery]
@@ -163,18 +165,18 @@ class Follower:
             if followed is None:
                 continue  # handed over meanwhile: it goes back with its queue
             place = followed.track.place(event.position)
-            if place is Place.GAP:
+            if place is Arrival.GAP:
                 self._hold(followed, event.position, delivery)
                 continue
             followed.busy_at = now
             done.append(delivery)
-            if place is Place.NEXT:
+            if place is Arrival.NEXT:
                 events.append(event)
         return done, events
 
     async def _apply(self, events: Sequence[CloudEvent], touched: Sequence[Followed]) -> None:
         if events:
-            await self._consumer.apply(events)
+            await self._handler.apply(events)
         for followed in touched:
             followed.track.applied()
 
@@ -196,16 +198,16 @@ class Follower:
     async def _decode(self, delivery: Delivery) -> CloudEvent | None:
         """Read an event; what is none is set aside, and loses its place to nobody."""
         if (fault := too_large(delivery.message.body, LARGEST_EVENT)) is not None:
-            await self._consumer.set_aside(delivery, [Detail(field="body", message=fault)])
+            await self._handler.set_aside(delivery, [Detail(field="body", message=fault)])
             return None
         try:
             event = CloudEvent.model_validate_json(delivery.message.body)
         except ValidationError as error:
-            await self._consumer.set_aside(delivery, details_of(error))
+            await self._handler.set_aside(delivery, details_of(error))
             return None
         if not self._belongs(delivery, event):
             wrong = Detail(field="partition", message="is of another queue")
-            await self._consumer.set_aside(delivery, [wrong])
+            await self._handler.set_aside(delivery, [wrong])
             return None
         return event
 
@@ -241,9 +243,9 @@ class Follower:
             if followed.leaving or self._followed.get(partition) is not followed:
                 return False
             followed.busy_at = monotonic()
-            following = [one for one in page.events if track.place(one.position) is Place.NEXT]
+            following = [one for one in page.events if track.place(one.position) is Arrival.NEXT]
             await self._apply(following, [followed])
-            self._consumer.read_on(len(following))
+            self._handler.on_log_page(len(following))
             if following:
                 log.info(
                     "log.read", partition=partition, events=len(following), position=track.position
@@ -253,7 +255,7 @@ class Follower:
         return bool(following) and (bool(track.held) or track.position < page.head)
 
     async def _set_aside_beyond(
-        self, track: Track[Delivery], held: Sequence[int], head: int
+        self, track: PositionTracker[Delivery], held: Sequence[int], head: int
     ) -> None:
         """Set aside what claims a position that the log had not reached when it was asked later.
 
@@ -262,7 +264,7 @@ class Follower:
         """
         for delivery in track.take_beyond(head, held):
             wrong = Detail(field="position", message="is not in the log")
-            await self._consumer.set_aside(delivery, [wrong])
+            await self._handler.set_aside(delivery, [wrong])
             await self._intake.settle([delivery])
 
     async def _release(self, followed: Followed) -> None:

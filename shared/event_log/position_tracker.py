@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 Thing = TypeVar("Thing")
 
 
-class Place(Enum):
+class Arrival(Enum):
     """An event against what came before it."""
 
     SEEN = auto()
@@ -17,12 +17,12 @@ class Place(Enum):
 
 
 @dataclass(eq=False, slots=True)
-class Track(Generic[Thing]):
+class PositionTracker(Generic[Thing]):
     """How far one partition is applied, and what had to be held because of a gap before it."""
 
     position: int
     """Up to here everything is applied."""
-    anywhere: bool = False
+    starts_at_first: bool = False
     """Whether the first event that arrives says where the partition begins."""
     at_latest: bool = False
     """Whether the first event that arrives may say that it begins before the position."""
@@ -34,15 +34,15 @@ class Track(Generic[Thing]):
     def __post_init__(self) -> None:
         self.placed = self.position
 
-    def place(self, position: int) -> Place:
+    def place(self, position: int) -> Arrival:
         """Tell where an event belongs; one that is next must be applied, or the track given up."""
-        if self.anywhere or (self.at_latest and position <= self.position):
+        if self.starts_at_first or (self.at_latest and position <= self.position):
             self.position = self.placed = position - 1
-        self.anywhere = self.at_latest = False
+        self.starts_at_first = self.at_latest = False
         if position == self.placed + 1:
             self.placed = position
-            return Place.NEXT
-        return Place.SEEN if position <= self.placed or position in self.held else Place.GAP
+            return Arrival.NEXT
+        return Arrival.SEEN if position <= self.placed or position in self.held else Arrival.GAP
 
     def applied(self) -> None:
         """Note that all that was next has been applied."""

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.values.vocabulary import RecordType
 
-Refusal = Literal["consent_already_granted", "consent_not_granted", "too_many_requests"]
+RejectionCode = Literal["consent_already_granted", "consent_not_granted", "too_many_requests"]
 """Refusals by the rules; they are decided once and kept in a receipt."""
 
 CommandError = Literal[

@@ -36,7 +36,7 @@ CLOSE_WITHIN_S: Final = 1.0
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Probe:
     """What a service looks at beside what both do."""
 
     look: Callable[[Connection], Awaitable[None]]
@@ -45,7 +45,7 @@ class Outlook:
     """Asks for the log's heads, where that is another service's."""
 
 
-class Observer:
+class Monitor:
     """Looks again and again, at the database and at the broker, each for itself."""
 
     def __init__(
@@ -54,13 +54,13 @@ class Observer:
         database_url: str,
         settings: WorkerSettings,
         readiness: Readiness,
-        outlook: Outlook,
+        probe: Probe,
     ) -> None:
         self._package = package
         self._database_url = database_url
         self._settings = settings
         self._readiness = readiness
-        self._outlook = outlook
+        self._outlook = probe
         self._database: Connection | None = None
         self._broker = AsyncExitStack()
         self._channel: Channel | None = None

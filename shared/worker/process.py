@@ -27,7 +27,7 @@ from shared.telemetry.readiness import Readiness
 from shared.worker.gc_tuning import collect_seldom
 from shared.worker.http import serve_operations
 from shared.worker.leaving import leave_at_once
-from shared.worker.monitor import Observer
+from shared.worker.monitor import Monitor
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 DRAIN_S: Final = 8
@@ -53,7 +53,7 @@ log = structlog.get_logger()
 
 
 def run_process(
-    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Observer
+    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Monitor
 ) -> None:
     """Run sessions until a signal says stop; returns when drained.
 
@@ -64,7 +64,7 @@ def run_process(
 
 
 async def _run(
-    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Observer
+    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Monitor
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

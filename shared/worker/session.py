@@ -33,7 +33,7 @@ from shared.telemetry.readiness import Readiness
 from shared.values.partition import Lease
 from shared.worker.leases import LEASE_S, LeaseKeeper
 from shared.worker.leaving import leave_at_once
-from shared.worker.monitor import Outlook
+from shared.worker.monitor import Probe
 
 POOL_SIZE: Final = 5
 """One more connection is the lease keeper's."""
@@ -54,7 +54,7 @@ class Service:
     package: str
     database_url: str
     make_worker: Callable[["Opened"], Awaitable["Worker"]]
-    outlook: Outlook
+    probe: Probe
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Writer:
 
     async def append(self, decisions: Sequence[Decision]) -> None:
         """Append what was decided, as a worker does after a look at the receipts."""
-        await self.store.append(decisions, self._epochs, looked=True)
+        await self.store.append(decisions, self._epochs, receipts_checked=True)
 
     async def handle(
         self, commands: Sequence[ConsentCommand], known: Mapping[str, Stream]

@@ -12,7 +12,7 @@ from shared.client.subscription import Start
 from shared.client.subscription_queue import declare_durable
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient, Page
-from shared.event_log.position_tracker import Place, Track
+from shared.event_log.position_tracker import Arrival, PositionTracker
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import MOST_EVENTS
 from shared.messages.replies import Detail
@@ -180,10 +180,12 @@ class Applied:
         """Expect none of it."""
         raise AssertionError(details)
 
-    def took(self, deliveries: int, events: int, partitions: Sequence[int], seconds: float) -> None:
+    def on_batch(
+        self, deliveries: int, events: int, partitions: Sequence[int], seconds: float
+    ) -> None:
         """Measure nothing."""
 
-    def read_on(self, events: int) -> None:
+    def on_log_page(self, events: int) -> None:
         """Measure nothing."""
 
 
@@ -195,7 +197,7 @@ async def follow(
     follower = Follower(intake, Log(await Requests.open(broker), pages), applied, most=10)
     for partition in (0, 1):
         applied.following.add(partition)
-        follower.open(partition, Track(0))
+        follower.open(partition, PositionTracker(0))
     await intake.open(QUEUE)
 
     async def both() -> None:
@@ -255,21 +257,21 @@ async def test_a_partition_is_handed_over_in_the_midst_of_its_history(broker: Br
 
 
 def test_a_track_may_begin_before_the_end_of_the_log_with_what_arrives_first() -> None:
-    track: Track[str] = Track(10, at_latest=True)
+    track: PositionTracker[str] = PositionTracker(10, at_latest=True)
     assert [track.place(position) for position in (9, 10, 11, 8)] == [
-        Place.NEXT,
-        Place.NEXT,
-        Place.NEXT,
-        Place.SEEN,
+        Arrival.NEXT,
+        Arrival.NEXT,
+        Arrival.NEXT,
+        Arrival.SEEN,
     ]
 
 
 def test_a_track_begins_at_the_end_of_the_log_where_what_arrives_is_newer() -> None:
-    track: Track[str] = Track(10, at_latest=True)
+    track: PositionTracker[str] = PositionTracker(10, at_latest=True)
     assert [track.place(position) for position in (12, 9, 11)] == [
-        Place.GAP,
-        Place.SEEN,
-        Place.NEXT,
+        Arrival.GAP,
+        Arrival.SEEN,
+        Arrival.NEXT,
     ]
 
 

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from projection_service import consent_cache
-from projection_service.consent_cache import KnownPatients
+from projection_service.consent_cache import ConsentCache
 from projection_service.projections.changes import Key, Move
 from projection_service.projections.consents import Consent
 from projection_service.projections.fold import Fact, fold, read
@@ -68,7 +68,7 @@ class Log:
 
 
 async def project(
-    model: ReadModel, kept: KnownPatients, facts: Sequence[tuple[CloudEvent, Fact]], since: int
+    model: ReadModel, kept: ConsentCache, facts: Sequence[tuple[CloudEvent, Fact]], since: int
 ) -> Loaded:
     """Apply a batch; return what was known before it."""
     loaded = await kept.load(facts)
@@ -89,11 +89,11 @@ async def test_what_is_known_is_what_the_read_model_has(
     monkeypatch.setattr(consent_cache, "MOST_EACH", most_each)
     model = ReadModel(read_model_pool)
     await model.open_checkpoint(0)
-    kept, log, position = KnownPatients(model, most), Log(most + most_each, 15, 8), 0
+    kept, log, position = ConsentCache(model, most), Log(most + most_each, 15, 8), 0
     parked = 0
     for size in [1, 2, 30, 1, 1, 7] * 8:
         facts = log.batch(size)
-        fresh = await KnownPatients(model).load(facts)
+        fresh = await ConsentCache(model).load(facts)
         assert await project(model, kept, facts, position) == fresh
         parked += len(fresh[1])
         position = facts[-1][0].position
@@ -104,7 +104,7 @@ async def test_only_strangers_are_read_and_only_once(read_model_pool: Pool) -> N
     model = CountedReadModel(read_model_pool)
     await model.open_checkpoint(0)
     log = Log(1, patients=5, doctors=3)
-    kept = KnownPatients(model)
+    kept = ConsentCache(model)
     await project(model, kept, log.batch(40), 0)
     assert (model.strangers, model.keys) == ([], []), "each patient began in this batch"
     kept.forget(1)
@@ -121,7 +121,7 @@ async def test_no_more_is_kept_than_may_be(read_model_pool: Pool) -> None:
     model = CountedReadModel(read_model_pool)
     await model.open_checkpoint(0)
     log = Log(2, patients=60, doctors=4)
-    kept, position = KnownPatients(model, most=20), 0
+    kept, position = ConsentCache(model, most=20), 0
     for _ in range(10):
         await project(model, kept, log.batch(20), position)
         position += 20

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from command_service.command_path import FEW
+from command_service.command_path import CHECK_RECEIPTS_ABOVE
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
@@ -16,7 +16,7 @@ async def send(client: Client, patient: str, message_id: str, doctor: str = "d-1
     return await client.send("GrantConsent", body, message_id=message_id)
 
 
-@pytest.mark.parametrize("beside", [0, FEW // 2, 5 * FEW])
+@pytest.mark.parametrize("beside", [0, CHECK_RECEIPTS_ABOVE // 2, 5 * CHECK_RECEIPTS_ABOVE])
 async def test_a_repeat_is_told_the_first_outcome_and_costs_no_other_command(
     deployment: Deployment, client: Client, beside: int
 ) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from command_service.domain import snapshot
 from command_service.domain.decisions import EMPTY, Stream
-from command_service.domain.patient import INITIAL, Refused, decide, fold
+from command_service.domain.patient import INITIAL, Rejected, decide, fold
 from command_service.domain.replay import replay
 from command_service.domain.snapshot import EVERY, FORMAT, SnapshotError, is_due, restore, take
 from command_service.store.event_store import EventStore
@@ -42,7 +42,7 @@ def history_of(commands: Sequence[ConsentCommand]) -> list[ConsentEvent]:
     for command in commands:
         try:
             caused = decide(state, command)
-        except Refused:
+        except Rejected:
             continue
         state = fold(state, caused)
         events += caused

@@ -11,7 +11,7 @@ import pytest
 
 from projection_service import query_responder
 from projection_service.history_queries import Past
-from projection_service.query_responder import MOST_WAITING, Answers
+from projection_service.query_responder import MOST_WAITING, QueryResponder
 from projection_service.read_model import ReadModel
 from shared.messages import names
 from shared.postgres.database import Pool, open_pool
@@ -45,7 +45,7 @@ class Counting:
 class Responder:
     """What answers queries in this process, and the database that it asks."""
 
-    def __init__(self, answering: Answers, database: Counting, pool: Pool) -> None:
+    def __init__(self, answering: QueryResponder, database: Counting, pool: Pool) -> None:
         self.answering = answering
         self.database = database
         self._pool = pool
@@ -77,7 +77,7 @@ async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
             intake = Consumer(broker, prefetch=500)
             await intake.open(names.QUERIES)
             replies = await ReplyChannel.open(broker, deployment.rabbitmq_url, lambda *_: None)
-            found = Answers(intake, replies, ReadModel(database), Past(database))
+            found = QueryResponder(intake, replies, ReadModel(database), Past(database))
             task = asyncio.create_task(found.run())
             yield Responder(found, database, pool)
             task.cancel()

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from shared.settings import WorkerSettings
 from shared.telemetry.lag import FRESH_S, Lag
 from shared.telemetry.readiness import Readiness
-from shared.worker.monitor import Observer, Outlook
+from shared.worker.monitor import Monitor, Probe
 
 
 class Clock:
@@ -44,9 +44,9 @@ async def test_an_observer_ends_though_a_library_swallows_its_cancellation(
             await asyncio.Event().wait()
 
     settings = WorkerSettings(rabbitmq_url="amqp://127.0.0.1:1")
-    outlook = Outlook(look=lambda _: asyncio.sleep(0))
+    probe = Probe(look=lambda _: asyncio.sleep(0))
     nowhere = "postgresql://127.0.0.1:1"
-    observer = Observer("command_service", nowhere, settings, Readiness(), outlook)
+    observer = Monitor("command_service", nowhere, settings, Readiness(), probe)
     monkeypatch.setattr(observer, "_look_at_broker", deaf)
     async with asyncio.timeout(60), observer.running():
         await began.wait()

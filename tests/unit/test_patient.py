@@ -13,7 +13,7 @@ from command_service.domain.patient import (
     ConsentAlreadyGranted,
     ConsentNotGranted,
     Patient,
-    Refused,
+    Rejected,
     TooManyRequests,
     decide,
     evolve,
@@ -152,7 +152,7 @@ def test_a_command_causes_an_event_for_each_record_type_it_changes(
     ],
 )
 def test_a_command_with_nothing_to_change_is_refused_by_the_state_in_its_way(
-    state: Patient, command: ConsentCommand, refusal: type[Refused], message: str
+    state: Patient, command: ConsentCommand, refusal: type[Rejected], message: str
 ) -> None:
     with pytest.raises(refusal, match=f"^{message}$"):
         decide(state, command)
@@ -238,7 +238,7 @@ class Model:
 def answer(state: Patient, command: ConsentCommand) -> list[ConsentEvent]:
     try:
         return decide(state, command)
-    except Refused:
+    except Rejected:
         return []
 
 

@@ -1,4 +1,4 @@
--- acquit
+-- clear_attempts
 -- Forget a suspicious message: it was handled, or set aside.
 --
 --   $1  digest  bytea   of the message
