@@ -100,8 +100,8 @@ class EventStore:
         """Record decisions and their events in one transaction.
 
         `epochs` holds the epoch of each partition owned; `receipts_checked` spares the look for
-        receipts where they were read just before. Raises Fenced where another worker took one of the
-        partitions, DecidedBefore where a command id has a receipt already, Conflict where
+        receipts where they were read just before. Raises Fenced where another worker took one of
+        the partitions, DecidedBefore where a command id has a receipt already, Conflict where
         another writer was first: nothing is recorded then.
         """
         if not decisions:
