@@ -4,7 +4,7 @@ from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from shared.rabbitmq.connection import Why
+from shared.rabbitmq.publishing import Why
 from shared.telemetry.lag import Lag
 from shared.telemetry.metrics import BATCH_SIZES, DURATIONS_S
 

@@ -20,7 +20,7 @@ from command_service.store.event_store import EventStore
 from command_service.store.recorded_event import RecordedEvent
 from shared.errors import Fenced
 from shared.messages import names
-from shared.rabbitmq.connection import PUBLISH_WINDOW, Outgoing, Outlet, Why
+from shared.rabbitmq.publishing import PUBLISH_WINDOW, Outgoing, Outlet, Why
 from shared.telemetry import tracing
 from shared.telemetry.metrics import LAST_PROGRESS
 from shared.telemetry.readiness import Readiness

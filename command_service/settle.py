@@ -11,9 +11,10 @@ import structlog
 from command_service import metrics
 from shared.messages.commands import COMMANDS
 from shared.messages.replies import CommandRejected, Outcome
-from shared.rabbitmq.connection import PERSISTENT, Outgoing, Properties, ids_of
+from shared.rabbitmq.connection import Properties, ids_of
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
+from shared.rabbitmq.publishing import PERSISTENT, Outgoing
 from shared.rabbitmq.reply_to.publisher import ReplyChannel
 
 log = structlog.get_logger()

@@ -14,9 +14,9 @@ from command_service.settle import Settler
 from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import SnapshotWriter
 from shared.messages import names
-from shared.rabbitmq.connection import Outlet
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
+from shared.rabbitmq.publishing import Outlet
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.partition import Lease
 from shared.worker.session import Opened, Service

@@ -11,9 +11,9 @@ from projection_service.read_model import ReadModel
 from projection_service.settings import ProjectionSettings
 from shared.event_log.log_client import LogClient
 from shared.messages import names
-from shared.rabbitmq.connection import Outlet
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
+from shared.rabbitmq.publishing import Outlet
 from shared.rabbitmq.rpc_client import Requests
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.oversized import LARGEST_EVENT

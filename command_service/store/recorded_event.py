@@ -11,7 +11,8 @@ from shared.messages import names
 from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent, timestamp
 from shared.messages.events import UnknownEventError
 from shared.messages.upcasting import Data, UpcastError, upcast
-from shared.rabbitmq.connection import PERSISTENT, Outgoing, Properties
+from shared.rabbitmq.connection import Properties
+from shared.rabbitmq.publishing import PERSISTENT, Outgoing
 
 _TRACE_HEADERS: Final = ("traceparent", "tracestate")
 

@@ -14,15 +14,14 @@ from shared.rabbitmq.connection import (
     Broker,
     Channel,
     EntityNotFound,
-    Outgoing,
     PreconditionFailed,
     Properties,
     connect,
-    publish,
 )
 from shared.rabbitmq.connection import virtual_host as virtual_host_of
 from shared.rabbitmq.management_api import Managed, NotManaged, read_limits, read_topology
 from shared.rabbitmq.policies import policy_complaints
+from shared.rabbitmq.publishing import Outgoing, publish
 from shared.rabbitmq.topology import EXCHANGES, Exchange, Queue, beyond, is_declared_beyond, queues
 
 OLDEST_RABBITMQ: Final = (3, 10)

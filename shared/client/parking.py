@@ -8,16 +8,8 @@ from pydantic import ValidationError
 
 from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent
 from shared.messages.validation import details_of
-from shared.rabbitmq.connection import (
-    PERSISTENT,
-    AmqpMessage,
-    Broker,
-    Channel,
-    Outgoing,
-    Properties,
-    ids_of,
-    publish,
-)
+from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, Properties, ids_of
+from shared.rabbitmq.publishing import PERSISTENT, Outgoing, publish
 from shared.rabbitmq.topology import NO_LIMIT
 from shared.values.oversized import LARGEST_EVENT, too_large
 

@@ -4,7 +4,8 @@ from typing import Final
 
 from aiormq.exceptions import ChannelAccessRefused
 
-from shared.rabbitmq.connection import Broker, Channel, Outgoing, Properties, publish
+from shared.rabbitmq.connection import Broker, Channel, Properties
+from shared.rabbitmq.publishing import Outgoing, publish
 
 _NOTHING: Final = Outgoing("", "consent.alarm-bell", b"", Properties(delivery_mode=1))
 """It reaches no queue, since only `topology` may declare one of such a name."""

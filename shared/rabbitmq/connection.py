@@ -6,26 +6,17 @@ is not mended in place: whoever used it lets go of all that was in hand and begi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from enum import StrEnum
-from functools import lru_cache
-from time import monotonic
 from typing import Final
-from uuid import uuid4
 
 import aio_pika
 import aiormq
 from aiormq.abc import (
     AbstractConnection,
-    ChannelFrame,
     DeliveredMessage,
 )
-from pamqp.body import ContentBody
 from pamqp.commands import Basic
-from pamqp.frame import marshal
-from pamqp.header import ContentHeader
 from yarl import URL
 
 from shared.errors import NotConnected
@@ -47,42 +38,6 @@ HEARTBEAT_S: Final = 5
 CONNECT_TIMEOUT_S: Final = 10
 CLOSE_TIMEOUT_S: Final = 3
 """A broker that reads nothing does not answer a good-bye either."""
-PUBLISH_WINDOW: Final = 250
-"""Publishes in flight at once: one confirm for many makes aiormq walk all that are outstanding."""
-PERSISTENT: Final = 2
-RENEWED_AFTER_S: Final = 1.0
-"""How long a channel is used at least, on which something was refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message to publish."""
-
-    exchange: str
-    routing_key: str
-    body: bytes
-    properties: Properties
-
-
-class Why(StrEnum):
-    """Why the broker has not taken a message."""
-
-    REFUSED = "refused"
-    """A queue that it goes to is full, and set to say so."""
-    UNROUTABLE = "unroutable"
-    """There is no queue for it."""
-    NO_EXCHANGE = "no_exchange"
-    """What it is published to is missing itself."""
-    UNANSWERED = "unanswered"
-    """A queue that it goes to did not answer in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A message that was published and not taken."""
-
-    message: Outgoing
-    why: Why
 
 
 class Broker:
@@ -132,7 +87,7 @@ class Broker:
 
     def _channel_closed(self, channel: Channel, closing: "asyncio.Future[object]") -> None:
         if channel not in self._expected:
-            self._fail(str(_reason(closing)) or "the broker closed the connection")
+            self._fail(str(closing_reason(closing)) or "the broker closed the connection")
         self._expected.discard(channel)
 
     def _fail(self, reason: str) -> None:
@@ -141,7 +96,8 @@ class Broker:
             self._lost.exception()  # retrieved here, since perhaps nobody waits any more
 
 
-def _reason(closing: "asyncio.Future[object]") -> BaseException | None:
+def closing_reason(closing: "asyncio.Future[object]") -> BaseException | None:
+    """Return why a channel closed, where it is known."""
     return None if closing.cancelled() else closing.exception()
 
 
@@ -211,237 +167,6 @@ async def consume(
     """Consume with at most `prefetch` unsettled deliveries."""
     await channel.basic_qos(prefetch_count=prefetch)
     await channel.basic_consume(queue, on_delivery)  # type: ignore[arg-type] # it is wrapped
-
-
-async def publish(channel: Channel, message: Outgoing, *, mandatory: bool = False) -> None:
-    """Publish one message; on a channel with confirms, return when the broker has it.
-
-    Raises ConnectionLost where the connection ends while the broker is blocked.
-    """
-    await _until_read(channel)
-    await channel.basic_publish(
-        message.body,
-        exchange=message.exchange,
-        routing_key=message.routing_key,
-        properties=message.properties,
-        mandatory=mandatory,
-        wait=False,
-    )
-
-
-async def _until_read(channel: Channel) -> None:
-    """Wait while the broker reads nothing: what piled up would hold up this side's heartbeats."""
-    await channel.connection.ready()
-    if channel.connection.is_closed:
-        raise ConnectionLost("the connection closed while the broker was blocked")
-
-
-async def publish_in_order(
-    channel: Channel, messages: Sequence[Outgoing], *, within: float | None = None
-) -> list[Refused]:
-    """Publish with confirms, window after window; return what was refused, in order.
-
-    What is not confirmed `within` so many seconds counts as refused too, though it may arrive
-    yet. A window holds nothing back: what follows a refused message is published all the same.
-    Raises what ended the channel; of that window some may have arrived.
-    """
-    refused: list[Refused] = []
-    for start in range(0, len(messages), PUBLISH_WINDOW):
-        refused += await _publish_window(channel, messages[start : start + PUBLISH_WINDOW], within)
-    return refused
-
-
-class Outlet:
-    """Publishes with confirms, on a channel of its own, which refusals do not end.
-
-    A queue that refused a channel tells it when there is room again, but not when the policy that
-    limited it is lifted. So after a refusal the next channel asks anew.
-    """
-
-    def __init__(self, broker: Broker, channel: Channel) -> None:
-        self._broker = broker
-        self._channel = channel
-        self._opened_at = monotonic()
-        self._refused = False
-        self._one_at_a_time = asyncio.Lock()
-
-    @classmethod
-    async def open(cls, broker: Broker) -> "Outlet":
-        """Open its first channel."""
-        return cls(broker, await _open_outlet(broker))
-
-    async def publish(self, messages: Sequence[Outgoing], *, within: float) -> list[Refused]:
-        """Publish as `publish_in_order` does."""
-        async with self._one_at_a_time:
-            if self._refused and monotonic() - self._opened_at > RENEWED_AFTER_S:
-                await self._renew()
-            try:
-                refused = await publish_in_order(self._channel, messages, within=within)
-            except aiormq.exceptions.ChannelNotFoundEntity:
-                await self._renew()
-                return [Refused(message, Why.NO_EXCHANGE) for message in messages]
-            self._refused = self._refused or bool(refused)
-            return refused
-
-    async def _renew(self) -> None:
-        former, self._channel = self._channel, await _open_outlet(self._broker)
-        self._opened_at, self._refused = monotonic(), False
-        if not former.is_closed:
-            await self._broker.close_channel(former)
-
-
-async def _open_outlet(broker: Broker) -> Channel:
-    return await broker.channel(confirms=True, expendable=True)
-
-
-async def publish_at_once(channel: Channel, messages: Sequence[Outgoing]) -> None:
-    """Publish without confirms; return when all is written, as fast as the broker reads it."""
-    if messages:
-        await _until_read(channel)
-        written = channel.create_future()
-        async with channel.lock:
-            await channel.write_queue.put(_as_one_write(channel, messages, drain_future=written))
-        await written
-
-
-class _Window:
-    """Messages in flight; done when the broker has said of each whether it has it.
-
-    aiormq keeps a future for each message, which is a third of what a publish costs; a light
-    confirm stands in for it.
-    """
-
-    def __init__(self, messages: int) -> None:
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._left = messages
-        self.confirms = [_Confirm(self) for _ in range(messages)]
-
-    async def wait(self, within: float | None) -> None:
-        """Wait for all confirms, or so many seconds; raises what ended the channel."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                await self._done
-
-    def count(self) -> None:
-        """Note that another message's fate is known."""
-        self._left -= 1
-        if self._left == 0 and not self._done.done():
-            self._done.set_result(None)
-
-    def channel_closed(self, closing: "asyncio.Future[object]") -> None:
-        """Fail, since nothing is confirmed any more."""
-        if not self._done.done():
-            self._done.set_exception(_reason(closing) or ConnectionLost("the channel closed"))
-
-
-class _Confirm:
-    """What the broker says of one message, told by aiormq as it would tell a future."""
-
-    __slots__ = ("_window", "fate")
-
-    def __init__(self, window: _Window) -> None:
-        self._window = window
-        self.fate: Why | None = Why.UNANSWERED
-        """None once the broker has the message."""
-
-    def done(self) -> bool:
-        """Whether it was told already."""
-        return self.fate is not Why.UNANSWERED
-
-    def cancelled(self) -> bool:
-        """It can't be."""
-        return False
-
-    def set_result(self, _: object) -> None:
-        """The broker has it."""
-        self._end(None)
-
-    def set_exception(self, error: BaseException) -> None:
-        """A queue refuses it, or it came back."""
-        returned = isinstance(error, aiormq.exceptions.PublishError)
-        self._end(Why.UNROUTABLE if returned else Why.REFUSED)
-
-    def _end(self, fate: Why | None) -> None:
-        if not self.done():
-            self.fate = fate
-            self._window.count()
-
-
-async def _publish_window(
-    channel: Channel, messages: Sequence[Outgoing], within: float | None
-) -> list[Refused]:
-    """Write a window in one go, and wait for its confirms.
-
-    What aiormq keeps for each of its own publishes is kept for these too, by its public names:
-    who waits for a confirm, and which publish a message that comes back belongs to.
-    """
-    window = _Window(len(messages))
-    ids = _identified(messages)
-    closing = channel.closing
-    closing.add_done_callback(window.channel_closed)
-    returns = channel.message_id_delivery_tag
-    write = _as_one_write(channel, messages, mandatory=True)
-    try:
-        await _until_read(channel)
-        async with channel.lock:
-            await channel.write_queue.put(write)
-            for message_id, confirm in zip(ids, window.confirms, strict=True):
-                channel.delivery_tag += 1  # nothing is read from the broker before the next await
-                channel.confirmations[channel.delivery_tag] = confirm  # type: ignore[assignment] # it stands in for a future
-                returns[message_id] = channel.delivery_tag
-        await window.wait(within)
-    finally:
-        closing.cancel()  # this observer alone
-        for message_id in ids:
-            returns.pop(message_id, None)
-    return [
-        Refused(message, confirm.fate)
-        for message, confirm in zip(messages, window.confirms, strict=True)
-        if confirm.fate is not None
-    ]
-
-
-def _identified(messages: Sequence[Outgoing]) -> list[str]:
-    """Return the messages' ids, by which alone those that come back are known.
-
-    One that has none gets one, and so does one that repeats another's: a sender may do either.
-    """
-    ids: dict[str, None] = {}
-    for message in messages:
-        properties = message.properties
-        if not properties.message_id or properties.message_id in ids:
-            properties.message_id = str(uuid4())
-        ids[properties.message_id] = None
-    return list(ids)
-
-
-def _as_one_write(
-    channel: Channel,
-    messages: Iterable[Outgoing],
-    *,
-    mandatory: bool = False,
-    drain_future: "asyncio.Future[object] | None" = None,
-) -> ChannelFrame:
-    number, largest = channel.number, channel.max_content_size
-    payload = b"".join(
-        frame
-        for message in messages
-        for frame in _frames(message, number, largest, mandatory=mandatory)
-    )
-    return ChannelFrame(payload, should_close=False, drain_future=drain_future)
-
-
-def _frames(message: Outgoing, number: int, largest: int, *, mandatory: bool) -> Iterator[bytes]:
-    yield _publish_frame(number, message.exchange, message.routing_key, mandatory)
-    yield marshal(ContentHeader(body_size=len(message.body), properties=message.properties), number)
-    for start in range(0, len(message.body), largest):
-        yield marshal(ContentBody(message.body[start : start + largest]), number)
-
-
-@lru_cache(maxsize=1000)
-def _publish_frame(number: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
-    frame = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
-    return marshal(frame, number)
 
 
 def ids_of(delivery: AmqpMessage) -> dict[str, str | None]:

@@ -12,8 +12,9 @@ from pamqp.header import ContentHeader
 
 from shared.messages import names
 from shared.messages.replies import Detail
-from shared.rabbitmq.connection import PERSISTENT, AmqpMessage, Outgoing, Outlet, Properties
+from shared.rabbitmq.connection import AmqpMessage, Properties
 from shared.rabbitmq.consumer import Consumer, Delivery, QueueConsumer
+from shared.rabbitmq.publishing import PERSISTENT, Outgoing, Outlet
 from shared.telemetry.metrics import DEAD_LETTERS_WAITING
 from shared.telemetry.readiness import Readiness
 from shared.values.oversized import Beginning, beginning

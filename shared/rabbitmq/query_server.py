@@ -8,7 +8,8 @@ from pydantic import BaseModel, ValidationError
 from shared.messages.queries import QueryFailed
 from shared.messages.replies import Detail
 from shared.messages.validation import details_of, read_json
-from shared.rabbitmq.connection import AmqpMessage, Outgoing, Properties
+from shared.rabbitmq.connection import AmqpMessage, Properties
+from shared.rabbitmq.publishing import Outgoing
 from shared.rabbitmq.reply_to.publisher import ReplyChannel
 from shared.values.oversized import LARGEST_ANSWER, LARGEST_REQUEST, too_large
 

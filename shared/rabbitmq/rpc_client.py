@@ -9,7 +9,8 @@ from aiormq.exceptions import DeliveryError
 
 from shared.errors import NoAnswer
 from shared.errors.connection import ConnectionLost
-from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, Outgoing, Properties, publish
+from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, Properties
+from shared.rabbitmq.publishing import Outgoing, publish
 from shared.telemetry.tracing import context_headers
 
 REPLY_QUEUE: Final = "amq.rabbitmq.reply-to"

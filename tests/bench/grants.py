@@ -8,7 +8,8 @@ from typing import Any
 from uuid import uuid4
 
 from shared.messages import names
-from shared.rabbitmq.connection import PERSISTENT, Broker, Outgoing, Properties, publish_in_order
+from shared.rabbitmq.connection import Broker, Properties
+from shared.rabbitmq.publishing import PERSISTENT, Outgoing, publish_in_order
 from shared.values.partition import partition_of
 from tests.bench.bench import Sizes, expect
 from tests.bench.looking import length

@@ -7,15 +7,8 @@ from uuid import uuid4
 
 import asyncpg
 
-from shared.rabbitmq.connection import (
-    PERSISTENT,
-    AmqpMessage,
-    Outgoing,
-    Properties,
-    connect,
-    consume,
-    publish,
-)
+from shared.rabbitmq.connection import AmqpMessage, Properties, connect, consume
+from shared.rabbitmq.publishing import PERSISTENT, Outgoing, publish
 from tests.support.deployment import Deployment
 
 TABLE = "CREATE TABLE IF NOT EXISTS single_rows (id uuid PRIMARY KEY, body text NOT NULL)"

@@ -8,15 +8,8 @@ from typing import Any
 from uuid import uuid4
 
 from shared.messages import names
-from shared.rabbitmq.connection import (
-    AmqpMessage,
-    Broker,
-    Channel,
-    Outgoing,
-    Properties,
-    connect,
-    publish,
-)
+from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, Properties, connect
+from shared.rabbitmq.publishing import Outgoing, publish
 from tests.bench.grants import Grant
 
 Answer = dict[str, Any]

@@ -16,14 +16,8 @@ from shared.client.client import ConsentClient
 from shared.errors import BrokerBlocked, NoAnswer
 from shared.errors.connection import BROKER_ERRORS
 from shared.rabbitmq.alarm_probe import AlarmBell
-from shared.rabbitmq.connection import (
-    Outgoing,
-    Properties,
-    connect,
-    publish,
-    publish_at_once,
-    publish_in_order,
-)
+from shared.rabbitmq.connection import Properties, connect
+from shared.rabbitmq.publishing import Outgoing, publish, publish_at_once, publish_in_order
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.servers.test_cli import CONSENT

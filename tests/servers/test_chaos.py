@@ -16,8 +16,9 @@ from zlib import crc32
 import asyncpg
 import pytest
 
-from shared.rabbitmq.connection import Broker, Outgoing, Properties, connect, publish
+from shared.rabbitmq.connection import Broker, Properties, connect
 from shared.rabbitmq.consumer import Consumer
+from shared.rabbitmq.publishing import Outgoing, publish
 from tests.chaos import checker, evidence
 from tests.chaos.checker import check
 from tests.chaos.databases import set_up_witnesses, trespasses

@@ -16,8 +16,9 @@ from shared.event_log.position_tracker import Arrival, PositionTracker
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import MOST_EVENTS
 from shared.messages.replies import Detail
-from shared.rabbitmq.connection import Broker, Outgoing, Properties, connect, publish_in_order
+from shared.rabbitmq.connection import Broker, Properties, connect
 from shared.rabbitmq.consumer import SUSPICIOUS, Consumer, Delivery
+from shared.rabbitmq.publishing import Outgoing, publish_in_order
 from shared.rabbitmq.rpc_client import Requests
 from tests.conftest import PARTITIONS
 from tests.servers.test_parked import event_of

@@ -18,7 +18,8 @@ from aiormq.abc import FieldTable
 from shared.client.subscription import subscribe
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.topic_patterns import whole
-from shared.rabbitmq.connection import Outgoing, Properties, Why, connect, publish_in_order
+from shared.rabbitmq.connection import Properties, connect
+from shared.rabbitmq.publishing import Outgoing, Why, publish_in_order
 from tests.sandbox import Sandbox
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment, Worker

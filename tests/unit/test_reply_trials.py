@@ -5,7 +5,8 @@ from base64 import b64encode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.rabbitmq.connection import Outgoing, Properties
+from shared.rabbitmq.connection import Properties
+from shared.rabbitmq.publishing import Outgoing
 from shared.rabbitmq.reply_to.trials import (
     CONDEMNED_S,
     MOST_BYTES,

@@ -16,7 +16,7 @@ import structlog
 
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
-from shared.rabbitmq.connection import Outgoing
+from shared.rabbitmq.publishing import Outgoing
 from shared.rabbitmq.reply_to.line import ReplyLine
 from shared.rabbitmq.reply_to.trials import Suspended, Trials
 from shared.telemetry.metrics import REPLIES_LOST, REPLIES_WAITING

@@ -8,7 +8,8 @@ from typing import Final
 
 from aiormq.exceptions import ConnectionInternalError
 
-from shared.rabbitmq.connection import Broker, Channel, Outgoing, connect, publish_at_once
+from shared.rabbitmq.connection import Broker, Channel, connect
+from shared.rabbitmq.publishing import Outgoing, publish_at_once
 
 LIVES_WITHIN_S: Final = 10.0
 """Longer than the heartbeats take to find out that nobody is there."""

@@ -6,7 +6,8 @@ from typing import Final
 
 import structlog
 
-from shared.rabbitmq.connection import Broker, Channel, Outgoing, publish_at_once
+from shared.rabbitmq.connection import Broker, Channel
+from shared.rabbitmq.publishing import Outgoing, publish_at_once
 from shared.rabbitmq.reply_to.direct import DirectReplies, Tell
 from shared.rabbitmq.rpc_client import REPLY_QUEUE
 from shared.telemetry.metrics import REPLIES_LOST

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from shared.rabbitmq.connection import Outgoing
+from shared.rabbitmq.publishing import Outgoing
 from shared.values.bounded_set import Remembered
 
 PROCESS_NUMBERS: Final = 12
