@@ -15,7 +15,7 @@ from command_service.broker_users.definitions import definitions, read_user
 from command_service.broker_users.permissions import Role, rabbitmqctl_lines
 from command_service.broker_users.private_file import write_private
 from command_service.settings import CommandSettings, EventStoreSettings
-from command_service.store.purge_receipts import Purged, purge_receipts
+from command_service.store.purge_receipts import PurgedReceipts, purge_receipts
 from command_service.worker import service
 from shared.cli.check import Management, tell
 from shared.cli.check_results import Needs
@@ -157,7 +157,7 @@ def purge(
     typer.echo(f"{count} receipts {before}")
 
 
-async def _purge(url: str, older_than: timedelta, *, dry_run: bool) -> Purged:
+async def _purge(url: str, older_than: timedelta, *, dry_run: bool) -> PurgedReceipts:
     connection = await connect_once(url, "command_service", name="receipts purge")
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:

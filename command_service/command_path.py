@@ -10,7 +10,7 @@ import structlog
 
 from command_service import metrics
 from command_service.decode import decode, decode_unroutable, strayed
-from command_service.domain.decisions import EMPTY, Answer, Batch, Decision, Receipt
+from command_service.domain.decisions import EMPTY, Batch, Decision, Receipt, Ruling
 from command_service.domain.received import Received
 from command_service.poison_messages import PoisonMessages
 from command_service.publisher import Publisher
@@ -108,7 +108,7 @@ class CommandPath:
             if not look and batch.has_unreadable:
                 look = True  # such a patient's commands get no receipt that could be in the way
                 continue
-            answers = [_answer(batch, one) for one in decoded]
+            rulings = [_rule(batch, one) for one in decoded]
             try:
                 appended = await self._append(batch, epochs, receipts_checked=look)
             except DecidedBefore:
@@ -117,7 +117,7 @@ class CommandPath:
                 self.streams.clear()
             else:
                 self._remember(batch)
-                return [_outcome(answer, appended) for answer in answers], appended
+                return [_outcome(ruling, appended) for ruling in rulings], appended
         raise Conflict(f"decided {MOST_DECISIONS} times, and the facts had changed each time")
 
     async def _append(
@@ -154,18 +154,18 @@ class CommandPath:
             self.streams.put(partition, patient_id, stream)
 
 
-def _answer(batch: Batch, decoded: Received | CommandRejected) -> Answer:
+def _rule(batch: Batch, decoded: Received | CommandRejected) -> Ruling:
     return batch.answer(decoded, uuid4) if isinstance(decoded, Received) else decoded
 
 
-def _outcome(answer: Answer, appended: Appended) -> Outcome:
-    match answer:
+def _outcome(ruling: Ruling, appended: Appended) -> Outcome:
+    match ruling:
         case Decision():
-            return appended.outcome(answer.received.command_id)
+            return appended.outcome(ruling.received.command_id)
         case Receipt():
-            return answer.outcome
+            return ruling.outcome
         case _:
-            return answer
+            return ruling
 
 
 def _report(deliveries: Sequence[Delivery], appended: Appended, seconds: float) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from projection_service.parked import discard_parked, list_parked, retry_parked, show_parked
-from projection_service.purge_history import Purged, purge_history
+from projection_service.purge_history import PurgedHistory, purge_history
 from projection_service.rebuild.diff import Compared
 from projection_service.rebuild.progress import show_progress
 from projection_service.rebuild.rebuild import Rebuilt
@@ -150,11 +150,11 @@ def purge(
     console.print(f"the past is known since {purged.until.isoformat(timespec='seconds')}")
 
 
-def _counts(purged: Purged) -> dict[str, int]:
+def _counts(purged: PurgedHistory) -> dict[str, int]:
     return {"periods": purged.periods, "requests": purged.requests}
 
 
-def _removed(purged: Purged) -> str:
+def _removed(purged: PurgedHistory) -> str:
     return f"{purged.periods:,} periods and {purged.requests:,} requests"
 
 

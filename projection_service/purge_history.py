@@ -20,7 +20,7 @@ _PURGE_HISTORY = statement("projection_service", "purge_history")
 
 
 @dataclass(slots=True)
-class Purged:
+class PurgedHistory:
     """What was removed, or would be; and since when the past is known."""
 
     until: datetime
@@ -38,8 +38,8 @@ async def purge_history(
     older_than: timedelta,
     *,
     dry_run: bool = False,
-    tell: Callable[[Purged], None] = lambda _: None,
-) -> Purged:
+    tell: Callable[[PurgedHistory], None] = lambda _: None,
+) -> PurgedHistory:
     """Remove the periods and requests that ended so long ago; what is open stays.
 
     Questions about moments before are refused from the beginning on, so that none is answered
@@ -47,7 +47,7 @@ async def purge_history(
     Raises SettingsError for an age below a day, or a role that may not remove.
     """
     with purging("history", older_than):
-        purged = Purged(await connection.fetchval("SELECT now() - $1::interval", older_than))
+        purged = PurgedHistory(await connection.fetchval("SELECT now() - $1::interval", older_than))
         if dry_run:
             (counted,) = await connection.fetch(_COUNT_ENDED, purged.until)
             purged.add(counted)
@@ -57,7 +57,9 @@ async def purge_history(
     return purged
 
 
-async def _remove(connection: Connection, purged: Purged, tell: Callable[[Purged], None]) -> None:
+async def _remove(
+    connection: Connection, purged: PurgedHistory, tell: Callable[[PurgedHistory], None]
+) -> None:
     place: tuple[object, ...] = ("", "", "", "", "", 0)
     while row := await connection.fetchrow(_PURGE_HISTORY, purged.until, *place, ROWS_AT_ONCE):
         purged.add(row)

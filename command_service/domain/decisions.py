@@ -69,7 +69,7 @@ class Receipt:
     outcome: Outcome
 
 
-Answer = Decision | Receipt | CommandRejected
+Ruling = Decision | Receipt | CommandRejected
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Batch:
         """Whether the history of one of the patients can't be read."""
         return any(stream.unreadable for stream in self.streams.values())
 
-    def answer(self, received: Received, new_id: Callable[[], UUID]) -> Answer:
+    def answer(self, received: Received, new_id: Callable[[], UUID]) -> Ruling:
         """Decide one command; what was decided before for its id stands."""
         earlier = self.receipts.get(received.command_id)
         if earlier is not None:

@@ -17,7 +17,7 @@ _PURGE_RECEIPTS = statement("command_service", "purge_receipts")
 
 
 @dataclass(slots=True)
-class Purged:
+class PurgedReceipts:
     """How many receipts from before a moment there were, and how many of them are gone."""
 
     before: datetime
@@ -30,8 +30,8 @@ async def purge_receipts(
     older_than: timedelta,
     *,
     dry_run: bool = False,
-    tell: Callable[[Purged], None] = lambda _: None,
-) -> Purged:
+    tell: Callable[[PurgedReceipts], None] = lambda _: None,
+) -> PurgedReceipts:
     """Delete the receipts that are so old, the oldest first; `tell` hears how far it is.
 
     Each part is a transaction of its own: ended anywhere, it may be run again.
@@ -39,13 +39,15 @@ async def purge_receipts(
     """
     with purging("receipts", older_than):
         (counted,) = await connection.fetch(_COUNT_RECEIPTS, older_than)
-        purged = Purged(*counted)
+        purged = PurgedReceipts(*counted)
         if not dry_run:
             await _delete(connection, purged, tell)
     return purged
 
 
-async def _delete(connection: Connection, purged: Purged, tell: Callable[[Purged], None]) -> None:
+async def _delete(
+    connection: Connection, purged: PurgedReceipts, tell: Callable[[PurgedReceipts], None]
+) -> None:
     since = datetime.min.replace(tzinfo=UTC)
     while rows := await connection.fetch(_PURGE_RECEIPTS, since, purged.before, ROWS_AT_ONCE):
         since = max(row["recorded_at"] for row in rows)

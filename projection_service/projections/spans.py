@@ -14,8 +14,8 @@ Kind = Literal["period", "request"]
 """A period lasts from a grant to its revoke; a request from its ask to the grant that answers."""
 
 
-class Change(NamedTuple):
-    """When something changed, and through what."""
+class Cause(NamedTuple):
+    """When a span began or ended, and through what."""
 
     version: int
     """The patient's; it orders what has the same time."""
@@ -39,8 +39,8 @@ class Span:
     """A period or a request."""
 
     matter: Matter
-    began: Change
-    ended: Change | None = None
+    began: Cause
+    ended: Cause | None = None
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Spans:
     """What a batch of events does to the history."""
 
     begun: list[Span] = field(default_factory=list)
-    ended: dict[Matter, Change] = field(default_factory=dict)
+    ended: dict[Matter, Cause] = field(default_factory=dict)
     """How what was open before the batch ends."""
     _open: dict[Matter, list[Span]] = field(default_factory=dict)
     """What has begun in the batch and not ended."""
@@ -57,7 +57,7 @@ class Spans:
         self,
         patient_id: str,
         event: ConsentEvent,
-        change: Change,
+        change: Cause,
         *,
         stored: Consent,
         before: Consent,
@@ -83,25 +83,25 @@ class Spans:
             case _:
                 assert_never(event)
 
-    def _begin(self, matter: Matter, change: Change) -> None:
+    def _begin(self, matter: Matter, change: Cause) -> None:
         span = Span(matter, change)
         self.begun.append(span)
         self._open.setdefault(matter, []).append(span)
 
-    def _end(self, matter: Matter, change: Change, was_stored: bool) -> None:
+    def _end(self, matter: Matter, change: Cause, was_stored: bool) -> None:
         for span in self._open.pop(matter, ()):
             span.ended = change
         if was_stored:
             self.ended.setdefault(matter, change)
 
 
-def change_of(event: CloudEvent) -> Change | str:
+def change_of(event: CloudEvent) -> Cause | str:
     """Read when and through what an event happened, or say why that can't be kept."""
     try:
         at = datetime.fromisoformat(event.time)
         if at.tzinfo is None:
             return "its time has no zone"
-        change = Change(
+        change = Cause(
             event.streamversion, at.astimezone(UTC), UUID(event.causationid), event.issuedby
         )
     except (ValueError, OverflowError):

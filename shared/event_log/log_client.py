@@ -28,7 +28,7 @@ PAGE: Final[TypeAdapter[Page | QueryFailed]] = TypeAdapter(
     Annotated[Page | QueryFailed, Field(union_mode="left_to_right")]
 )
 """Read as the first that fits: to look for the best fit takes twice as long."""
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
 
 def query_request(query: BaseModel, type_: str) -> Request:
@@ -37,7 +37,7 @@ def query_request(query: BaseModel, type_: str) -> Request:
     return Request(names.QUERIES, type_, type_, body, str(uuid4()))
 
 
-def read_answer(body: bytes, answers: TypeAdapter[Answer | QueryFailed]) -> Answer:
+def read_answer(body: bytes, answers: TypeAdapter[Reply | QueryFailed]) -> Reply:
     """Read an answer; raises QueryRefused where it is an error, NoAnswer where it is none."""
     answer = readable(body, answers)
     if isinstance(answer, QueryFailed):
@@ -46,7 +46,7 @@ def read_answer(body: bytes, answers: TypeAdapter[Answer | QueryFailed]) -> Answ
     return answer
 
 
-def readable(body: bytes, answers: TypeAdapter[Answer]) -> Answer:
+def readable(body: bytes, answers: TypeAdapter[Reply]) -> Reply:
     """Read a reply; raises NoAnswer where it is none, without a word of what it says instead."""
     if (fault := too_large(body, LARGEST_ANSWER)) is not None:
         raise NoAnswer(f"no answer that can be read: what came back {fault}")

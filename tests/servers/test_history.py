@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from projection_service.history_queries import Past
 from projection_service.projections.changes import Changes, Move
 from projection_service.projections.fold import fold, keys, read
-from projection_service.projections.spans import Change, Matter, Span, change_of
+from projection_service.projections.spans import Cause, Matter, Span, change_of
 from projection_service.read_model import ReadModel
 from shared.client.history_pages import joined
 from shared.messages.cloud_event import CloudEvent, timestamp
@@ -192,8 +192,8 @@ def test_a_grant_revoked_at_the_same_instant_is_kept_and_never_in_force() -> Non
     (span,) = tables.spans
     assert span == Span(
         Matter(PATIENT, "doctor", "d-1", "exams", "period"),
-        Change(1, BEGAN, UUID(int=10**6 + 1), "clinic-a"),
-        Change(2, BEGAN, UUID(int=10**6 + 2), None),
+        Cause(1, BEGAN, UUID(int=10**6 + 1), "clinic-a"),
+        Cause(2, BEGAN, UUID(int=10**6 + 2), None),
     )
     assert all(not in_force(tables.spans, moment) for moment in instants([]))
 

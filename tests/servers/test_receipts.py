@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from command_service.store.event_store import EventStore
-from command_service.store.purge_receipts import ROWS_AT_ONCE, Purged, purge_receipts
+from command_service.store.purge_receipts import ROWS_AT_ONCE, PurgedReceipts, purge_receipts
 from shared.errors import SettingsError
 from shared.postgres.database import Connection, Pool, migrate
 from shared.postgres.statements import statement
@@ -32,7 +32,7 @@ OLD_RECEIPTS = """
       FROM generate_series(1, $1) AS number"""
 
 
-async def purge(pool: Pool, age: timedelta, **more: Any) -> Purged:  # noqa: ANN401 - its options
+async def purge(pool: Pool, age: timedelta, **more: Any) -> PurgedReceipts:  # noqa: ANN401 - its options
     async with pool.acquire() as connection:
         return await purge_receipts(cast("Connection", connection), age, **more)
 
