@@ -24,9 +24,11 @@ TABLES: Final = (
     "history_horizon",
     "consent_history",
 )
-"""In the order in which every statement names them: whoever locks them in this order, as a rebuild
-does, waits for statements that have begun, and never for one that waits for it."""
-"""Every table whose rows follow from the log: `rebuild` fills them anew."""
+"""Every table whose rows follow from the log: `rebuild` fills them anew.
+
+In the order in which every statement names them: whoever locks them in this order, as a rebuild
+does, waits for statements that have begun, and never for one that waits for it.
+"""
 
 _PROJECT = statement("projection_service", "project")
 _READ_CONSENTS = statement("projection_service", "read_consents")

@@ -22,7 +22,7 @@ from pydantic_core import from_json
 from command_service.domain.decisions import Decision, Receipt, Stream, unreadable_history
 from command_service.domain.replay import replay
 from command_service.domain.snapshot import FORMAT, Snapshot, SnapshotError
-from command_service.store.recorded_event import RecordedEvent
+from command_service.store.recorded_event import FreshEvent, RecordedEvent
 from shared.errors import Conflict, DecidedBefore, Fenced
 from shared.messages.events import UnknownEventError, read_event
 from shared.messages.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
@@ -272,8 +272,9 @@ def _recorded(
     decision: Decision, first_position: int, recorded_at: datetime
 ) -> list[RecordedEvent]:
     received = decision.received
-    return [
-        RecordedEvent(
+    recorded: list[RecordedEvent] = []
+    for position, new in enumerate(decision.events, start=first_position):
+        fresh = FreshEvent(
             partition=received.partition,
             position=position,
             stream_id=received.command.patient_id,
@@ -289,8 +290,9 @@ def _recorded(
             traceparent=received.traceparent,
             tracestate=received.tracestate,
         )
-        for position, new in enumerate(decision.events, start=first_position)
-    ]
+        fresh.event = new.event
+        recorded.append(fresh)
+    return recorded
 
 
 def _outcome(decision: Decision, recorded: Sequence[RecordedEvent]) -> Outcome:

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from shared.messages import names
 from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent, timestamp
-from shared.messages.events import UnknownEventError
+from shared.messages.events import ConsentEvent, UnknownEventError
 from shared.messages.upcasting import Data, UpcastError, upcast
 from shared.rabbitmq.connection import Properties
 from shared.rabbitmq.publishing import PERSISTENT, Outgoing
@@ -69,7 +69,7 @@ class RecordedEvent(NamedTuple):
         trace = {name: value for name in _TRACE_HEADERS if (value := getattr(self, name))}
         return Outgoing(
             exchange=names.EVENTS,
-            routing_key=_routing_key(cloud_event),
+            routing_key=self._routing_key(cloud_event),
             body=cloud_event.to_json(),
             properties=Properties(
                 content_type=CONTENT_TYPE,
@@ -81,10 +81,18 @@ class RecordedEvent(NamedTuple):
             ),
         )
 
+    def _routing_key(self, event: CloudEvent) -> str:
+        """Say where it goes; one that can't be read is published too, or all later would wait."""
+        try:
+            return names.event_key(event.event(), event.partition)
+        except (UnknownEventError, ValidationError):
+            return names.unknown_event_key(event.type, event.data, event.partition)
 
-def _routing_key(event: CloudEvent) -> str:
-    """Say where it goes; one that can't be read is published too, or all later ones would wait."""
-    try:
-        return names.event_key(event.event(), event.partition)
-    except (UnknownEventError, ValidationError):
-        return names.unknown_event_key(event.type, event.data, event.partition)
+
+class FreshEvent(RecordedEvent):
+    """A row that was appended just now: what it says needn't be read again to be published."""
+
+    event: ConsentEvent
+
+    def _routing_key(self, event: CloudEvent) -> str:
+        return names.event_key(self.event, self.partition)

@@ -12,11 +12,18 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from command_service.domain.fingerprint import fingerprint
-from command_service.store.recorded_event import RecordedEvent
+from command_service.store.recorded_event import FreshEvent, RecordedEvent
 from shared.messages import names
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.messages.events import UnknownEventError
+from shared.messages.events import (
+    EVENTS,
+    ConsentAsked,
+    ConsentEvent,
+    ConsentGranted,
+    ConsentRevoked,
+    UnknownEventError,
+)
 from shared.messages.queries import ConsentHistory, ListConsents
 from shared.messages.validation import MOST_DETAILS, MOST_FIELDS, details_of, read_json
 from shared.values.partition import partition_of
@@ -71,6 +78,43 @@ def test_a_recorded_event_travels_as_the_cloud_event_that_the_contract_shows() -
     assert message.properties.message_id == "11111111-2222-4333-8444-555555555555"
     assert message.properties.message_type == "ConsentGranted"
     assert message.properties.delivery_mode == 2
+
+
+EVERY_EVENT = [
+    ConsentAsked(patient_id="患者", by_entity="nurse", by_id="n'1\\", target="er_visits"),
+    ConsentGranted(patient_id="p-1", to_entity="doctor", to_id="d-1", target="exams"),
+    ConsentRevoked(patient_id="p-2", from_entity="patient", from_id="é", target="exams"),
+]
+
+
+def test_every_event_is_compared() -> None:
+    assert [type(event) for event in EVERY_EVENT] == list(EVENTS.values())
+
+
+@pytest.mark.parametrize("event", EVERY_EVENT, ids=lambda event: event.fact)
+def test_a_fresh_event_is_published_as_it_is_when_it_is_read_back_from_the_log(
+    event: ConsentEvent,
+) -> None:
+    read_back = RECORDED._replace(
+        stream_id=event.patient_id,
+        type=type(event).__name__,
+        data=event.model_dump_json(),
+        issued_by="clinic",
+        traceparent="00-1-2-01",
+        tracestate="a=b",
+    )
+    fresh = FreshEvent(*read_back)
+    fresh.event = event
+    assert fresh == read_back
+    assert hash(fresh) == hash(read_back)
+    assert fresh.cloud_event() == read_back.cloud_event()
+    one, other = fresh.message(), read_back.message()
+    assert (one.exchange, one.routing_key, one.body) == (
+        other.exchange,
+        other.routing_key,
+        other.body,
+    )
+    assert one.properties.marshal() == other.properties.marshal()
 
 
 def test_the_official_sdk_of_cloud_events_reads_our_messages() -> None:
