@@ -11,15 +11,11 @@ import pytest
 from aiormq.abc import FieldTable
 from aiormq.exceptions import ChannelInvalidStateError
 
-from shared.rabbitmq.connection import (
+from shared.rabbitmq.connection import Broker, Channel, EntityNotFound, Properties, connect
+from shared.rabbitmq.publishing import (
     PUBLISH_WINDOW,
-    Broker,
-    Channel,
-    EntityNotFound,
     Outgoing,
-    Properties,
     Why,
-    connect,
     publish_at_once,
     publish_in_order,
 )
