@@ -1,7 +1,8 @@
 """For other services: send commands, ask queries, subscribe to events."""
 
 from shared.client.client import ConsentClient
+from shared.client.parking import Parking
 from shared.client.subscription import Start, subscribe
 from shared.messages.cloud_event import CloudEvent
 
-__all__ = ["CloudEvent", "ConsentClient", "Start", "subscribe"]
+__all__ = ["CloudEvent", "ConsentClient", "Parking", "Start", "subscribe"]

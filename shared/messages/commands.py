@@ -1,4 +1,4 @@
-"""The commands that other services send, exactly as DESIGN names their fields.
+"""The commands that other services send, under the names that their fields have in the contract.
 
 Whoever asks or grants brings ids into the log: nothing may be hidden in them. Taking consent back
 only finds what stands there, and must find what an older version let in, too.
