@@ -24,13 +24,13 @@ from shared.cli.service_commands import (
     OlderThan,
     WorkerRole,
     clear_errors,
+    migrate_database,
     new_app,
     print_json,
     run_worker,
 )
 from shared.messages import names
 from shared.postgres.database import connect_once
-from shared.postgres.database import migrate as migrate_database
 from shared.postgres.retention import read_age
 from shared.rabbitmq.connection import connect, virtual_host
 from shared.rabbitmq.policies import policy_warnings
@@ -50,15 +50,8 @@ def migrate(worker_role: WorkerRole = None) -> None:
     """
     with clear_errors():
         settings = read_settings(EventStoreSettings)
-        applied = asyncio.run(
-            migrate_database(
-                settings.event_store_url,
-                "command_service",
-                settings.consent_partitions,
-                worker_role=worker_role,
-            )
-        )
-        typer.echo(f"applied {', '.join(applied)}" if applied else "nothing to apply")
+        partitions = settings.consent_partitions
+        migrate_database(settings.event_store_url, "command_service", partitions, worker_role)
 
 
 @app.command()

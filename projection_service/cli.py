@@ -24,6 +24,7 @@ from shared.cli.service_commands import (
     OlderThan,
     WorkerRole,
     clear_errors,
+    migrate_database,
     new_app,
     print_json,
     run_worker,
@@ -31,7 +32,6 @@ from shared.cli.service_commands import (
 from shared.cli.terminal import shown
 from shared.messages import names
 from shared.postgres.database import Connection, connect_once
-from shared.postgres.database import migrate as migrate_database
 from shared.postgres.retention import read_age
 from shared.settings import read_settings
 from shared.worker.gc_tuning import collect_seldom
@@ -53,15 +53,8 @@ def migrate(worker_role: WorkerRole = None) -> None:
     """
     with clear_errors():
         settings = read_settings(ReadModelSettings)
-        applied = asyncio.run(
-            migrate_database(
-                settings.read_model_url,
-                "projection_service",
-                settings.consent_partitions,
-                worker_role=worker_role,
-            )
-        )
-        typer.echo(f"applied {', '.join(applied)}" if applied else "nothing to apply")
+        partitions = settings.consent_partitions
+        migrate_database(settings.read_model_url, "projection_service", partitions, worker_role)
 
 
 parked_app = new_app("Events that could not be applied, and their patients' later ones.")

@@ -43,7 +43,6 @@ from shared.rabbitmq.connection import EntityNotFound
 from shared.settings import ClientSettings, PartitionSettings, read_settings
 from shared.telemetry.logs import hush_libraries, set_up_logs
 from shared.telemetry.standard_streams import guard_standard_streams
-from shared.values.legible import visible_json
 from shared.values.partition import partition_of
 from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, Target
 
@@ -323,7 +322,7 @@ def _begin_low(text: str) -> str:
 
 
 def _print_json(message: BaseModel) -> None:
-    sys.stdout.write(shown_json(visible_json(message.model_dump_json(exclude_none=True))) + "\n")
+    sys.stdout.write(shown_json(message.model_dump_json(exclude_none=True)) + "\n")
 
 
 def _show_outcome(outcome: Outcome, json: bool) -> None:

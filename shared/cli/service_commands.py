@@ -1,5 +1,6 @@
 """What the command lines of both services share."""
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from shared.cli.terminal import Program, shown_json
 from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsure
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import words_of
+from shared.postgres.database import migrate
 from shared.rabbitmq.lenient_decoding import bound_headers
 from shared.settings import WorkerSettings
 from shared.telemetry.logs import hush_libraries, set_up_logs
@@ -21,7 +23,7 @@ from shared.telemetry.metrics import LOG_LINES_DROPPED, tell_build
 from shared.telemetry.readiness import Readiness
 from shared.telemetry.standard_streams import guard_standard_streams
 from shared.telemetry.tracing import tracing
-from shared.values.legible import visible, visible_json
+from shared.values.legible import visible
 from shared.worker.monitor import Monitor
 from shared.worker.process import run_process
 from shared.worker.session import Service, run_session
@@ -88,7 +90,13 @@ def clear_errors() -> Iterator[None]:
 
 def print_json(value: object) -> None:
     """Print a value on one line, for a machine to read."""
-    sys.stdout.write(shown_json(visible_json(to_json(value).decode())) + "\n")
+    sys.stdout.write(shown_json(to_json(value).decode()) + "\n")
+
+
+def migrate_database(url: str, service: str, partitions: int, worker_role: str | None) -> None:
+    """Bring a database to this version's schema, and say by which migrations."""
+    applied = asyncio.run(migrate(url, service, partitions, worker_role=worker_role))
+    typer.echo(f"applied {', '.join(applied)}" if applied else "nothing to apply")
 
 
 def run_worker(service: Service, settings: WorkerSettings) -> None:

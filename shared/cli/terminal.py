@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from shared.values.legible import visible
+from shared.values.legible import visible, visible_json
 
 
 class Program(typer.Typer):
@@ -34,7 +34,8 @@ def can_show(text: str) -> bool:
 
 
 def shown_json(text: str) -> str:
-    """Write JSON so that the terminal can show it, and that it stays JSON."""
+    """Write JSON so that the terminal can show it, nothing hides in it, and it stays JSON."""
+    text = visible_json(text)
     return text if can_show(text) else "".join(map(_in_ascii, text))
 
 

@@ -19,7 +19,6 @@ from shared.messages.topic_patterns import EVERYTHING
 from shared.rabbitmq.connection import connect
 from shared.settings import ClientSettings
 from shared.telemetry.standard_streams import output_is_read
-from shared.values.legible import visible_json
 from shared.values.partition import partition_of
 
 STYLES: Final = {
@@ -100,7 +99,7 @@ def _patterns_of(patient_id: str | None, partitions: int) -> Sequence[str]:
 
 def json_line(event: CloudEvent) -> str:
     """Write an event as it was received; what can't be seen in it is escaped."""
-    return shown_json(visible_json(event.to_json().decode()))
+    return shown_json(event.to_json().decode())
 
 
 def readable_line(event: CloudEvent) -> str:

@@ -59,9 +59,12 @@ class Broker:
 
         An expendable one is for asking what the broker may refuse: its end is no loss.
         """
-        channel = await self._connection.channel(
-            publisher_confirms=confirms, on_return_raises=confirms
-        )
+        try:
+            channel = await self._connection.channel(
+                publisher_confirms=confirms, on_return_raises=confirms
+            )
+        except RuntimeError as error:  # aiormq's word for a connection that is closed already
+            raise ConnectionLost("the connection closed before a channel was open") from error
         assert isinstance(channel, Channel)  # noqa: S101 - the declared type knows less
         if expendable:
             self._expected.add(channel)

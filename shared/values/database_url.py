@@ -35,7 +35,7 @@ class DatabaseUrl:
 def read_database_url(text: str) -> DatabaseUrl:
     """Read a URL; raises ValueError, whose words hold nothing of a password."""
     try:
-        parts = urlsplit(text)
+        parts = _split(text)
         query = {name: found[-1] for name, found in _parse(parts.query).items()}
     except ValueError:
         raise ValueError(f"must be a URL like {EXAMPLE}, with special characters as %40") from None
@@ -55,7 +55,7 @@ def read_database_url(text: str) -> DatabaseUrl:
 
 def place_of(text: str) -> str:
     """Say which server and database a URL means, without user and password."""
-    parts = urlsplit(text)
+    parts = _split(text)
     query = {name: found[-1] for name, found in _parse(parts.query).items()}
     ports = query.get("port", "").split(",")
     hosts = _login_and_hosts(parts)[2] or query.get("host", "") or "the driver's host"
@@ -64,6 +64,17 @@ def place_of(text: str) -> str:
     named = [_with_port(one, port) for one, port in zip(told, numbers, strict=False)]
     place = ",".join(named) + (unquote(parts.path) or f"/{query.get('dbname', '')}".rstrip("/"))
     return place.encode(errors="backslashreplace").decode()  # what was no text may be shown
+
+
+def _split(text: str) -> SplitResult:
+    """Split a URL of several hosts too: Python's own refuses brackets within them, from 3.12 on."""
+    scheme, _, rest = text.partition("://")
+    ends = (place for mark in "/?#" if (place := rest.find(mark)) >= 0)
+    end = min(ends, default=len(rest))
+    hosts = rest[:end]
+    if hosts.count("[") != hosts.count("]"):
+        raise ValueError("a bracket is missing")
+    return urlsplit(f"{scheme}://{rest[end:]}")._replace(netloc=hosts)
 
 
 def _with_port(host: str, port: str) -> str:

@@ -4,6 +4,7 @@ A window with returned and refused messages, with and without ids, is in `test_f
 frames that tell of an alarm are in `test_blocked_broker.py`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ import pytest
 from aiormq.abc import FieldTable
 from aiormq.exceptions import ChannelInvalidStateError
 
+from shared.errors.connection import ConnectionLost
 from shared.rabbitmq.connection import Broker, Channel, EntityNotFound, Properties, connect
 from shared.rabbitmq.publishing import (
     PUBLISH_WINDOW,
@@ -19,6 +21,7 @@ from shared.rabbitmq.publishing import (
     publish_at_once,
     publish_in_order,
 )
+from tests.chaos.links import open_wires
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
 
@@ -121,3 +124,17 @@ async def test_without_confirms_all_is_written_in_order_and_no_tag_is_counted(
     await eventually(all_there)
     assert channel.delivery_tag == 0
     assert await bodies(broker) == [one.body for one in messages if one.routing_key == QUEUE]
+
+
+async def test_a_channel_on_a_connection_that_was_cut_is_a_lost_connection(
+    deployment: Deployment,
+) -> None:
+    with open_wires() as wires:
+        link = wires.lay(deployment.rabbitmq_url)
+        async with connect(link.url, name="test") as broker:
+            await broker.channel()
+            await asyncio.to_thread(link.cut)
+            with pytest.raises(ConnectionLost):
+                await broker.wait_lost()
+            with pytest.raises(ConnectionLost):
+                await broker.channel()

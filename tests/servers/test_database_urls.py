@@ -23,8 +23,10 @@ NEEDS_ROOT: Final = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can become a user without a name"
 )
 BECOME: Final = f"""
-import getpass, os, pwd, sys
+import contextlib, getpass, io, os, pwd
 from command_service.cli import app
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    app(["migrate", "--help"])
 os.setgroups([])
 os.setresgid({STRANGER}, {STRANGER}, {STRANGER})
 os.setresuid({STRANGER}, {STRANGER}, {STRANGER})

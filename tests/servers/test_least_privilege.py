@@ -427,15 +427,24 @@ async def test_a_carbon_copy_does_not_turn_an_ask_into_a_grant(
     async with client_of(guarded, "the-asker") as asker:
         number = number_of(asker, patient_id)
         steering = {header: [f"grant.{number}", f"grant.{(number + 1) % PARTITIONS}"]}
-        sent = await asker.send(
-            "GrantConsent",
-            body_of("GrantConsent", patient_id),
-            key=f"ask.{number}",
-            headers=steering,
-        )
-        for _ in range(2):  # it reached two queues
-            assert (await asker.reply(sent))["error"] == "misrouted_command"
+        try:
+            sent = await asker.send(
+                "GrantConsent",
+                body_of("GrantConsent", patient_id),
+                key=f"ask.{number}",
+                headers=steering,
+            )
+        except ChannelAccessRefused:  # RabbitMQ 4 checks where copies go, 3.10 does not
+            assert version_of(guarded) >= 4
+        else:
+            for _ in range(2):  # it reached two queues
+                assert (await asker.reply(sent))["error"] == "misrouted_command"
     assert await log(guarded, patient_id) == []
+
+
+def version_of(guarded: Guarded) -> int:
+    overview = guarded.sandbox.broker.api("GET", "/overview")
+    return int(overview["rabbitmq_version"].split(".")[0])
 
 
 async def test_a_carbon_copy_in_another_partition_is_refused_and_harms_nobody(
