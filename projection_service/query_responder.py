@@ -189,14 +189,15 @@ class QueryResponder:
 
 
 def _who_gives_way(waiting: Sequence[PendingQuery]) -> Iterator[PendingQuery]:
-    """Choose who waits no longer where too many do: the first of the patient whom most wait for."""
-    excess = len(waiting) - MOST_WAITING
-    if excess <= 0:
-        return
+    """Choose who waits no longer where too many do: of the patient whom most wait for, the newest.
+
+    Where they are spread over many patients the newest of all gives way, so that a crowd does not
+    push out who was there before it.
+    """
     by_patient: dict[str, deque[PendingQuery]] = defaultdict(deque)
-    for one in waiting:
+    for one in reversed(waiting):
         by_patient[one.query.patient_id].append(one)
-    for _ in range(excess):
+    for _ in range(len(waiting) - MOST_WAITING):
         yield max(by_patient.values(), key=len).popleft()
 
 

@@ -128,10 +128,23 @@ async def test_who_crowds_in_for_one_patient_gives_way_and_the_others_wait_on(
     honest = await ask(client, "p-honest", 1)
     await responder.looked_up(times=1)
     crowd = [await ask(client, "p-crowd", 10**9) for _ in range(MOST_WAITING + 50)]
-    early = [await client.reply(one, within=4) for one in crowd[:50]]
+    early = [await client.reply(one, within=4) for one in crowd[-50:]]
     assert {one["error"] for one in early} == {"not_yet_projected"}
     await responder.project("p-honest", 1)
     assert (await client.reply(honest))["status"] == "ok"
+
+
+async def test_a_crowd_over_many_patients_does_not_push_out_who_waited_before(
+    responder: Responder, client: Client
+) -> None:
+    honest = [await ask(client, f"p-honest-{number}", 1) for number in range(20)]
+    await responder.looked_up(times=1)
+    crowd = [await ask(client, f"p-{number}", 10**9) for number in range(MOST_WAITING)]
+    early = [await client.reply(one, within=4) for one in crowd[-20:]]
+    assert {one["error"] for one in early} == {"not_yet_projected"}
+    for number in range(20):
+        await responder.project(f"p-honest-{number}", 1)
+    assert {(await client.reply(one))["status"] for one in honest} == {"ok"}
 
 
 async def test_those_that_wait_hold_up_no_other_query(responder: Responder, client: Client) -> None:
