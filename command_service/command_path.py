@@ -39,7 +39,7 @@ class CommandPath:
 
     def __init__(
         self,
-        intake: Consumer,
+        consumer: Consumer,
         store: EventStore,
         settler: Settler,
         publisher: Publisher,
@@ -47,7 +47,7 @@ class CommandPath:
         snapshots: SnapshotWriter,
         partitions: int,
     ) -> None:
-        self._intake = intake
+        self._consumer = consumer
         self._store = store
         self._settler = settler
         self._publisher = publisher
@@ -59,7 +59,7 @@ class CommandPath:
     async def run(self) -> None:
         """Handle batches until cancelled."""
         while True:
-            deliveries = await self._intake.take(MAX_BATCH)
+            deliveries = await self._consumer.take(MAX_BATCH)
             if deliveries[0].delivery_count >= SUSPICIOUS:
                 await self._handle_suspect(deliveries[0])
             else:
@@ -100,19 +100,21 @@ class CommandPath:
             for delivery in deliveries
             if delivery.source.lease
         }
-        look = len(received) > CHECK_RECEIPTS_ABOVE or any(
+        check_receipts = len(received) > CHECK_RECEIPTS_ABOVE or any(
             delivery.message.redelivered for delivery in deliveries
         )
         for _ in range(MOST_DECISIONS):
-            batch = await self._load(received, receipts=look)
-            if not look and batch.has_unreadable:
-                look = True  # such a patient's commands get no receipt that could be in the way
+            batch = await self._load(received, receipts=check_receipts)
+            if not check_receipts and batch.has_unreadable:
+                check_receipts = (
+                    True  # such a patient's commands get no receipt that could be in the way
+                )
                 continue
             rulings = [_rule(batch, one) for one in decoded]
             try:
-                appended = await self._append(batch, epochs, receipts_checked=look)
+                appended = await self._append(batch, epochs, receipts_checked=check_receipts)
             except DecidedBefore:
-                look = True
+                check_receipts = True
             except Conflict:
                 self.streams.clear()
             else:

@@ -202,8 +202,8 @@ class Publisher:
                     await self._repay(box)
                 self._tell_owing()
         finally:
-            self._readiness.saw(PUBLISHING)
-            self._readiness.saw(EXCHANGE)
+            self._readiness.report(PUBLISHING)
+            self._readiness.report(EXCHANGE)
 
     async def _wait(self) -> None:
         self._wake.clear()
@@ -247,7 +247,7 @@ class Publisher:
         for box, following in window:
             first = next((event.position for event in following if event in owed), None)
             metrics.EVENTS_PUBLISHED.inc(box.offer(following[-1].position, first))
-        self._readiness.saw(EXCHANGE)
+        self._readiness.report(EXCHANGE)
         LAST_PROGRESS.labels("publish").set_to_current_time()
         log.info(
             "batch.published",
@@ -258,7 +258,7 @@ class Publisher:
 
     async def _wait_for_exchange(self) -> None:
         """Pause: what nobody can be told of is not passed over, and keeps nobody from leaving."""
-        self._readiness.saw(EXCHANGE, "topology", f"the exchange {names.EVENTS} is missing")
+        self._readiness.report(EXCHANGE, "topology", f"the exchange {names.EVENTS} is missing")
         for box in self._outboxes.values():
             box.free.set()
         await asyncio.sleep(RETRY_S)
@@ -298,9 +298,9 @@ class Publisher:
         owing = [number for number, box in self._outboxes.items() if box.owes]
         if owing:
             queues = ", ".join(map(names.projection_queue, sorted(owing)))
-            self._readiness.saw(PUBLISHING, "projection_queue", f"full or missing: {queues}")
+            self._readiness.report(PUBLISHING, "projection_queue", f"full or missing: {queues}")
         else:
-            self._readiness.saw(PUBLISHING)
+            self._readiness.report(PUBLISHING)
 
     async def _mark(self) -> None:
         moved = {

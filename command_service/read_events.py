@@ -21,9 +21,9 @@ class LogReader:
     """Reads the log for whoever asks; any worker can, whatever it owns."""
 
     def __init__(
-        self, intake: Consumer, answers: ReplyChannel, store: EventStore, partitions: int
+        self, consumer: Consumer, answers: ReplyChannel, store: EventStore, partitions: int
     ) -> None:
-        self._intake = intake
+        self._consumer = consumer
         self._answers = answers
         self._store = store
         self._partitions = partitions
@@ -31,7 +31,7 @@ class LogReader:
     async def run(self) -> None:
         """Answer until cancelled."""
         while True:
-            for delivery in await self._intake.take(most=1):
+            for delivery in await self._consumer.take(most=1):
                 await self._answer(delivery)
 
     async def _answer(self, delivery: Delivery) -> None:
@@ -39,7 +39,7 @@ class LogReader:
         found = query if isinstance(query, QueryFailed) else await self._page(query)
         body = found.to_json() if isinstance(found, QueryFailed) else found
         await answer(self._answers, delivery.message, body)
-        await self._intake.settle_one(delivery)
+        await self._consumer.settle_one(delivery)
         status = found.error if isinstance(found, QueryFailed) else "ok"
         QUERIES.labels(ReadEvents.type, status).inc()
 

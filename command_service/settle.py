@@ -33,8 +33,10 @@ class Settlement:
 class Settler:
     """Settles batches of deliveries in the order in which they came."""
 
-    def __init__(self, intake: Consumer, replies: ReplyChannel, dead_letters: DeadLetters) -> None:
-        self._intake = intake
+    def __init__(
+        self, consumer: Consumer, replies: ReplyChannel, dead_letters: DeadLetters
+    ) -> None:
+        self._consumer = consumer
         self._replies = replies
         self._dead_letters = dead_letters
 
@@ -49,14 +51,14 @@ class Settler:
         await self._replies.send([reply for one in answered if (reply := _reply(one))])
         _count(answered)
         _tell_set_aside(answered)
-        await self._intake.settle(one.delivery for one in answered)
+        await self._consumer.settle(one.delivery for one in answered)
 
     async def give_up(self, delivery: Delivery) -> bool:
         """Set aside a message that has ended a worker each time it was handled; whether it is."""
         log.error("delivery.set_aside", reason="delivery_limit", **_where(delivery))
         letter = dead_letter(delivery.message, "delivery_limit")
         is_kept = await self._dead_letters.set_aside([(delivery, letter)])
-        await self._intake.settle([delivery])
+        await self._consumer.settle([delivery])
         return is_kept
 
 

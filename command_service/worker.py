@@ -32,7 +32,7 @@ class CommandWorker:
     def __init__(
         self, path: CommandPath, publisher: Publisher, log_reader: LogReader,
         snapshots: SnapshotWriter, rehearsal: Rehearsal, dead_letters: DeadLetters,
-        intake: Consumer, queries: Consumer,
+        consumer: Consumer, queries: Consumer,
     ) -> None:  # fmt: skip
         self._path = path
         self._dead_letters = dead_letters
@@ -40,26 +40,26 @@ class CommandWorker:
         self._log_reader = log_reader
         self._snapshots = snapshots
         self._rehearsal = rehearsal
-        self._intake = intake
+        self._consumer = consumer
         self._queries = queries
 
     @classmethod
     async def open(cls, opened: Opened, settings: CommandSettings) -> "CommandWorker":
         """Open channels, and read the queues that belong to no partition."""
         broker, store = opened.broker, EventStore(opened.pool)
-        intake = Consumer(broker, prefetch=PREFETCH)
+        consumer = Consumer(broker, prefetch=PREFETCH)
         queries = Consumer(broker, prefetch=LOG_PREFETCH)
-        OLDEST_IN_HAND.labels("commands").set_function(intake.oldest_s)
+        OLDEST_IN_HAND.labels("commands").set_function(consumer.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         events, straight, aside = [await Outlet.open(broker) for _ in range(3)]
         publisher = Publisher(events, straight, store, opened.may_write, opened.readiness)
-        dead_letters = DeadLetters(aside, intake, opened.readiness)
-        settler = Settler(intake, opened.replies, dead_letters)
+        dead_letters = DeadLetters(aside, consumer, opened.readiness)
+        settler = Settler(consumer, opened.replies, dead_letters)
         rehearsal = Rehearsal(store, settings.consent_partitions)
         poison_messages = PoisonMessages(opened.pool, rehearsal)
         snapshots = SnapshotWriter(store)
         path = CommandPath(
-            intake,
+            consumer,
             store,
             settler,
             publisher,
@@ -68,14 +68,16 @@ class CommandWorker:
             settings.consent_partitions,
         )
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
-        await intake.open(names.UNROUTABLE)
+        await consumer.open(names.UNROUTABLE)
         await queries.open(names.LOG, counts=False)
-        return cls(path, publisher, log_reader, snapshots, rehearsal, dead_letters, intake, queries)
+        return cls(
+            path, publisher, log_reader, snapshots, rehearsal, dead_letters, consumer, queries
+        )
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
         return (
-            self._intake.keep_acknowledging(),
+            self._consumer.keep_acknowledging(),
             self._path.run(),
             self._publisher.run(),
             self._publisher.keep_marking(),
@@ -93,22 +95,22 @@ class CommandWorker:
         await self._rehearsal.hold(lease)
         self._path.streams.forget(lease.partition)
         await self._publisher.open(lease)
-        await self._intake.open(names.command_queue(lease.partition), lease)
+        await self._consumer.open(names.command_queue(lease.partition), lease)
 
     async def drain(self, lease: Lease) -> None:
         """Finish the commands in hand and publish all that they caused."""
         queue = names.command_queue(lease.partition)
-        self._intake.stop(queue)
-        await self._intake.drained(queue)
+        self._consumer.stop(queue)
+        await self._consumer.drained(queue)
         await self._publisher.close(lease.partition)
-        await self._intake.close(queue)
+        await self._consumer.close(queue)
 
     async def close(self) -> None:
         """Finish the messages that belong to no partition."""
-        for intake, queue in ((self._intake, names.UNROUTABLE), (self._queries, names.LOG)):
-            intake.stop(queue)
-            await intake.drained(queue)
-            await intake.close(queue)
+        for consumer, queue in ((self._consumer, names.UNROUTABLE), (self._queries, names.LOG)):
+            consumer.stop(queue)
+            await consumer.drained(queue)
+            await consumer.close(queue)
 
 
 def service(settings: CommandSettings) -> Service:

@@ -32,7 +32,7 @@ class Projector:
 
     def __init__(
         self,
-        intake: Consumer,
+        consumer: Consumer,
         read_model: ReadModel,
         log_client: LogClient,
         dead_letters: DeadLetters,
@@ -44,7 +44,7 @@ class Projector:
         self._dead_letters = dead_letters
         self._on_progress = on_progress
         self._leases: dict[int, Lease] = {}
-        self._follower = Follower(intake, log_client, self, most=MAX_BATCH)
+        self._follower = Follower(consumer, log_client, self, most=MAX_BATCH)
         self.run = self._follower.run
         self.keep_up = self._follower.keep_up
         self.let_go = self._follower.let_go

@@ -67,9 +67,9 @@ class QueryResponder:
     """
 
     def __init__(
-        self, intake: Consumer, replies: ReplyChannel, read_model: ReadModel, past: Past
+        self, consumer: Consumer, replies: ReplyChannel, read_model: ReadModel, past: Past
     ) -> None:
-        self._intake = intake
+        self._consumer = consumer
         self._replies = replies
         self._read_model = read_model
         self._past = past
@@ -82,12 +82,12 @@ class QueryResponder:
         reached = self._versions.keys() & versions.keys()
         if reached:
             self._versions.update((one, versions[one]) for one in reached)
-            self._intake.wake()
+            self._consumer.wake()
 
     async def run(self) -> None:
         """Take whatever has been asked, and answer it or let it wait."""
         while True:
-            deliveries = await self._intake.take(
+            deliveries = await self._consumer.take(
                 MAX_BATCH, within=LOOK_AGAIN_S if self._waiting else None
             )
             began = monotonic()
@@ -182,7 +182,7 @@ class QueryResponder:
 
     async def _reply(self, delivery: Delivery, found: Answer) -> None:
         await answer(self._replies, delivery.message, found.to_json())
-        await self._intake.settle_one(delivery)
+        await self._consumer.settle_one(delivery)
         kind = delivery.message.routing_key
         label = found.error if isinstance(found, QueryFailed) else found.status
         QUERIES.labels(kind if kind in KINDS else "other", label).inc()

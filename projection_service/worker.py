@@ -30,38 +30,38 @@ class ProjectionWorker:
 
     def __init__(
         self, projector: Projector, answers: QueryResponder, dead_letters: DeadLetters,
-        intake: Consumer, queries: Consumer,
+        consumer: Consumer, queries: Consumer,
     ) -> None:  # fmt: skip
         self._dead_letters = dead_letters
         self._projector = projector
         self._answers = answers
-        self._intake = intake
+        self._consumer = consumer
         self._queries = queries
 
     @classmethod
     async def open(cls, opened: Opened) -> "ProjectionWorker":
         """Open channels, and read the queries."""
         broker, read_model = opened.broker, ReadModel(opened.pool)
-        intake = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
+        consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         queries = Consumer(broker, prefetch=QUERY_PREFETCH)
         answers = QueryResponder(queries, opened.replies, read_model, Past(opened.pool))
-        dead_letters = DeadLetters(await Outlet.open(broker), intake, opened.readiness)
+        dead_letters = DeadLetters(await Outlet.open(broker), consumer, opened.readiness)
         projector = Projector(
-            intake,
+            consumer,
             read_model,
             LogClient(await Requests.open(broker)),
             dead_letters,
             on_progress=answers.progressed,
         )
-        OLDEST_IN_HAND.labels("events").set_function(intake.oldest_s)
+        OLDEST_IN_HAND.labels("events").set_function(consumer.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         await queries.open(names.QUERIES, counts=False)
-        return cls(projector, answers, dead_letters, intake, queries)
+        return cls(projector, answers, dead_letters, consumer, queries)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
         return (
-            self._intake.keep_acknowledging(),
+            self._consumer.keep_acknowledging(),
             self._projector.run(),
             self._projector.keep_up(),
             self._dead_letters.run(),
@@ -71,16 +71,16 @@ class ProjectionWorker:
     async def take(self, lease: Lease) -> None:
         """Go on where the last owner stopped."""
         await self._projector.open(lease)
-        await self._intake.open(names.projection_queue(lease.partition), lease)
+        await self._consumer.open(names.projection_queue(lease.partition), lease)
 
     async def drain(self, lease: Lease) -> None:
         """Finish the events in hand; what waits for a gap to be filled goes back."""
         queue = names.projection_queue(lease.partition)
-        self._intake.stop(queue)
+        self._consumer.stop(queue)
         self._projector.let_go(lease.partition)
-        await self._intake.drained(queue)
+        await self._consumer.drained(queue)
         await self._projector.close(lease.partition)
-        await self._intake.close(queue)
+        await self._consumer.close(queue)
 
     async def close(self) -> None:
         """Finish the queries in hand."""

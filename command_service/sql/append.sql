@@ -33,7 +33,7 @@
 --   $24 errors           text[]      null where accepted
 --   $25 messages         text[]
 --   of the batch
---   $26 looked           boolean    whether its receipts were read before: then they are not again
+--   $26 receipts_checked boolean    whether its receipts were read before: then they are not again
 --
 -- Returns   (partition, first_position, recorded_at), one row per partition.
 -- Decided   one row of nulls: a command id has a receipt already; nothing was appended.

@@ -184,10 +184,10 @@ class Subscription:
         log_client = LogClient(await Requests.open(broker))
         heads = await _heads(log_client, self._wanted.partitions)  # before the queue is bound:
         was_there = await self._declare(broker)  # what is published in between is in the log
-        intake = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
-        await intake.open(queue, counts=self._wanted.durable)
+        consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
+        await consumer.open(queue, counts=self._wanted.durable)
         handing = await self._handing(broker)  # it may move the positions that are stored
-        follower = Follower(intake, log_client, handing, most=BATCH_EVENTS)
+        follower = Follower(consumer, log_client, handing, most=BATCH_EVENTS)
         for number, track in (await self._tracks(heads, was_there)).items():
             follower.open(number, track)
         log.info("subscription.started", queue=queue)
@@ -195,7 +195,7 @@ class Subscription:
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in (
-                    intake.keep_acknowledging(),
+                    consumer.keep_acknowledging(),
                     follower.run(),
                     follower.keep_up(),
                     broker.wait_lost(),
@@ -206,7 +206,7 @@ class Subscription:
         finally:
             self._remember(follower)
             with suppress(*BROKER_ERRORS):
-                await intake.acknowledge()
+                await consumer.acknowledge()
 
     async def _declare(self, broker: Broker) -> bool:
         wanted = self._wanted

@@ -81,10 +81,10 @@ class Follower:
     """
 
     def __init__(
-        self, intake: Consumer, log_client: LogClient, handler: EventHandler, *, most: int
+        self, consumer: Consumer, log_client: LogClient, handler: EventHandler, *, most: int
     ) -> None:
         """Hand over at most `most` events at a time."""
-        self._intake = intake
+        self._consumer = consumer
         self._log = log_client
         self._handler = handler
         self._most = most
@@ -105,7 +105,7 @@ class Follower:
     def let_go(self, partition: int) -> None:
         """Wait for no gap any more: what is held goes back when its queue is closed."""
         followed = self._followed[partition]
-        self._intake.let_go(followed.track.held.values())
+        self._consumer.let_go(followed.track.held.values())
         followed.track.held.clear()
         followed.leaving = True
 
@@ -117,7 +117,7 @@ class Follower:
     async def run(self) -> None:
         """Hand over what arrives, until cancelled."""
         while True:
-            deliveries = await self._intake.take(self._most)
+            deliveries = await self._consumer.take(self._most)
             async with self._one_at_a_time:
                 await self._handle(deliveries)
 
@@ -143,7 +143,7 @@ class Follower:
         done, events = await self._place(deliveries)
         touched = [self._followed[number] for number in {event.partition for event in events}]
         await self._apply(events, touched)
-        await self._intake.settle(done)
+        await self._consumer.settle(done)
         for followed in touched:
             await self._release(followed)
         partitions = sorted(followed.partition for followed in touched)
@@ -182,7 +182,7 @@ class Follower:
 
     def _hold(self, followed: Followed, position: int, delivery: Delivery) -> None:
         if followed.leaving:
-            self._intake.let_go([delivery])
+            self._consumer.let_go([delivery])
             return
         track = followed.track
         if not track.held:
@@ -265,7 +265,7 @@ class Follower:
         for delivery in track.take_beyond(head, held):
             wrong = Detail(field="position", message="is not in the log")
             await self._handler.set_aside(delivery, [wrong])
-            await self._intake.settle([delivery])
+            await self._consumer.settle([delivery])
 
     async def _release(self, followed: Followed) -> None:
         """Handle again what was held, once what it waited for is there."""

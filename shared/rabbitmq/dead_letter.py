@@ -60,9 +60,9 @@ class DeadLetters:
     whatever came beside and behind it goes on. Nothing is settled before it is kept safely.
     """
 
-    def __init__(self, outlet: Outlet, intake: Consumer, readiness: Readiness) -> None:
+    def __init__(self, outlet: Outlet, consumer: Consumer, readiness: Readiness) -> None:
         self._outlet = outlet
-        self._intake = intake
+        self._consumer = consumer
         self._readiness = readiness
         self._waiting: list[Waiting] = []
         self._some = asyncio.Event()
@@ -80,7 +80,7 @@ class DeadLetters:
         if not self._waiting:
             refused = await self._publish(one for _, one in letters)
         for delivery, letter in letters:
-            if id(letter) in refused and await self._intake.hold(delivery):
+            if id(letter) in refused and await self._consumer.hold(delivery):
                 self._waiting.append(Waiting(delivery.source, delivery.tag, letter))
         if refused:
             self._some.set()
@@ -93,7 +93,7 @@ class DeadLetters:
                 await self._some.wait()
                 await self._empty()
         finally:
-            self._readiness.saw(names.DEAD_LETTERS)
+            self._readiness.report(names.DEAD_LETTERS)
 
     async def _empty(self) -> None:
         """Return when nothing waits any more."""
@@ -106,17 +106,17 @@ class DeadLetters:
             pause = RETRY_S if taken else min(2 * pause, LONGEST_PAUSE_S)
         self._some.clear()
         self._said_at = -SAY_AGAIN_S
-        self._readiness.saw(names.DEAD_LETTERS)
+        self._readiness.report(names.DEAD_LETTERS)
         log.info("dead_letters.kept")
 
     async def _try_again(self, some: Sequence[Waiting]) -> bool:
         """Settle what is kept now, and forget what went back meanwhile; whether all are."""
-        held = [one for one in some if self._intake.is_held(one.source, one.tag)]
+        held = [one for one in some if self._consumer.is_held(one.source, one.tag)]
         refused = await self._publish(one.letter for one in held)
         kept = {id(one.letter) for one in some} - refused
         for one in held:
-            if id(one.letter) in kept and self._intake.is_held(one.source, one.tag):
-                await self._intake.release(one.source, one.tag)
+            if id(one.letter) in kept and self._consumer.is_held(one.source, one.tag):
+                await self._consumer.release(one.source, one.tag)
         self._waiting = [one for one in self._waiting if id(one.letter) not in kept]
         return not refused
 
@@ -128,7 +128,7 @@ class DeadLetters:
     def _tell(self) -> None:
         """Say that messages wait: in the readiness at once, in the log now and then."""
         reason = f"{names.DEAD_LETTERS} is full or missing: messages at fault wait to be set aside"
-        self._readiness.saw(names.DEAD_LETTERS, "dead_letters", reason)
+        self._readiness.report(names.DEAD_LETTERS, "dead_letters", reason)
         if monotonic() - self._said_at >= SAY_AGAIN_S:
             self._said_at = monotonic()
             log.error("dead_letters.refused", waiting=len(self._waiting), reason=reason)

@@ -60,7 +60,7 @@ class Readiness:
         """Give what tells how long ago the leases were renewed; None while there are none."""
         self._since_renewal = seconds_since
 
-    def saw(self, at: str, missing: str = "", reason: str = "") -> None:
+    def report(self, at: str, missing: str = "", reason: str = "") -> None:
         """Note what a look at the database or the broker found; nothing where all is right."""
         before = self._seen.pop(at, None)
         if missing:
@@ -76,9 +76,9 @@ class Readiness:
         reasons = [one for one in self._alarms.values() if one]
         BLOCKED.set(bool(reasons))
         if reasons:
-            self.saw("alarm", "broker_blocked", str(BrokerBlocked(reasons[0])))
+            self.report("alarm", "broker_blocked", str(BrokerBlocked(reasons[0])))
         else:
-            self.saw("alarm")
+            self.report("alarm")
 
     def troubles(self) -> list[Trouble]:
         """Everything that is not right, the session's own first; empty while it is ready."""

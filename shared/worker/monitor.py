@@ -105,12 +105,12 @@ class Monitor:
             await look()
         except Exception as error:  # noqa: BLE001 - whatever it was, the next look may hold
             if isinstance(error, BrokerBlocked):  # the connection waits, and hears when it is over
-                self._readiness.saw(at)
+                self._readiness.report(at)
                 return
-            self._readiness.saw(at, *_trouble(at, error))
+            self._readiness.report(at, *_trouble(at, error))
             await leave()
         else:
-            self._readiness.saw(at)
+            self._readiness.report(at)
             LAST_LOOK.labels(at).set_to_current_time()
 
     async def _look_at_database(self) -> None:

@@ -201,7 +201,9 @@ class _Session:
 
     async def work(self, broker: Broker, stop: asyncio.Event) -> None:
         """Work until all is drained; whatever ends it sooner, the leases are given up."""
-        replies = await ReplyChannel.open(broker, self._settings.rabbitmq_url, self._readiness.saw)
+        replies = await ReplyChannel.open(
+            broker, self._settings.rabbitmq_url, self._readiness.report
+        )
         pool, may_write = self._database.pool, self._keeper.is_valid
         self._worker = await self._service.make_worker(
             Opened(broker, replies, pool, may_write, self._readiness)

@@ -120,18 +120,18 @@ async def test_what_is_given_back_in_a_handover_keeps_its_order(sandbox: Sandbox
 
 async def _take_and_hand_over(broker: Broker) -> list[int]:
     """Stop just when the broker answers an acknowledgement with as many deliveries again."""
-    intake = Consumer(broker, prefetch=250)
-    source = await intake.open("orderly")
+    consumer = Consumer(broker, prefetch=250)
+    source = await consumer.open("orderly")
 
     async def all_that_may_come() -> bool:
         return source.in_hand == 250
 
     await eventually(all_that_may_come)
-    items = await intake.take(500)
-    await intake.settle(items)
-    intake.stop("orderly")
-    await intake.drained("orderly")
-    await intake.close("orderly")
+    items = await consumer.take(500)
+    await consumer.settle(items)
+    consumer.stop("orderly")
+    await consumer.drained("orderly")
+    await consumer.close("orderly")
     return [int(item.message.body) for item in items]
 
 

@@ -47,12 +47,12 @@ async def put(broker: Broker, *bodies: bytes, **headers: int) -> None:
     await publish_in_order(channel, [Outgoing("", QUEUE, body, one) for body, one in pairs])
 
 
-async def take(intake: Consumer, count: int) -> list[Delivery]:
+async def take(consumer: Consumer, count: int) -> list[Delivery]:
     """Take so many, one batch after the other."""
     taken: list[Delivery] = []
     async with asyncio.timeout(30):
         while len(taken) < count:
-            taken += await intake.take(100)
+            taken += await consumer.take(100)
     return taken
 
 
@@ -61,19 +61,19 @@ async def take(intake: Consumer, count: int) -> list[Delivery]:
 
 async def test_what_is_held_is_not_acknowledged_with_what_came_after_it(broker: Broker) -> None:
     await put(broker, b"1", b"2", b"3", b"4")
-    intake = Consumer(broker, prefetch=4)
-    await intake.open(QUEUE)
-    first, held, third, fourth = await take(intake, 4)
-    await intake.settle([first, third, fourth])
-    await intake.acknowledge()
-    await intake.close(QUEUE)
+    consumer = Consumer(broker, prefetch=4)
+    await consumer.open(QUEUE)
+    first, held, third, fourth = await take(consumer, 4)
+    await consumer.settle([first, third, fourth])
+    await consumer.acknowledge()
+    await consumer.close(QUEUE)
 
-    await intake.open(QUEUE)
-    again = await take(intake, 3)
+    await consumer.open(QUEUE)
+    again = await take(consumer, 3)
     assert [item.message.body for item in again] == [b"2", b"3", b"4"]
-    await intake.settle(again)
-    await intake.acknowledge()
-    await intake.close(QUEUE)
+    await consumer.settle(again)
+    await consumer.acknowledge()
+    await consumer.close(QUEUE)
     channel = await broker.channel()
     left = await channel.queue_declare(QUEUE, passive=True)
     assert left.message_count == 0
@@ -84,55 +84,55 @@ async def test_what_was_let_go_comes_back_although_what_came_after_it_is_settled
     broker: Broker,
 ) -> None:
     await put(broker, b"1", b"2", b"3")
-    intake = Consumer(broker, prefetch=10)
-    await intake.open(QUEUE)
-    first, second, third = await take(intake, 3)
-    intake.let_go([second])
-    await intake.settle([first, third])
-    await intake.drained(QUEUE)
-    await intake.close(QUEUE)
-    await intake.open(QUEUE)
-    assert [item.message.body for item in await take(intake, 2)] == [b"2", b"3"]
+    consumer = Consumer(broker, prefetch=10)
+    await consumer.open(QUEUE)
+    first, second, third = await take(consumer, 3)
+    consumer.let_go([second])
+    await consumer.settle([first, third])
+    await consumer.drained(QUEUE)
+    await consumer.close(QUEUE)
+    await consumer.open(QUEUE)
+    assert [item.message.body for item in await take(consumer, 2)] == [b"2", b"3"]
 
 
 async def test_how_often_a_message_came_back_is_not_believed_of_its_first_delivery(
     broker: Broker,
 ) -> None:
     await put(broker, *(b"%d" % n for n in range(10)), **{"x-delivery-count": 99})
-    intake = Consumer(broker, prefetch=10)
-    source = await intake.open(QUEUE)
+    consumer = Consumer(broker, prefetch=10)
+    source = await consumer.open(QUEUE)
 
     async def all_in_hand() -> bool:
         return source.in_hand == 10
 
     await eventually(all_in_hand)
-    items = await intake.take(100)
+    items = await consumer.take(100)
     assert [item.delivery_count for item in items] == [0] * 10
 
 
 async def test_how_often_a_message_came_back_is_what_the_broker_counted(broker: Broker) -> None:
     await put(broker, b"1", **{"x-delivery-count": 99})
-    intake = Consumer(broker, prefetch=10)
+    consumer = Consumer(broker, prefetch=10)
     for returns in range(SUSPICIOUS + 1):
-        await intake.open(QUEUE)
-        (item,) = await take(intake, 1)
+        await consumer.open(QUEUE)
+        (item,) = await take(consumer, 1)
         assert item.delivery_count == returns
-        await intake.close(QUEUE)
+        await consumer.close(QUEUE)
 
 
 @pytest.mark.parametrize("within", [None, 10.0])
 async def test_a_taker_that_is_cancelled_as_it_is_woken_ends(
     broker: Broker, within: float | None
 ) -> None:
-    intake = Consumer(broker, prefetch=10)
+    consumer = Consumer(broker, prefetch=10)
 
     async def take_on() -> None:
         while True:
-            await intake.take(10, within)
+            await consumer.take(10, within)
 
     task = asyncio.create_task(take_on())
     await asyncio.sleep(0.05)
-    intake.wake()
+    consumer.wake()
     await asyncio.sleep(0)  # the waiting within is over, but the taker does not know it yet
     task.cancel()
     done, _ = await asyncio.wait([task], timeout=5)
@@ -194,12 +194,12 @@ async def follow(
     broker: Broker, applied: Applied, pages: int
 ) -> tuple[Follower, "asyncio.Task[None]"]:
     """Follow both partitions from their beginnings."""
-    intake = Consumer(broker, prefetch=100)
-    follower = Follower(intake, Log(await Requests.open(broker), pages), applied, most=10)
+    consumer = Consumer(broker, prefetch=100)
+    follower = Follower(consumer, Log(await Requests.open(broker), pages), applied, most=10)
     for partition in (0, 1):
         applied.following.add(partition)
         follower.open(partition, PositionTracker(0))
-    await intake.open(QUEUE)
+    await consumer.open(QUEUE)
 
     async def both() -> None:
         async with asyncio.TaskGroup() as group:

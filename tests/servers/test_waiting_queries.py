@@ -74,10 +74,10 @@ async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
     database: Any = Counting(pool)
     try:
         async with connect(deployment.rabbitmq_url, name="test") as broker:
-            intake = Consumer(broker, prefetch=500)
-            await intake.open(names.QUERIES)
+            consumer = Consumer(broker, prefetch=500)
+            await consumer.open(names.QUERIES)
             replies = await ReplyChannel.open(broker, deployment.rabbitmq_url, lambda *_: None)
-            found = QueryResponder(intake, replies, ReadModel(database), Past(database))
+            found = QueryResponder(consumer, replies, ReadModel(database), Past(database))
             task = asyncio.create_task(found.run())
             yield Responder(found, database, pool)
             task.cancel()
