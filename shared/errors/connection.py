@@ -53,7 +53,7 @@ def explained(server: Server) -> Iterator[None]:
         line = _tls(error, server) or _login(error, server) or _address(error, server)
         if line is not None:
             raise NotConnected(line) from error
-        if server is BROKER and isinstance(_cause(error), ConnectionResetError):
+        if server is BROKER and _hung_up(error):
             raise ConnectionResetError(MAYBE_TLS) from error  # or it is just going down
         raise
 
@@ -126,6 +126,11 @@ def _no_such_host(server: Server) -> str:
         f"read-only or not what is asked for: no host of {server.name} that answers is as "
         f"target_session_attrs in {server.setting} wants it"
     )
+
+
+def _hung_up(error: BaseException) -> bool:
+    """Whether the other side ended the connection, by a reset or in the middle of an answer."""
+    return isinstance(error.__cause__ or error, (ConnectionResetError, EOFError))
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -166,7 +166,7 @@ async def _bare_acknowledging(scene: Scene) -> float:
     await asyncio.to_thread(process.process.wait, 60)
     told = process.log.split("done ")
     expect(len(told) == 2, f"the bare process ended early: {process.log[-2000:]}")
-    return count / (float(told[1]) - start)
+    return count / (float(told[1].split()[0]) - start)
 
 
 async def _start_bare(
