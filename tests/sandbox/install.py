@@ -31,6 +31,7 @@ PROGRAMS_OF_TESTS = {
     "openssl": "openssl",
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "pgbouncer": "pgbouncer",
     "node": "nodejs",
     "npm": "npm",
 }
