@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from typing import get_args
 from uuid import UUID
 
 import pytest
@@ -13,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from command_service.domain.fingerprint import fingerprint
 from command_service.store.recorded_event import FreshEvent, RecordedEvent
+from shared.cli.watch import STYLES
 from shared.messages import names
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
@@ -22,6 +24,7 @@ from shared.messages.events import (
     ConsentEvent,
     ConsentGranted,
     ConsentRevoked,
+    Fact,
     UnknownEventError,
 )
 from shared.messages.queries import ConsentHistory, ListConsents
@@ -283,3 +286,7 @@ def test_the_same_content_has_the_same_fingerprint_however_its_json_is_written()
     other = RevokeConsent(patient_id="p", from_entity="doctor", from_id="d", target="exams")
     assert fingerprint(one) == fingerprint(same)
     assert fingerprint(one) != fingerprint(other)
+
+
+def test_consent_watch_has_words_for_every_kind_of_event() -> None:
+    assert set(STYLES) == set(get_args(Fact))
