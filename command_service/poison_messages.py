@@ -17,7 +17,7 @@ import asyncpg
 
 from command_service.rehearsal import Rehearsal
 from shared.errors import Conflict
-from shared.postgres.database import Pool
+from shared.postgres.connection import Pool
 from shared.postgres.statements import statement
 from shared.rabbitmq.consumer import Delivery
 from shared.worker.process import EXPECTED
@@ -52,7 +52,7 @@ class PoisonMessages:
 
     @asynccontextmanager
     async def not_blamed_for_outages(self, delivery: Delivery) -> AsyncIterator[None]:
-        """Acquit the message where a server, or another worker, kept it from being handled.
+        """Clear the message where a server, or another worker, kept it from being handled.
 
         Raises SurroundingsWrong in the place of an error that any other message would meet.
         """

@@ -4,7 +4,7 @@ from time import time
 from typing import Final
 
 from command_service.metrics import LOG_HEAD, PUBLISH_BACKLOG
-from shared.postgres.database import Connection
+from shared.postgres.connection import Connection
 from shared.postgres.statements import statement
 from shared.telemetry.metrics import LEASED
 from shared.worker.monitor import Probe

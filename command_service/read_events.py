@@ -8,7 +8,7 @@ from command_service.store.recorded_event import RecordedEvent
 from shared.messages.queries import QueryFailed, ReadEvents
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import answer, invalid, read_query
-from shared.rabbitmq.reply_to.publisher import ReplyChannel
+from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.telemetry.metrics import QUERIES
 from shared.values.partition import partition_of
 
@@ -21,7 +21,7 @@ class LogReader:
     """Reads the log for whoever asks; any worker can, whatever it owns."""
 
     def __init__(
-        self, consumer: Consumer, answers: ReplyChannel, store: EventStore, partitions: int
+        self, consumer: Consumer, answers: ReplyPublisher, store: EventStore, partitions: int
     ) -> None:
         self._consumer = consumer
         self._answers = answers

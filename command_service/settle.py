@@ -15,7 +15,7 @@ from shared.rabbitmq.connection import Properties, ids_of
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
 from shared.rabbitmq.publishing import PERSISTENT, Outgoing
-from shared.rabbitmq.reply_to.publisher import ReplyChannel
+from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 
 log = structlog.get_logger()
 
@@ -34,7 +34,7 @@ class Settler:
     """Settles batches of deliveries in the order in which they came."""
 
     def __init__(
-        self, consumer: Consumer, replies: ReplyChannel, dead_letters: DeadLetters
+        self, consumer: Consumer, replies: ReplyPublisher, dead_letters: DeadLetters
     ) -> None:
         self._consumer = consumer
         self._replies = replies

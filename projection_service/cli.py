@@ -31,7 +31,8 @@ from shared.cli.service_commands import (
 )
 from shared.cli.terminal import shown
 from shared.messages import names
-from shared.postgres.database import Connection, connect_once
+from shared.postgres.connection import Connection
+from shared.postgres.database import connect_once
 from shared.postgres.retention import read_age
 from shared.settings import read_settings
 from shared.worker.gc_tuning import collect_seldom

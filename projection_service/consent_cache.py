@@ -121,7 +121,7 @@ class ConsentCache:
     async def _read(
         self, unknown: Sequence[Key], misses: Mapping[str, CachedPatient]
     ) -> dict[Key, Consent]:
-        """Read the consents that exist among these, and what is parked of the misses."""
+        """Read the consents that exist among these, and what is parked of those who were missed."""
         if not misses:
             return await self._read_model.read_consents(unknown)
         consents, parked = await asyncio.gather(

@@ -21,7 +21,7 @@ from shared.messages.queries import (
     Place,
     RequestMade,
 )
-from shared.postgres.database import Queryable
+from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
 from shared.values.vocabulary import RECORD_TYPES, Grantee
 

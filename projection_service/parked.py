@@ -7,7 +7,7 @@ from projection_service.projections.changes import Move
 from projection_service.projections.fold import fold, keys, read
 from projection_service.read_model import ReadModel
 from shared.messages.cloud_event import CloudEvent
-from shared.postgres.database import Connection, Session
+from shared.postgres.connection import Connection, Session
 from shared.postgres.statements import statement
 
 _LIST_PARKED = statement("projection_service", "list_parked")

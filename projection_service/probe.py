@@ -8,7 +8,7 @@ from typing import Final
 from projection_service.metrics import LAG, PARKED_EVENTS, PARKED_PATIENTS
 from shared.event_log.log_client import LogClient
 from shared.messages.cloud_event import CloudEvent
-from shared.postgres.database import Connection
+from shared.postgres.connection import Connection
 from shared.postgres.statements import statement
 from shared.telemetry.metrics import LEASED
 from shared.worker.monitor import Probe

@@ -7,7 +7,7 @@ from typing import Final
 
 import asyncpg
 
-from shared.postgres.database import Connection
+from shared.postgres.connection import Connection
 from shared.postgres.retention import purging
 from shared.postgres.statements import statement
 

@@ -24,7 +24,7 @@ from shared.messages.queries import (
 )
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import answer, invalid, read_query
-from shared.rabbitmq.reply_to.publisher import ReplyChannel
+from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.telemetry.metrics import QUERIES
 
 MAX_BATCH: Final = 200
@@ -67,7 +67,7 @@ class QueryResponder:
     """
 
     def __init__(
-        self, consumer: Consumer, replies: ReplyChannel, read_model: ReadModel, past: Past
+        self, consumer: Consumer, replies: ReplyPublisher, read_model: ReadModel, past: Past
     ) -> None:
         self._consumer = consumer
         self._replies = replies
@@ -194,6 +194,8 @@ def _who_gives_way(waiting: Sequence[PendingQuery]) -> Iterator[PendingQuery]:
     Where they are spread over many patients the newest of all gives way, so that a crowd does not
     push out who was there before it.
     """
+    if len(waiting) <= MOST_WAITING:
+        return
     by_patient: dict[str, deque[PendingQuery]] = defaultdict(deque)
     for one in reversed(waiting):
         by_patient[one.query.patient_id].append(one)

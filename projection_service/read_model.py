@@ -12,7 +12,7 @@ from projection_service.projections.consents import Consent
 from projection_service.projections.spans import Spans
 from shared.errors import Fenced
 from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
-from shared.postgres.database import Queryable
+from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
 from shared.values.vocabulary import Grantee
 

@@ -7,7 +7,8 @@ from typing import Final
 
 import pytest
 
-from shared.postgres.database import Pool, open_pool
+from shared.postgres.connection import Pool
+from shared.postgres.database import open_pool
 from tests.sandbox import Sandbox, open_sandbox
 from tests.support.amqp import Client, open_client
 from tests.support.deployment import Deployment, open_deployment

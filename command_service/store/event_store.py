@@ -26,7 +26,7 @@ from command_service.store.recorded_event import FreshEvent, RecordedEvent
 from shared.errors import Conflict, DecidedBefore, Fenced
 from shared.messages.events import UnknownEventError, read_event
 from shared.messages.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
-from shared.postgres.database import Queryable
+from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
 
 _APPEND = statement("command_service", "append")

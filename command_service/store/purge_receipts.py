@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from shared.postgres.database import Connection
+from shared.postgres.connection import Connection
 from shared.postgres.retention import purging
 from shared.postgres.statements import statement
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic_core import from_json
 
 from projection_service.read_model import TABLES
-from shared.postgres.database import Session
+from shared.postgres.connection import Session
 from shared.postgres.statements import statement
 
 MOST_SHOWN: Final = 100

@@ -13,11 +13,8 @@ from projection_service.parked import retry_parked
 from projection_service.read_model import TABLES, ReadModel
 from shared.errors import NotNow, SettingsError
 from shared.errors.connection import DATABASES
+from shared.postgres.connection import Connection, Pool, Queryable, Session
 from shared.postgres.database import (
-    Connection,
-    Pool,
-    Queryable,
-    Session,
     check_partitions,
     compare_schema,
     connect_once,

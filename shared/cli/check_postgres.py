@@ -10,7 +10,8 @@ import asyncpg
 from shared.cli.check_results import Finding, Needs, Ownership, is_too_old
 from shared.errors import ConsentError
 from shared.errors.connection import DATABASES
-from shared.postgres.database import Pool, check_partitions, check_schema, open_pool
+from shared.postgres.connection import Pool
+from shared.postgres.database import check_partitions, check_schema, open_pool
 from shared.postgres.statements import statement
 from shared.postgres.surroundings import check_surroundings, too_few_connections
 

@@ -8,7 +8,7 @@ from shared.cli.check_results import Finding, Needs, is_too_old
 from shared.errors import BrokerBlocked, ConsentError
 from shared.errors.connection import BROKER_ERRORS
 from shared.messages import names
-from shared.rabbitmq.alarm_probe import AlarmBell
+from shared.rabbitmq.alarm_probe import AlarmProbe
 from shared.rabbitmq.connection import (
     AccessRefused,
     Broker,
@@ -41,7 +41,7 @@ async def broker_findings(needs: Needs, management: str | None) -> AsyncIterator
             asyncio.timeout(GIVE_UP_S),
         ):
             yield server_finding(broker.version)
-            await (await AlarmBell.open(broker)).ring()
+            await (await AlarmProbe.open(broker)).ring()
             if management is None:
                 topology = await _seen_topology(broker, needs.settings.consent_partitions)
             else:

@@ -73,7 +73,7 @@ class Followed:
 
 
 class Follower:
-    """Hands each event of the partitions it follows to a consumer, once and in order.
+    """Hands each event of the partitions it follows to a handler, once and in order.
 
     An event is *seen*, *next*, or behind a *gap*. What is behind a gap is held, unsettled, while
     the log is read from where the gap begins; a partition where nothing arrives has its log read

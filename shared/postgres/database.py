@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import asyncpg
 from pogo_core.error import BadMigrationError
@@ -14,18 +14,13 @@ from pogo_core.util import migrate as pogo
 
 from shared.errors import NotConnected, SchemaError, SettingsError
 from shared.errors.connection import DATABASES, SOME_DATABASE
-from shared.postgres import connection
+from shared.postgres.connection import BY_INDEX, Connection, Pool, Queryable, dial
 from shared.postgres.statements import statement
 from shared.postgres.surroundings import check_surroundings
 
 MIGRATION_LOCK: Final = 0xC045E47
 """One number for everybody who migrates a consent database, so that they wait for each other."""
 COMMAND_TIMEOUT_S: Final = 30
-
-Pool: TypeAlias = connection.Pool
-Connection: TypeAlias = connection.Connection
-Session: TypeAlias = connection.Session
-Queryable: TypeAlias = connection.Queryable
 
 _SILENT = logging.getLogger("consent.migrations")
 """The library says each step as a warning; our command line says them itself."""
@@ -53,10 +48,10 @@ async def open_pool(
     Raises NotConnected and SettingsError as `dial` does.
     """
     server = DATABASES.get(package, SOME_DATABASE)
-    wanted = {**connection.BY_INDEX, **(settings or {})}
+    wanted = {**BY_INDEX, **(settings or {})}
 
     async def connect(dsn: str | None = None, **passed: Any) -> Connection:  # noqa: ANN401
-        return await connection.dial(dsn or url, server, name=name, settings=wanted, **passed)
+        return await dial(dsn or url, server, name=name, settings=wanted, **passed)
 
     pool: Pool = await asyncpg.create_pool(
         url,
@@ -71,7 +66,7 @@ async def open_pool(
 
 async def connect_once(url: str, package: str, *, name: str) -> Connection:
     """Open one connection to a service's database; raises NotConnected as `open_pool` does."""
-    return await connection.dial(url, DATABASES[package], name=name)
+    return await dial(url, DATABASES[package], name=name)
 
 
 async def _nothing_to_reset(_: object) -> None:

@@ -11,7 +11,7 @@ _NOTHING: Final = Outgoing("", "consent.alarm-bell", b"", Properties(delivery_mo
 """It reaches no queue, since only `topology` may declare one of such a name."""
 
 
-class AlarmBell:
+class AlarmProbe:
     """Publishes nothing to nobody, over and over, on a channel of its own."""
 
     def __init__(self, broker: Broker, channel: Channel) -> None:
@@ -19,7 +19,7 @@ class AlarmBell:
         self._channel: Channel | None = channel
 
     @classmethod
-    async def open(cls, broker: Broker) -> "AlarmBell":
+    async def open(cls, broker: Broker) -> "AlarmProbe":
         """Open the channel, whose end is no loss."""
         return cls(broker, await broker.channel(confirms=True, expendable=True))
 

@@ -38,13 +38,13 @@ class QueueConsumer:
     in_hand: int = 0
     """Delivered and not yet settled."""
     settled: set[int] = field(default_factory=set)
-    """AmqpMessage tags that are done with, of which the broker has not been told yet."""
+    """Delivery tags that are done with, of which the broker has not been told yet."""
     let_go: int | None = None
     """The oldest delivery tag that was let go: it, and what follows it, is not acknowledged."""
     held: set[int] = field(default_factory=set)
-    """AmqpMessage tags that stay unsettled after their batch; what follows them is acknowledged."""
+    """Delivery tags that stay unsettled after their batch; what follows them is acknowledged."""
     gone: set[int] = field(default_factory=set)
-    """AmqpMessage tags that the broker has been told of, though their batch has not ended yet."""
+    """Delivery tags that the broker has been told of, though their batch has not ended yet."""
     telling: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the broker is told: it minds the order of acknowledgements."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -254,7 +254,7 @@ class Consumer:
         await delivery.source.channel.basic_ack(delivery.tag, wait=False)
 
     async def hold(self, delivery: Delivery) -> bool:
-        """Keep an delivery unsettled, though its batch is settled, until it is released.
+        """Keep a delivery unsettled, though its batch is settled, until it is released.
 
         It goes back when its queue is closed, and nobody waits for it; but it takes up prefetch.
         Where too much of that is taken up, the broker is told to set it aside by itself, and keeps

@@ -10,7 +10,7 @@ from shared.messages.replies import Detail
 from shared.messages.validation import details_of, read_json
 from shared.rabbitmq.connection import AmqpMessage, Properties
 from shared.rabbitmq.publishing import Outgoing
-from shared.rabbitmq.reply_to.publisher import ReplyChannel
+from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.values.oversized import LARGEST_ANSWER, LARGEST_REQUEST, too_large
 
 Query = TypeVar("Query", bound=BaseModel)
@@ -44,7 +44,7 @@ def invalid(field: str, message: str) -> QueryFailed:
     )
 
 
-async def answer(replies: ReplyChannel, message: AmqpMessage, body: bytes) -> None:
+async def answer(replies: ReplyPublisher, message: AmqpMessage, body: bytes) -> None:
     """Send an answer to whoever asked; nobody is told where no `reply_to` was given.
 
     One that nobody would read, or the broker not carry, becomes an error.

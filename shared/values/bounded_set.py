@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 Thing = TypeVar("Thing", bound=Hashable)
 
 
-class Remembered(Generic[Thing]):
+class BoundedSet(Generic[Thing]):
     """Things that were noted, at most so many."""
 
     def __init__(self, most: int) -> None:

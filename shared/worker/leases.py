@@ -18,7 +18,7 @@ from typing import Final
 import asyncpg
 
 from shared.errors import Fenced
-from shared.postgres.database import Connection
+from shared.postgres.connection import Connection
 from shared.postgres.statements import statement
 from shared.values.partition import Lease
 

@@ -15,9 +15,9 @@ from shared.errors import BrokerBlocked, NoAnswer, QueryRefused, SchemaError, To
 from shared.errors.connection import DATABASES
 from shared.errors.text import words_of
 from shared.event_log.log_client import LogClient
-from shared.postgres.connection import BY_INDEX, dial
-from shared.postgres.database import Connection, compare_schema
-from shared.rabbitmq.alarm_probe import AlarmBell
+from shared.postgres.connection import BY_INDEX, Connection, dial
+from shared.postgres.database import compare_schema
+from shared.rabbitmq.alarm_probe import AlarmProbe
 from shared.rabbitmq.connection import Broker, Channel, EntityNotFound, connect
 from shared.rabbitmq.rpc_client import Requests
 from shared.rabbitmq.topology import EXCHANGES, queues
@@ -60,11 +60,11 @@ class Monitor:
         self._database_url = database_url
         self._settings = settings
         self._readiness = readiness
-        self._outlook = probe
+        self._probe = probe
         self._database: Connection | None = None
         self._broker = AsyncExitStack()
         self._channel: Channel | None = None
-        self._bell: AlarmBell | None = None
+        self._bell: AlarmProbe | None = None
         self._log: LogClient | None = None
         self._stopping = asyncio.Event()
 
@@ -117,7 +117,7 @@ class Monitor:
         async with asyncio.timeout(PATIENCE_S):
             if self._database is None:
                 self._database = await self._connect_database()
-            await self._outlook.look(self._database)
+            await self._probe.look(self._database)
             await compare_schema(self._database, self._package)
 
     async def _connect_database(self) -> Connection:
@@ -136,20 +136,20 @@ class Monitor:
                 self._channel, self._bell = await self._connect_broker()
             await self._bell.ring()
             await self._look_at_topology(self._channel)
-        if self._outlook.ask and self._log:
+        if self._probe.ask and self._log:
             with suppress(NoAnswer, QueryRefused, TimeoutError):
                 async with asyncio.timeout(ANSWER_WITHIN_S):
-                    await self._outlook.ask(self._log)
+                    await self._probe.ask(self._log)
                 LAST_LOOK.labels("log").set_to_current_time()
 
-    async def _connect_broker(self) -> tuple[Channel, AlarmBell]:
+    async def _connect_broker(self) -> tuple[Channel, AlarmProbe]:
         name = f"{self._package} {self._settings.worker_id} observer"
         broker: Broker = await self._broker.enter_async_context(
             connect(self._settings.rabbitmq_url, name=name)
         )
         self._log = LogClient(await Requests.open(broker))
         broker.alarm.tell(partial(self._readiness.blocked, "observer"))
-        return await broker.channel(), await AlarmBell.open(broker)
+        return await broker.channel(), await AlarmProbe.open(broker)
 
     async def _look_at_topology(self, channel: Channel) -> None:
         """Ask for each exchange and queue; that needs no permission, and tells how much waits."""

@@ -16,17 +16,11 @@ import structlog
 
 from shared.errors import Fenced
 from shared.errors.connection import BROKER_ERRORS, DATABASES
-from shared.postgres.database import (
-    Connection,
-    Pool,
-    check_partitions,
-    check_schema,
-    connect_once,
-    open_pool,
-)
+from shared.postgres.connection import Connection, Pool
+from shared.postgres.database import check_partitions, check_schema, connect_once, open_pool
 from shared.postgres.surroundings import check_surroundings
 from shared.rabbitmq.connection import Broker, connect, only_our_cancellation
-from shared.rabbitmq.reply_to.publisher import ReplyChannel
+from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.settings import WorkerSettings
 from shared.telemetry.metrics import OWNED
 from shared.telemetry.readiness import Readiness
@@ -62,7 +56,7 @@ class Opened:
     """What a session has when it begins."""
 
     broker: Broker
-    replies: ReplyChannel
+    replies: ReplyPublisher
     pool: Pool
     may_write: Callable[[], bool]
     """Whether the leases still hold by this machine's clock."""
@@ -201,7 +195,7 @@ class _Session:
 
     async def work(self, broker: Broker, stop: asyncio.Event) -> None:
         """Work until all is drained; whatever ends it sooner, the leases are given up."""
-        replies = await ReplyChannel.open(
+        replies = await ReplyPublisher.open(
             broker, self._settings.rabbitmq_url, self._readiness.report
         )
         pool, may_write = self._database.pool, self._keeper.is_valid

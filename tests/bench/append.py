@@ -8,7 +8,8 @@ from typing import Any
 
 from command_service.domain.decisions import Decision
 from command_service.store.event_store import EventStore
-from shared.postgres.database import Pool, open_pool
+from shared.postgres.connection import Pool
+from shared.postgres.database import open_pool
 from tests.bench.bench import Bench, Figure, Goal, Section
 from tests.bench.stage import open_stage
 from tests.bench.writer import Writer, decide_batches

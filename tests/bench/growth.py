@@ -12,7 +12,8 @@ from uuid import uuid4
 from command_service.domain.decisions import Stream
 from command_service.store.event_store import EventStore
 from shared.messages.commands import ConsentCommand
-from shared.postgres.database import Pool, open_pool
+from shared.postgres.connection import Pool
+from shared.postgres.database import open_pool
 from tests.bench.append import BATCH, PATIENTS
 from tests.bench.bench import Bench, Figure, Goal, Section, expect
 from tests.bench.grants import Grant

@@ -15,7 +15,7 @@ import pytest
 from shared.client.client import ConsentClient
 from shared.errors import BrokerBlocked, NoAnswer
 from shared.errors.connection import BROKER_ERRORS
-from shared.rabbitmq.alarm_probe import AlarmBell
+from shared.rabbitmq.alarm_probe import AlarmProbe
 from shared.rabbitmq.connection import Properties, connect
 from shared.rabbitmq.publishing import Outgoing, publish, publish_at_once, publish_in_order
 from tests.conftest import PARTITIONS
@@ -144,7 +144,7 @@ async def test_a_publish_that_waits_ends_with_its_connection(
 ) -> None:
     with alarm(sandbox):
         async with connect(deployment.rabbitmq_url, name="test of waiting") as broker:
-            bell, channel = await AlarmBell.open(broker), await broker.channel()
+            bell, channel = await AlarmProbe.open(broker), await broker.channel()
             await_confirms = await broker.channel(confirms=True)
             with pytest.raises(BrokerBlocked):
                 await bell.ring()

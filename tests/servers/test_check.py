@@ -17,7 +17,7 @@ from projection_service.settings import ProjectionSettings
 from shared.cli import check_postgres, check_rabbitmq
 from shared.cli.check import check
 from shared.cli.check_results import Finding, Needs
-from shared.postgres.database import Pool
+from shared.postgres.connection import Pool
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.servers.test_least_privilege import with_login

@@ -14,7 +14,7 @@ from command_service.store.event_store import Appended, EventStore
 from shared.errors import Conflict, DecidedBefore, Fenced
 from shared.messages.commands import ConsentCommand, GrantConsent, RevokeConsent
 from shared.messages.replies import CommandAccepted, CommandRejected
-from shared.postgres.database import Pool
+from shared.postgres.connection import Pool
 from shared.values.partition import partition_of
 from shared.values.vocabulary import Target
 from tests.conftest import PARTITIONS

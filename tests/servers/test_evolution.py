@@ -19,7 +19,7 @@ from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import EVENTS, UnknownEventError, read_event
 from shared.messages.replies import CommandAccepted, CommandRejected
 from shared.messages.upcasting import UPCASTERS, Data
-from shared.postgres.database import Pool
+from shared.postgres.connection import Pool
 from tests.servers.test_event_store import EPOCHS, append, decide, grant, received, revoke
 from tests.support import next_version
 from tests.support.amqp import Client, body_of

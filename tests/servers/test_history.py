@@ -18,7 +18,7 @@ from projection_service.read_model import ReadModel
 from shared.client.history_pages import joined
 from shared.messages.cloud_event import CloudEvent, timestamp
 from shared.messages.queries import ConsentHistory, HasConsent, History
-from shared.postgres.database import Pool
+from shared.postgres.connection import Pool
 from shared.values.vocabulary import RECORD_TYPES, Grantee, RecordType
 
 PATIENT: Final = "p-1"

@@ -13,7 +13,7 @@ from projection_service.projections.consents import Consent
 from projection_service.projections.fold import Fact, fold, read
 from projection_service.read_model import ReadModel
 from shared.messages.cloud_event import CloudEvent
-from shared.postgres.database import Pool
+from shared.postgres.connection import Pool
 from shared.values.vocabulary import RECORD_TYPES, Grantee
 from tests.servers.test_history import BEGAN, VERBS, event
 

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from shared.errors import Fenced
-from shared.postgres.database import Connection, Pool
+from shared.postgres.connection import Connection, Pool
 from shared.values.partition import Lease
 from shared.worker.leases import LeaseKeeper
 from tests.chaos.links import Disorder, open_wires

@@ -7,7 +7,7 @@ import asyncpg
 
 from command_service.domain.patient import MOST_REQUESTS
 from shared.client.client import ConsentClient
-from shared.postgres.database import Pool
+from shared.postgres.connection import Pool
 from shared.postgres.statements import statement
 from tests.conftest import PARTITIONS
 from tests.servers.test_cli import CONSENT

@@ -9,7 +9,7 @@ import pytest
 
 from projection_service.projections.changes import Changes, Move
 from projection_service.read_model import ReadModel
-from shared.postgres.database import Connection, Pool
+from shared.postgres.connection import Connection, Pool
 from shared.postgres.statements import statement
 from tests.conftest import PARTITIONS
 from tests.support.eventually import eventually

@@ -14,7 +14,8 @@ import pytest
 from command_service.store.event_store import EventStore
 from command_service.store.purge_receipts import ROWS_AT_ONCE, PurgedReceipts, purge_receipts
 from shared.errors import SettingsError
-from shared.postgres.database import Connection, Pool, migrate
+from shared.postgres.connection import Connection, Pool
+from shared.postgres.database import migrate
 from shared.postgres.statements import statement
 from shared.values.durations import parse_duration
 from tests.conftest import PARTITIONS

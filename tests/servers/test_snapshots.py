@@ -24,7 +24,7 @@ from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import MOST_WAITING, SnapshotWriter
 from shared.messages.commands import ConsentCommand
 from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
-from shared.postgres.database import Pool
+from shared.postgres.connection import Pool
 from shared.postgres.statements import statement
 from tests.servers.test_event_store import append, grant
 from tests.support.amqp import Client

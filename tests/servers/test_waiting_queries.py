@@ -14,11 +14,12 @@ from projection_service.history_queries import Past
 from projection_service.query_responder import MOST_WAITING, QueryResponder
 from projection_service.read_model import ReadModel
 from shared.messages import names
-from shared.postgres.database import Pool, open_pool
+from shared.postgres.connection import Pool
+from shared.postgres.database import open_pool
 from shared.postgres.statements import statement
 from shared.rabbitmq.connection import connect
 from shared.rabbitmq.consumer import Consumer
-from shared.rabbitmq.reply_to.publisher import ReplyChannel
+from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from tests.support.amqp import Client
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
@@ -76,7 +77,7 @@ async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
         async with connect(deployment.rabbitmq_url, name="test") as broker:
             consumer = Consumer(broker, prefetch=500)
             await consumer.open(names.QUERIES)
-            replies = await ReplyChannel.open(broker, deployment.rabbitmq_url, lambda *_: None)
+            replies = await ReplyPublisher.open(broker, deployment.rabbitmq_url, lambda *_: None)
             found = QueryResponder(consumer, replies, ReadModel(database), Past(database))
             task = asyncio.create_task(found.run())
             yield Responder(found, database, pool)

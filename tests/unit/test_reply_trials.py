@@ -16,7 +16,7 @@ from shared.rabbitmq.reply_to.trials import (
     Trials,
     family,
 )
-from shared.values.bounded_set import Remembered
+from shared.values.bounded_set import BoundedSet
 
 
 def address(node: str, number: int) -> str:
@@ -54,7 +54,7 @@ def tried_until_told_apart(trials: Trials, bad: set[str]) -> tuple[set[str], set
 
 
 def test_what_is_forgotten_was_not_used_for_longest() -> None:
-    remembered: Remembered[str] = Remembered(2)
+    remembered: BoundedSet[str] = BoundedSet(2)
     remembered.note("a")
     remembered.note("b")
     assert "a" in remembered

@@ -52,7 +52,7 @@ class DirectReplies:
         self._waits = asyncio.Event()
         self._sent = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        """None before the first reply, so that nothing is left of what never began."""
+        """Empty before the first reply, so that nothing is left of what never began."""
 
     async def send(self, replies: Sequence[Outgoing]) -> None:
         """Send what goes to proven addresses, and leave the others to their trial."""

@@ -21,7 +21,7 @@ Whoever may only ask must not write there with a worker's rights.
 log = structlog.get_logger()
 
 
-class ReplyChannel:
+class ReplyPublisher:
     """Publishes to whatever `reply_to` a sender gave, without waiting for confirms."""
 
     def __init__(self, broker: Broker, channel: Channel, direct: DirectReplies) -> None:
@@ -30,7 +30,7 @@ class ReplyChannel:
         self._direct = direct
 
     @classmethod
-    async def open(cls, broker: Broker, url: str, tell: Tell) -> "ReplyChannel":
+    async def open(cls, broker: Broker, url: str, tell: Tell) -> "ReplyPublisher":
         """Open a channel; the connections for direct replies open when they are first needed.
 
         `tell` is told when these can't be opened.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shared.rabbitmq.publishing import Outgoing
-from shared.values.bounded_set import Remembered
+from shared.values.bounded_set import BoundedSet
 
 PROCESS_NUMBERS: Final = 12
 """Bytes at the end of an Erlang process id that tell the processes of one node apart."""
@@ -66,8 +66,8 @@ class Trials:
     """What is known of addresses, and the replies that wait until more is."""
 
     def __init__(self) -> None:
-        self._proven: Remembered[str] = Remembered(MOST_PROVEN)
-        self._families: Remembered[bytes] = Remembered(MOST_FAMILIES)
+        self._proven: BoundedSet[str] = BoundedSet(MOST_PROVEN)
+        self._families: BoundedSet[bytes] = BoundedSet(MOST_FAMILIES)
         self._condemned: dict[str, float] = {}
         self._kin: dict[str, Suspended] = {}
         """Of families that have a proven address."""
