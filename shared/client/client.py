@@ -232,29 +232,31 @@ class ConsentClient:
 
     async def _ask(self, request: Request) -> AmqpMessage:
         """Ask, and ask again over a new connection while there is time."""
-        failure: BaseException | None = None
-        refused = 0
-        deadline = monotonic() + self._within
+        failures: list[BaseException] = []
         try:
             async with asyncio.timeout(self._within):
-                while True:
-                    try:
-                        requests = await self._connected()
-                        return await requests.ask(request, max(0.0, deadline - monotonic()))
-                    except NoAnswer:
-                        self._blame_alarm(request)
-                        raise
-                    except BROKER_ERRORS as error:
-                        failure = error
-                        refused += isinstance(error, AccessRefused)
-                        if refused == REFUSED_TWICE:
-                            raise NotAllowed(
-                                f"not allowed to send {request.type}: {error}"
-                            ) from error
-                    await asyncio.sleep(PAUSE_S)
+                return await self._ask_until_answered(request, failures)
+        except NoAnswer:
+            self._blame_alarm(request)
+            raise
         except TimeoutError:
             self._blame_alarm(request)
+            failure = failures[-1] if failures else None
             raise _no_answer(request, self._within, failure) from failure
+
+    async def _ask_until_answered(
+        self, request: Request, failures: list[BaseException]
+    ) -> AmqpMessage:
+        deadline = monotonic() + self._within
+        while True:
+            try:
+                requests = await self._connected()
+                return await requests.ask(request, max(0.0, deadline - monotonic()))
+            except BROKER_ERRORS as error:
+                failures.append(error)
+                if sum(isinstance(one, AccessRefused) for one in failures) == REFUSED_TWICE:
+                    raise NotAllowed(f"not allowed to send {request.type}: {error}") from error
+            await asyncio.sleep(PAUSE_S)
 
     def _blame_alarm(self, request: Request) -> None:
         """Raise NoAnswer with the better reason, where the broker takes nothing from anybody."""
