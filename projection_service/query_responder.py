@@ -12,7 +12,7 @@ import structlog
 from projection_service.history_queries import Past, is_never
 from projection_service.projections.changes import Held
 from projection_service.read_model import ReadModel
-from shared.messages.cloud_event import timestamp
+from shared.messages.timestamp import timestamp
 from shared.messages.queries import (
     ConsentHeld,
     ConsentHistory,

@@ -32,7 +32,8 @@ from shared.errors import (
 )
 from shared.errors.connection import BROKER_ERRORS
 from shared.event_log.log_client import Page
-from shared.messages.cloud_event import CloudEvent, timestamp
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.timestamp import timestamp
 from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.messages.events import UnknownEventError
 from shared.messages.queries import ConsentHeld, Consents, ListConsents

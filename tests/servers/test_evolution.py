@@ -58,7 +58,7 @@ def test_every_version_of_every_event_has_a_golden_row() -> None:
     written = {
         (name, version)
         for name, model in EVENTS.items()
-        for version in range(1, model.schema_version + 1)
+        for version in range(1, model.newest_schema + 1)
     }
     kept = [(one["row"]["type"], one["row"]["schema_version"]) for one in GOLDEN]
     assert sorted(kept) == sorted(written), "add a row to tests/golden/events.json"
@@ -83,7 +83,7 @@ def test_upcasters_lead_from_version_1_to_the_one_that_is_written() -> None:
     expected = {
         (name, version)
         for name, model in EVENTS.items()
-        for version in range(1, model.schema_version)
+        for version in range(1, model.newest_schema)
     }
     assert UPCASTERS.keys() == expected
 
