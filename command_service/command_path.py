@@ -94,7 +94,7 @@ class CommandPath:
         Raises Conflict where that does not end.
         """
         decoded = [self._decode(delivery) for delivery in deliveries]
-        received = [one for one in decoded if isinstance(one, Received)]
+        received = [request for request in decoded if isinstance(request, Received)]
         epochs = {
             delivery.source.lease.partition: delivery.source.lease.epoch
             for delivery in deliveries
@@ -110,7 +110,7 @@ class CommandPath:
                     True  # such a patient's commands get no receipt that could be in the way
                 )
                 continue
-            rulings = [_rule(batch, one) for one in decoded]
+            rulings = [_rule(batch, request) for request in decoded]
             try:
                 appended = await self._append(batch, epochs, receipts_checked=check_receipts)
             except DecidedBefore:
@@ -140,12 +140,16 @@ class CommandPath:
 
     async def _load(self, received: Sequence[Received], *, receipts: bool) -> Batch:
         """Read the patients that are not in memory, and receipts beside them if wanted."""
-        patients = {one.command.patient_id for one in received}
-        known = {one: stream for one in patients if (stream := self.streams.get(one))}
+        patients = {request.command.patient_id for request in received}
+        known = {
+            patient_id: stream
+            for patient_id in patients
+            if (stream := self.streams.get(patient_id))
+        }
         reading = self._store.read_streams(list(patients - known.keys()))
         if not receipts:
             return Batch({}, {**dict.fromkeys(patients, EMPTY), **known, **await reading})
-        ids = list({one.command_id for one in received})
+        ids = list({request.command_id for request in received})
         decided, read = await asyncio.gather(self._store.read_receipts(ids), reading)
         return Batch(decided, {**dict.fromkeys(patients, EMPTY), **known, **read})
 

@@ -274,7 +274,7 @@ class Publisher:
             raise Fenced("the leases ended before the events were published")
         messages = [message(event) for event in events]
         refused = await outlet.publish(messages, within=CONFIRMED_WITHIN_S)
-        why = {one.message.properties.message_id: one.why for one in refused}
+        why = {refusal.message.properties.message_id: refusal.why for refusal in refused}
         return {event: why[id_] for event in events if (id_ := str(event.event_id)) in why}
 
     async def _repay(self, box: Outbox) -> None:

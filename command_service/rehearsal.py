@@ -58,6 +58,8 @@ async def _decide(store: EventStore, received: Received, lease: Lease) -> None:
 
 def _harmless(partition: int, partitions: int) -> Received:
     ids = (f"{PATIENT}-{number}" for number in count())
-    patient_id = next(one for one in ids if partition_of(one, partitions) == partition)
+    patient_id = next(
+        candidate for candidate in ids if partition_of(candidate, partitions) == partition
+    )
     command = GrantConsent(patient_id=patient_id, to_entity="doctor", to_id=PATIENT, target="exams")
     return Received(uuid4(), command, fingerprint(command), partition, PATIENT)

@@ -48,10 +48,12 @@ class Settler:
         What can't be set aside now is answered, and stays unsettled until it can.
         """
         await self._dead_letters.set_aside(_set_aside(answered))
-        await self._replies.send([reply for one in answered if (reply := _reply(one))])
+        await self._replies.send(
+            [reply for settlement in answered if (reply := _reply(settlement))]
+        )
         _count(answered)
         _tell_set_aside(answered)
-        await self._consumer.settle(one.delivery for one in answered)
+        await self._consumer.settle(settlement.delivery for settlement in answered)
 
     async def give_up(self, delivery: Delivery) -> bool:
         """Set aside a message that has ended a worker each time it was handled; whether it is."""
@@ -62,18 +64,18 @@ class Settler:
         return is_kept
 
 
-def _reply(one: Settlement) -> Outgoing | None:
+def _reply(settlement: Settlement) -> Outgoing | None:
     """Write the reply, to whoever said where to."""
-    asked = one.delivery.message.header.properties
+    asked = settlement.delivery.message.header.properties
     if not asked.reply_to:
         return None
     properties = Properties(
         content_type="application/json",
         correlation_id=asked.correlation_id or asked.message_id,
         delivery_mode=PERSISTENT,
-        message_type=one.outcome.type,
+        message_type=settlement.outcome.type,
     )
-    return Outgoing("", asked.reply_to, one.outcome.model_dump_json().encode(), properties)
+    return Outgoing("", asked.reply_to, settlement.outcome.model_dump_json().encode(), properties)
 
 
 def _where(delivery: Delivery) -> dict[str, str | None]:
@@ -81,17 +83,27 @@ def _where(delivery: Delivery) -> dict[str, str | None]:
 
 
 def _tell_set_aside(answered: Sequence[Settlement]) -> None:
-    for one in answered:
-        if isinstance(one.outcome, CommandRejected) and one.outcome.error in SET_ASIDE:
-            log.warning("delivery.set_aside", reason=one.outcome.error, **_where(one.delivery))
+    for settlement in answered:
+        if (
+            isinstance(settlement.outcome, CommandRejected)
+            and settlement.outcome.error in SET_ASIDE
+        ):
+            log.warning(
+                "delivery.set_aside", reason=settlement.outcome.error, **_where(settlement.delivery)
+            )
 
 
 def _set_aside(answered: Sequence[Settlement]) -> list[tuple[Delivery, Outgoing]]:
     """Copies, for the dead letters, of the messages that are at fault themselves."""
     return [
-        (one.delivery, dead_letter(one.delivery.message, one.outcome.error, one.outcome.details))
-        for one in answered
-        if isinstance(one.outcome, CommandRejected) and one.outcome.error in SET_ASIDE
+        (
+            settlement.delivery,
+            dead_letter(
+                settlement.delivery.message, settlement.outcome.error, settlement.outcome.details
+            ),
+        )
+        for settlement in answered
+        if isinstance(settlement.outcome, CommandRejected) and settlement.outcome.error in SET_ASIDE
     ]
 
 
@@ -99,13 +111,17 @@ def _count(answered: Sequence[Settlement]) -> None:
     """Count a batch at once: looking up a labelled metric is dear."""
     for labels, count in Counter(map(_labels, answered)).items():
         metrics.COMMANDS.labels(*labels).inc(count)
-    metrics.REDELIVERED.inc(sum(bool(one.delivery.message.redelivered) for one in answered))
+    metrics.REDELIVERED.inc(
+        sum(bool(settlement.delivery.message.redelivered) for settlement in answered)
+    )
     now = monotonic()
-    for one in answered:
-        metrics.COMMAND_SECONDS.observe(now - one.delivery.arrived)
+    for settlement in answered:
+        metrics.COMMAND_SECONDS.observe(now - settlement.delivery.arrived)
 
 
-def _labels(one: Settlement) -> tuple[str, str]:
-    kind = one.delivery.message.header.properties.message_type
-    error = one.outcome.error if isinstance(one.outcome, CommandRejected) else "accepted"
+def _labels(settlement: Settlement) -> tuple[str, str]:
+    kind = settlement.delivery.message.header.properties.message_type
+    error = (
+        settlement.outcome.error if isinstance(settlement.outcome, CommandRejected) else "accepted"
+    )
     return kind if kind in COMMANDS else "other", error

@@ -73,9 +73,16 @@ def list_(json: AsJson = False) -> None:
         print_json(found)
         return
     table = Table("patient", "partition", "events", "first position", "since", "reason")
-    for one in found:
-        since = one.parked_at.isoformat(timespec="seconds")
-        row = (one.patient_id, one.partition, one.events, one.first_position, since, one.reason)
+    for patient in found:
+        since = patient.parked_at.isoformat(timespec="seconds")
+        row = (
+            patient.patient_id,
+            patient.partition,
+            patient.events,
+            patient.first_position,
+            since,
+            patient.reason,
+        )
         table.add_row(*(shown(str(value)) for value in row))
     console.print(table if found else "nothing is parked")
 
@@ -83,8 +90,8 @@ def list_(json: AsJson = False) -> None:
 @parked_app.command(epilog="Example: python -m projection_service parked show p-1")
 def show(patient_id: PatientId) -> None:
     """Show a patient's parked events as JSON, one on a line, in order."""
-    for one in _with_read_model(lambda connection: show_parked(connection, patient_id)):
-        print_json(one)
+    for event in _with_read_model(lambda connection: show_parked(connection, patient_id)):
+        print_json(event)
 
 
 @parked_app.command(epilog="Example: python -m projection_service parked retry p-1")
@@ -207,11 +214,11 @@ def _show_rebuilt(done: Rebuilt) -> None:
 def _show_compared(compared: Compared) -> None:
     if not compared.different:
         return
-    some = compared.examples[:ROWS_SHOWN]
-    of = f"{compared.different:,} differences, the first {len(some)}"
+    examples = compared.examples[:ROWS_SHOWN]
+    of = f"{compared.different:,} differences, the first {len(examples)}"
     table = Table("row", "in the read model", "by the log", title=f"{compared.table}: {of}")
-    for one in some:
-        table.add_row(*(_cell(value) for value in (one.key, one.live, one.rebuilt)))
+    for example in examples:
+        table.add_row(*(_cell(value) for value in (example.key, example.live, example.rebuilt)))
     console.print(table)
 
 

@@ -71,12 +71,14 @@ class ConsentCache:
         known, misses = self._lookup(event for event, _ in facts)
         wanted = keys(facts)
         unknown = [key for key in wanted if not known[key.patient_id].knows(key.grantee)]
-        read = await self._read(unknown, {one: known[one] for one in misses})
+        read = await self._read(unknown, {patient_id: known[patient_id] for patient_id in misses})
         consents = {
             key: read.get(key) or known[key.patient_id].consents.get(key.grantee, NOTHING)
             for key in wanted
         }
-        return consents, {id_: one.parked for id_, one in known.items() if one.parked is not None}
+        return consents, {
+            id_: patient.parked for id_, patient in known.items() if patient.parked is not None
+        }
 
     def note(self, changes: Changes) -> None:
         """Know what has changed, of those who are not forgotten meanwhile."""
@@ -85,16 +87,20 @@ class ConsentCache:
                 self._size -= known.size
                 known.keep(key.grantee, consent)
                 self._size += known.size
-        for one in changes.parked:
-            if (known := self._patients.get(one.patient_id)) and known.parked is None:
-                known.parked = one.position
+        for event in changes.parked:
+            if (known := self._patients.get(event.patient_id)) and known.parked is None:
+                known.parked = event.position
         while self._size > self._most:
             _, oldest = self._patients.popitem(last=False)
             self._size -= oldest.size
 
     def forget(self, partition: int) -> None:
         """Forget the patients of a partition, since others may have written to it."""
-        theirs = [one for one, known in self._patients.items() if known.partition == partition]
+        theirs = [
+            patient_id
+            for patient_id, known in self._patients.items()
+            if known.partition == partition
+        ]
         for patient_id in theirs:
             self._size -= self._patients.pop(patient_id).size
 
@@ -110,10 +116,10 @@ class ConsentCache:
                 self._patients.move_to_end(patient_id)
             else:
                 begins = event.streamversion == 1
-                self._patients[patient_id] = one = CachedPatient(
+                self._patients[patient_id] = patient = CachedPatient(
                     event.partition, is_complete=begins
                 )
-                self._size += one.size
+                self._size += patient.size
                 misses += [] if begins else [patient_id]
             known[patient_id] = self._patients[patient_id]
         return known, misses

@@ -48,8 +48,11 @@ class Past:
 
     async def had_consent(self, asked: Sequence[HasConsent]) -> list[HeldOnce]:
         """Read what each of these could see at the moment `at` of the question, in their order."""
-        keys = [Key(one.patient_id, Grantee(one.entity_name, one.entity_id)) for one in asked]
-        moments = [one.at for one in asked]
+        keys = [
+            Key(question.patient_id, Grantee(question.entity_name, question.entity_id))
+            for question in asked
+        ]
+        moments = [question.at for question in asked]
         rows = await self._database.fetch(
             _HAD_CONSENT, *key_columns(keys), moments, list(RECORD_TYPES)
         )
@@ -60,15 +63,20 @@ class Past:
 
     async def read_history(self, asked: Sequence[ConsentHistory]) -> list[History]:
         """Read a page of the history for each of these questions, in their order."""
-        places = [_BEGINNING if one.after is None else _columns_of(one.after) for one in asked]
+        places = [
+            _BEGINNING if question.after is None else _columns_of(question.after)
+            for question in asked
+        ]
         rows = await self._database.fetch(
             _READ_HISTORY,
-            [one.patient_id for one in asked],
+            [question.patient_id for question in asked],
             *zip(*places, strict=True),
-            [one.limit + 1 for one in asked],
+            [question.limit + 1 for question in asked],
         )
         pages = groupby(rows, key=itemgetter("number"))
-        return [_history(one, list(page)) for one, (_, page) in zip(asked, pages, strict=True)]
+        return [
+            _history(question, list(page)) for question, (_, page) in zip(asked, pages, strict=True)
+        ]
 
 
 def _columns_of(place: Place) -> tuple[str, str, str, str, int]:

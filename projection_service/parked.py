@@ -101,4 +101,4 @@ async def _fenced(connection: Session, patient_id: str) -> tuple[list[CloudEvent
         return [], 0
     epoch: int = await connection.fetchval(_FENCE_PROJECTOR, parked[0].partition)
     parked = await show_parked(connection, patient_id)
-    return [CloudEvent.model_validate_json(one.event) for one in parked], epoch
+    return [CloudEvent.model_validate_json(event.event) for event in parked], epoch

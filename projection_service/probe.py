@@ -34,7 +34,10 @@ class Checkpoints:
 
     async def ask(self, log: LogClient) -> None:
         """Ask for what follows each checkpoint: how much it is, and how old its first event."""
-        asked = (self._ask_one(log, *one) for one in self._positions.items())
+        asked = (
+            self._ask_one(log, partition, position)
+            for partition, position in self._positions.items()
+        )
         await asyncio.gather(*asked)
 
     async def _ask_one(self, log: LogClient, partition: int, position: int) -> None:

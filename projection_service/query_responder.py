@@ -81,7 +81,7 @@ class QueryResponder:
         """Note versions just projected, and go on at once where somebody waits for one of them."""
         reached = self._versions.keys() & versions.keys()
         if reached:
-            self._versions.update((one, versions[one]) for one in reached)
+            self._versions.update((patient_id, versions[patient_id]) for patient_id in reached)
             self._consumer.wake()
 
     async def run(self) -> None:
@@ -92,8 +92,8 @@ class QueryResponder:
             )
             began = monotonic()
             asked = await self._read(deliveries)
-            await self._answer([one for one in asked if not one.query.min_version])
-            self._wait([one for one in asked if one.query.min_version])
+            await self._answer([pending for pending in asked if not pending.query.min_version])
+            self._wait([pending for pending in asked if pending.query.min_version])
             if self._waiting:
                 await self._answer_who_waits()
             if deliveries:
@@ -118,44 +118,59 @@ class QueryResponder:
     def _wait(self, asked: Sequence[PendingQuery]) -> None:
         """Let these wait too; from here on it is noticed when their patients are projected."""
         self._waiting += asked
-        for one in asked:
-            self._versions.setdefault(one.query.patient_id, 0)
+        for pending in asked:
+            self._versions.setdefault(pending.query.patient_id, 0)
 
     async def _answer_who_waits(self) -> None:
         """Run the queries whose version is there, and tell who waited long enough."""
         await self._look_up_versions()
-        there = [one for one in self._waiting if self._is_there(one)]
-        waiting = [one for one in self._waiting if not self._is_there(one)]
+        there = [pending for pending in self._waiting if self._is_there(pending)]
+        waiting = [pending for pending in self._waiting if not self._is_there(pending)]
         now = monotonic()
-        giving_up = {one for one in waiting if one.until <= now}
-        giving_up.update(_who_gives_way([one for one in waiting if one not in giving_up]))
-        for one in giving_up:
-            await self._reply(one.delivery, too_late(self._versions[one.query.patient_id]))
-        self._waiting = [one for one in waiting if one not in giving_up]
+        giving_up = {pending for pending in waiting if pending.until <= now}
+        giving_up.update(
+            _who_gives_way([pending for pending in waiting if pending not in giving_up])
+        )
+        for pending in giving_up:
+            await self._reply(pending.delivery, too_late(self._versions[pending.query.patient_id]))
+        self._waiting = [pending for pending in waiting if pending not in giving_up]
         self._versions = {
-            one: self._versions[one] for one in {each.query.patient_id for each in self._waiting}
+            patient_id: self._versions[patient_id]
+            for patient_id in {pending.query.patient_id for pending in self._waiting}
         }
         await self._answer(there)
 
     async def _look_up_versions(self) -> None:
         """Look up all who are waited for, whoever projects them."""
-        patients = list({one.query.patient_id for one in self._waiting if not self._is_there(one)})
+        patients = list(
+            {pending.query.patient_id for pending in self._waiting if not self._is_there(pending)}
+        )
         if patients:
             for patient_id, version in (await self._read_model.read_versions(patients)).items():
                 self._versions[patient_id] = max(self._versions[patient_id], version)
 
-    def _is_there(self, one: PendingQuery) -> bool:
-        return self._versions[one.query.patient_id] >= one.query.min_version
+    def _is_there(self, pending: PendingQuery) -> bool:
+        return self._versions[pending.query.patient_id] >= pending.query.min_version
 
     async def _answer(self, asked: Sequence[PendingQuery]) -> None:
         """Run these queries, all of a kind together, the short ones first."""
-        checks = [(one.delivery, one.query) for one in asked if isinstance(one.query, HasConsent)]
-        lists = [(one.delivery, one.query) for one in asked if isinstance(one.query, ListConsents)]
-        pages = [
-            (one.delivery, one.query) for one in asked if isinstance(one.query, ConsentHistory)
+        checks = [
+            (pending.delivery, pending.query)
+            for pending in asked
+            if isinstance(pending.query, HasConsent)
         ]
-        await self._run([one for one in checks if one[1].at is None], self._checks, MAX_BATCH)
-        await self._run([one for one in checks if one[1].at], self._past_checks, MAX_BATCH)
+        lists = [
+            (pending.delivery, pending.query)
+            for pending in asked
+            if isinstance(pending.query, ListConsents)
+        ]
+        pages = [
+            (pending.delivery, pending.query)
+            for pending in asked
+            if isinstance(pending.query, ConsentHistory)
+        ]
+        await self._run([check for check in checks if check[1].at is None], self._checks, MAX_BATCH)
+        await self._run([check for check in checks if check[1].at], self._past_checks, MAX_BATCH)
         await self._run(lists, self._read_model.list_consents, PAGES_AT_ONCE)
         await self._run(pages, self._past.read_history, PAGES_AT_ONCE)
 
@@ -164,20 +179,22 @@ class QueryResponder:
     ) -> None:
         """Read the answers to questions of one kind, some in each statement, and send them."""
         for start in range(0, len(asked), most):
-            some = asked[start : start + most]
-            answers = await look_up([query for _, query in some])
-            for (delivery, _), found in zip(some, answers, strict=True):
+            batch = asked[start : start + most]
+            answers = await look_up([query for _, query in batch])
+            for (delivery, _), found in zip(batch, answers, strict=True):
                 await self._reply(delivery, found)
 
     async def _checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
         held = await self._read_model.has_consent(asked)
-        return [_told(one, answer) for one, answer in zip(asked, held, strict=True)]
+        return [
+            _consent_held(question, answer) for question, answer in zip(asked, held, strict=True)
+        ]
 
     async def _past_checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
         held = await self._past.had_consent(asked)
         return [
-            _unknown(one, answer.known_since) or _told(one, answer)
-            for one, answer in zip(asked, held, strict=True)
+            _unknown(question, answer.known_since) or _consent_held(question, answer)
+            for question, answer in zip(asked, held, strict=True)
         ]
 
     async def _reply(self, delivery: Delivery, found: Answer) -> None:
@@ -197,8 +214,8 @@ def _who_gives_way(waiting: Sequence[PendingQuery]) -> Iterator[PendingQuery]:
     if len(waiting) <= MOST_WAITING:
         return
     by_patient: dict[str, deque[PendingQuery]] = defaultdict(deque)
-    for one in reversed(waiting):
-        by_patient[one.query.patient_id].append(one)
+    for pending in reversed(waiting):
+        by_patient[pending.query.patient_id].append(pending)
     for _ in range(len(waiting) - MOST_WAITING):
         yield max(by_patient.values(), key=len).popleft()
 
@@ -212,7 +229,7 @@ def too_late(version: int) -> QueryFailed:
     )
 
 
-def _told(asked: HasConsent, held: Held) -> ConsentHeld:
+def _consent_held(asked: HasConsent, held: Held) -> ConsentHeld:
     return ConsentHeld(has_consent=held.consent.allows(asked.permission), version=held.version)
 
 

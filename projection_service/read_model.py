@@ -80,15 +80,15 @@ class ReadModel:
             [move.checkpoint for _, move in moves],
             [move.position for _, move in moves],
             *key_columns(list(changes.consents)),
-            [",".join(sorted(one.permissions)) for one in consents],
-            [",".join(sorted(one.requested)) for one in consents],
+            [",".join(sorted(consent.permissions)) for consent in consents],
+            [",".join(sorted(consent.requested)) for consent in consents],
             list(changes.versions),
             list(changes.versions.values()),
-            [one.partition for one in parked],
-            [one.position for one in parked],
-            [one.patient_id for one in parked],
-            [one.event for one in parked],
-            [one.reason for one in parked],
+            [event.partition for event in parked],
+            [event.position for event in parked],
+            [event.patient_id for event in parked],
+            [event.event for event in parked],
+            [event.reason for event in parked],
             *_span_columns(changes.spans),
         )
         if not moved:
@@ -102,27 +102,34 @@ class ReadModel:
     async def list_consents(self, asked: Sequence[ListConsents]) -> list[Consents]:
         """Read a page of what is granted and asked for, for each question, in their order."""
         places = [
-            (one.after.entity_name, one.after.entity_id) if one.after else ("", "") for one in asked
+            (question.after.entity_name, question.after.entity_id) if question.after else ("", "")
+            for question in asked
         ]
         rows = await self._database.fetch(
             _LIST_CONSENTS,
-            [one.patient_id for one in asked],
+            [question.patient_id for question in asked],
             *zip(*places, strict=True),
-            [one.limit + 1 for one in asked],
+            [question.limit + 1 for question in asked],
         )
         pages = groupby(rows, key=itemgetter("number"))
-        return [_consents(one, list(page)) for one, (_, page) in zip(asked, pages, strict=True)]
+        return [
+            _consents(question, list(page))
+            for question, (_, page) in zip(asked, pages, strict=True)
+        ]
 
     async def has_consent(self, asked: Sequence[HasConsent]) -> list[Held]:
         """Read what each of these grantees may see, in the order of the questions."""
-        keys = [Key(one.patient_id, Grantee(one.entity_name, one.entity_id)) for one in asked]
+        keys = [
+            Key(question.patient_id, Grantee(question.entity_name, question.entity_id))
+            for question in asked
+        ]
         rows = await self._database.fetch(_HAS_CONSENT, *key_columns(keys))
         return [Held(row["version"], Consent(frozenset(row["permissions"] or ()))) for row in rows]
 
 
 def _span_columns(spans: Spans) -> Iterable[Sequence[object]]:
     """Turn rows into the columns that `project` takes: 13 of what begins, 9 of what ends."""
-    begun = [(*one.matter, *one.began, *(one.ended or _NO_CHANGE)) for one in spans.begun]
+    begun = [(*span.matter, *span.began, *(span.ended or _NO_CHANGE)) for span in spans.begun]
     ended = [(*matter, *change) for matter, change in spans.ended.items()]
     return chain(
         zip(*begun, strict=True) if begun else [()] * 13,

@@ -90,7 +90,10 @@ def read_settings(kind: type[Settings]) -> Settings:
 
 def _complaints(error: ValidationError) -> list[str]:
     found = error.errors(include_url=False, include_input=False)
-    return [_complaint(str(one["loc"][0]).upper(), one["type"], one["msg"]) for one in found]
+    return [
+        _complaint(str(mistake["loc"][0]).upper(), mistake["type"], mistake["msg"])
+        for mistake in found
+    ]
 
 
 def _complaint(name: str, kind: str, message: str) -> str:

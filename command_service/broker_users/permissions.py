@@ -97,7 +97,9 @@ def rights(user: str, roles: Sequence[Role]) -> Rights:
         configure=own + tuple(name for part in parts for name in part.configure),
         write=own + tuple(name for part in parts for name in part.write),
         read=own + tuple(name for part in parts for name in part.read),
-        topics=() if Role.SENDER in roles else tuple(one for part in parts for one in part.topics),
+        topics=()
+        if Role.SENDER in roles
+        else tuple(topic for part in parts for topic in part.topics),
     )
 
 

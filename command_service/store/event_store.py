@@ -135,7 +135,9 @@ class EventStore:
         """
         wanted = list(dict.fromkeys(stream_ids))
         streams = await self._read_streams(wanted, FORMAT)
-        if distrusted := [one for one in wanted if one in streams and streams[one] is None]:
+        if distrusted := [
+            stream_id for stream_id in wanted if stream_id in streams and streams[stream_id] is None
+        ]:
             streams |= await self._read_streams(distrusted, _NO_FORMAT)
         found = {stream_id: stream for stream_id, stream in streams.items() if stream}
         for stream in found.values():

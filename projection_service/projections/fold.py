@@ -21,7 +21,7 @@ def read(event: CloudEvent) -> Fact:
     except UnknownEventError as error:
         return str(error)
     except ValidationError as error:
-        fields = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+        fields = ", ".join(".".join(map(str, mistake["loc"])) for mistake in error.errors())
         return f"its data is not valid: {fields}"
 
 

@@ -82,12 +82,12 @@ async def check(read_needs: Callable[[], Needs], management: str | None = None) 
         needs = read_needs()
     except SettingsError as error:
         return Report([Finding("settings", False, str(error))])
-    findings = [one async for one in _findings(needs, management)]
+    findings = [finding async for finding in _findings(needs, management)]
     return Report(findings, await ownership(needs))
 
 
 async def _findings(needs: Needs, management: str | None) -> AsyncIterator[Finding]:
-    yield Finding("settings", True, ", ".join(_told(needs)))
+    yield Finding("settings", True, ", ".join(_servers_meant(needs)))
     running = f"consent {version('consent')} on Python {platform.python_version()}"
     yield Finding("version", True, running)
     async for finding in database_findings(needs):
@@ -97,7 +97,7 @@ async def _findings(needs: Needs, management: str | None) -> AsyncIterator[Findi
     yield Finding("plugins", True, "none are needed")
 
 
-def _told(needs: Needs) -> Iterator[str]:
+def _servers_meant(needs: Needs) -> Iterator[str]:
     """Say which servers are meant, without users and passwords."""
     broker = URL(needs.settings.rabbitmq_url)
     yield f"broker {broker.host}:{broker.port or AMQP_PORT}{broker.path}"
@@ -114,8 +114,8 @@ def show(report: Report) -> None:
         console.print(f"{mark} {finding.name}: {shown(finding.detail)}", soft_wrap=True)
     if report.partitions:
         table = Table("partition", "owner", "epoch")
-        for one in report.partitions:
-            table.add_row(str(one.partition), shown(one.owner or "nobody"), str(one.epoch))
+        for lease in report.partitions:
+            table.add_row(str(lease.partition), shown(lease.owner or "nobody"), str(lease.epoch))
         console.print(table)
 
 

@@ -38,9 +38,9 @@ async def database_findings(needs: Needs) -> AsyncIterator[Finding]:
         yield Finding("database", False, f"not reached: {error or type(error).__name__}")
         return
     try:
-        told = await _told(pool, needs)
-        yield told
-        if not told.ok:
+        server = await _server(pool, needs)
+        yield server
+        if not server.ok:
             return
         yield await clock_finding(pool, lambda: datetime.now(UTC))
         schema = await _tried("schema", "up to date", lambda: check_schema(pool, needs.package))
@@ -49,7 +49,7 @@ async def database_findings(needs: Needs) -> AsyncIterator[Finding]:
             yield await _rights(pool, needs.package)
             count = needs.settings.consent_partitions
             yield await _tried("partitions", f"{count}", lambda: check_partitions(pool, count))
-            owned = [one for one in await _ownership(pool) if one.owner is not None]
+            owned = [lease for lease in await _ownership(pool) if lease.owner is not None]
             yield Finding("leases", True, f"{len(owned)} of {count} partitions owned")
     finally:
         pool.terminate()
@@ -69,12 +69,12 @@ async def ownership(needs: Needs) -> list[Ownership]:
         pool.terminate()
 
 
-def server_finding(told: str) -> Finding:
+def server_finding(version: str) -> Finding:
     """Judge the server's version."""
     oldest = ".".join(map(str, OLDEST_POSTGRES))
-    if is_too_old(told, OLDEST_POSTGRES):
-        return Finding("database", False, f"PostgreSQL {told} is too old: use {oldest} or newer")
-    return Finding("database", True, f"PostgreSQL {told}")
+    if is_too_old(version, OLDEST_POSTGRES):
+        return Finding("database", False, f"PostgreSQL {version} is too old: use {oldest} or newer")
+    return Finding("database", True, f"PostgreSQL {version}")
 
 
 async def clock_finding(pool: Pool, now: Callable[[], datetime]) -> Finding:
@@ -83,23 +83,23 @@ async def clock_finding(pool: Pool, now: Callable[[], datetime]) -> Finding:
     theirs = await pool.fetchval("SELECT clock_timestamp()")
     ours = before + (now() - before) / 2
     skew = (ours - theirs).total_seconds()
-    told = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the database's"
+    difference = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the database's"
     if abs(skew) > MOST_SKEW.total_seconds():
         remedy = "set both by NTP, or the times of logs and events can't be compared"
-        return Finding("clock", False, f"this machine's is {told}: {remedy}")
-    return Finding("clock", True, told)
+        return Finding("clock", False, f"this machine's is {difference}: {remedy}")
+    return Finding("clock", True, difference)
 
 
-async def _told(pool: Pool, needs: Needs) -> Finding:
+async def _server(pool: Pool, needs: Needs) -> Finding:
     """Look at the server, and at what it gives a session."""
     try:
         async with pool.acquire() as session:
             given = await check_surroundings(session, needs.database_url, DATABASES[needs.package])
-            told = await session.fetchval("SHOW server_version")
+            version = await session.fetchval("SHOW server_version")
     except DATABASE_ERRORS as error:
         return Finding("database", False, f"{error or type(error).__name__}")
     few = too_few_connections(given)
-    return Finding("database", False, few) if few else server_finding(told)
+    return Finding("database", False, few) if few else server_finding(version)
 
 
 async def _open(needs: Needs) -> Pool:

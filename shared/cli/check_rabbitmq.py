@@ -61,12 +61,12 @@ async def broker_findings(needs: Needs, management: str | None) -> AsyncIterator
         yield Finding("broker", False, f"not reached: {error or type(error).__name__}")
 
 
-def server_finding(told: str) -> Finding:
+def server_finding(version: str) -> Finding:
     """Judge the server's version."""
     oldest = ".".join(map(str, OLDEST_RABBITMQ))
-    if is_too_old(told, OLDEST_RABBITMQ):
-        return Finding("broker", False, f"RabbitMQ {told} is too old: use {oldest} or newer")
-    return Finding("broker", True, f"RabbitMQ {told}")
+    if is_too_old(version, OLDEST_RABBITMQ):
+        return Finding("broker", False, f"RabbitMQ {version} is too old: use {oldest} or newer")
+    return Finding("broker", True, f"RabbitMQ {version}")
 
 
 async def _seen_topology(broker: Broker, partitions: int) -> Finding:
@@ -101,9 +101,11 @@ def _topology(
 ) -> Finding:
     complaints = []
     if named := list(missing):
-        complaints.append(f"{RUN_TOPOLOGY}; missing: {_some(named)}")
+        complaints.append(f"{RUN_TOPOLOGY}; missing: {_first_few(named)}")
     if named := list(different):
-        complaints.append(f"different: {_some(named)}: delete these when empty, {RUN_TOPOLOGY}")
+        complaints.append(
+            f"different: {_first_few(named)}: delete these when empty, {RUN_TOPOLOGY}"
+        )
     complaints += more
     if complaints:
         return Finding("topology", False, "; ".join(complaints))
@@ -112,7 +114,7 @@ def _topology(
     return Finding("topology", True, f"{len(EXCHANGES)} exchanges, {count} queues{hint}")
 
 
-def _some(named: list[str]) -> str:
+def _first_few(named: list[str]) -> str:
     more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     return ", ".join(named[:MOST_NAMED]) + more
 
@@ -181,13 +183,13 @@ async def _subscribers(needs: Needs, management: str | None) -> Finding:
         queues = await read_limits(management, vhost, reached_from=names.EVENTS)
     except NotManaged as error:
         return Finding("subscribers", True, f"not looked at, the management API {error}")
-    refusing = [one.described() for one in queues if one.refuses]
-    may = [one.described() for one in queues if one.may_refuse and not one.refuses]
+    refusing = [queue.described() for queue in queues if queue.refuses]
+    may = [queue.described() for queue in queues if queue.may_refuse and not queue.refuses]
     remedy = "read them, or let them drop their oldest (overflow drop-head)"
-    told = [f"some refuse events: {_some(refusing)}: {remedy}"] if refusing else []
-    told += [f"these may refuse events once they are full: {_some(may)}"] if may else []
-    told += [] if told else [f"{len(queues)} queues get events, none refuses any"]
-    return Finding("subscribers", not refusing, "; ".join(told))
+    found = [f"some refuse events: {_first_few(refusing)}: {remedy}"] if refusing else []
+    found += [f"these may refuse events once they are full: {_first_few(may)}"] if may else []
+    found += [] if found else [f"{len(queues)} queues get events, none refuses any"]
+    return Finding("subscribers", not refusing, "; ".join(found))
 
 
 async def _rights(broker: Broker, needs: Needs) -> Finding:
@@ -195,13 +197,13 @@ async def _rights(broker: Broker, needs: Needs) -> Finding:
 
     So nothing is read or published, whether or not the user may.
     """
-    unread = [f"read {one}" for one in needs.reads if not await _may_read(broker, one)]
-    unwritten = [one for one in needs.writes if not await _may_write(broker, one)]
-    lacking = [*unread, *(f"write {one or DEFAULT_EXCHANGE}" for one in unwritten)]
+    unread = [f"read {queue}" for queue in needs.reads if not await _may_read(broker, queue)]
+    unwritten = [exchange for exchange in needs.writes if not await _may_write(broker, exchange)]
+    lacking = [*unread, *(f"write {exchange or DEFAULT_EXCHANGE}" for exchange in unwritten)]
     if lacking:
         role = needs.package.replace("_", "-")
         remedy = f"run what `python -m command_service permissions USER {role}` prints"
-        return Finding("broker rights", False, f"the user may not {_some(lacking)}: {remedy}")
+        return Finding("broker rights", False, f"the user may not {_first_few(lacking)}: {remedy}")
     return Finding("broker rights", True, "all that the worker reads and writes")
 
 

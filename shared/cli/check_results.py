@@ -38,7 +38,7 @@ class Needs:
     """Exchanges; the default one has no name."""
 
 
-def is_too_old(told: str, oldest: tuple[int, ...]) -> bool:
+def is_too_old(version: str, oldest: tuple[int, ...]) -> bool:
     """Compare a server's version, as it tells it; one that tells none is not too old."""
-    numbers = tuple(map(int, re.findall(r"\d+", told)))[: len(oldest)]
+    numbers = tuple(map(int, re.findall(r"\d+", version)))[: len(oldest)]
     return bool(numbers) and numbers < oldest

@@ -287,7 +287,9 @@ def _clear_errors() -> Iterator[None]:
     except (SettingsError, NotConnected, NotAllowed) as error:
         _end(str(error), WRONG_USE)
     except ValidationError as error:
-        found = "; ".join(f"{one.field} {_begin_low(one.message)}" for one in details_of(error))
+        found = "; ".join(
+            f"{detail.field} {_begin_low(detail.message)}" for detail in details_of(error)
+        )
         _end(found, WRONG_USE)
     except QueryRefused as error:
         _end(str(error), NO_ANSWER if error.error == "not_yet_projected" else WRONG_USE)
@@ -365,23 +367,23 @@ def _show_events(page: Page) -> None:
     table = Table(title=f"{len(page.events)} events; the log ends at {page.head}")
     for heading in ("position", "time", "patient", "version", "event", "who"):
         table.add_column(heading, overflow="fold", no_wrap=heading in {"event", "time"})
-    for one in page.events:
-        what, who = _what_and_who(one)
+    for event in page.events:
+        what, who = _what_and_who(event)
         table.add_row(
-            str(one.position),
-            shown(one.time[:19]),
-            shown(one.subject),
-            str(one.streamversion),
-            f"{shown(one.type)}\n{what}",
+            str(event.position),
+            shown(event.time[:19]),
+            shown(event.subject),
+            str(event.streamversion),
+            f"{shown(event.type)}\n{what}",
             shown(who),
         )
     console.print(table)
 
 
-def _what_and_who(one: CloudEvent) -> tuple[str, str]:
+def _what_and_who(event: CloudEvent) -> tuple[str, str]:
     """Say what an event is about, and about whom, as far as this version can read it."""
     try:
-        event = one.event()
+        fact = event.event()
     except (UnknownEventError, ValidationError):
         return "which this version can't read", ""
-    return event.target, str(event.grantee)
+    return fact.target, str(fact.grantee)

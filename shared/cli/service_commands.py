@@ -59,10 +59,12 @@ def new_app(help_: str, settings: type[BaseSettings] | None = None) -> typer.Typ
     A program's own is given its settings, to name them. It has no shell completion, since no
     shell completes what follows `python -m`.
     """
-    told = f"Settings, from the environment: {_names(settings)}. {EXIT_CODES}" if settings else None
+    epilog = (
+        f"Settings, from the environment: {_names(settings)}. {EXIT_CODES}" if settings else None
+    )
     return Program(
         help=help_,
-        epilog=told,
+        epilog=epilog,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -96,7 +96,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Entry:
     """A change, in words."""
 
     change: Change
@@ -110,14 +110,14 @@ class Timeline:
     title: str
     axis: Axis
     rows: list[Row]
-    changes: list[Told]
+    changes: list[Entry]
     notes: list[str]
 
 
 def lay_out(history: History, now: datetime) -> Timeline:
     """Lay out a history, as seen at a moment."""
-    changes = sorted(_changes(history), key=lambda told: told.change.version)
-    moments = [told.change.at for told in changes] or [now]
+    changes = sorted(_changes(history), key=lambda entry: entry.change.version)
+    moments = [entry.change.at for entry in changes] or [now]
     end = max(now, *moments)
     return Timeline(
         title=f"Patient {visible(history.patient_id)}, version {history.version}",
@@ -131,9 +131,9 @@ def lay_out(history: History, now: datetime) -> Timeline:
 def _rows(history: History) -> list[Row]:
     rows: dict[tuple[str, str, str], Row] = {}
 
-    def row(one: Period | RequestMade) -> Row:
-        key = (one.entity_name, one.entity_id, one.record_type)
-        return rows.setdefault(key, Row(_grantee(one), one.record_type))
+    def row(part: Period | RequestMade) -> Row:
+        key = (part.entity_name, part.entity_id, part.record_type)
+        return rows.setdefault(key, Row(_grantee(part), part.record_type))
 
     for period in history.periods:
         row(period).periods.append(period)
@@ -142,14 +142,14 @@ def _rows(history: History) -> list[Row]:
     return [rows[key] for key in sorted(rows)]
 
 
-def _changes(history: History) -> Iterator[Told]:
-    for one in history.periods:
-        yield Told(one.granted, f"{one.record_type} granted to {_grantee(one)}")
-        if one.revoked is not None:
-            yield Told(one.revoked, f"{one.record_type} revoked from {_grantee(one)}")
+def _changes(history: History) -> Iterator[Entry]:
+    for period in history.periods:
+        yield Entry(period.granted, f"{period.record_type} granted to {_grantee(period)}")
+        if period.revoked is not None:
+            yield Entry(period.revoked, f"{period.record_type} revoked from {_grantee(period)}")
     for ask in history.requests:
         pending = ", pending" if ask.answered is None else ""
-        yield Told(ask.asked, f"{_grantee(ask)} asked for {ask.record_type}{pending}")
+        yield Entry(ask.asked, f"{_grantee(ask)} asked for {ask.record_type}{pending}")
 
 
 def _notes(history: History) -> Iterator[str]:
@@ -159,5 +159,5 @@ def _notes(history: History) -> Iterator[str]:
         yield "Some of the past is missing, until the read model is rebuilt."
 
 
-def _grantee(one: Period | RequestMade) -> str:
-    return f"{one.entity_name} {visible(one.entity_id)}"
+def _grantee(part: Period | RequestMade) -> str:
+    return f"{part.entity_name} {visible(part.entity_id)}"

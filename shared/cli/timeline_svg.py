@@ -85,18 +85,18 @@ def _draw_row(svg: Element, timeline: Timeline, row: Row, top: int, *, named: bo
 
 def _draw_period(svg: Element, timeline: Timeline, period: Period, middle: float) -> None:
     begin = _x(timeline, timeline.axis.share(period.granted.at))
-    told = f"granted {_told(period.granted)}"
+    title = f"granted {_when_and_by_whom(period.granted)}"
     if period.revoked is None:
         end = float(WIDTH - RIGHT)
-        told += "\nin force"
+        title += "\nin force"
     else:
         end = max(begin + 2, _x(timeline, timeline.axis.share(period.revoked.at)))
-        told += f"\nrevoked {_told(period.revoked)}"
+        title += f"\nrevoked {_when_and_by_whom(period.revoked)}"
     top = middle - BAR / 2
     bar = _draw(
         svg, "rect", x=begin, y=top, width=end - begin, height=BAR, fill=GREEN, opacity=0.85
     )
-    _named(bar, told)
+    _named(bar, title)
     if period.revoked is None:
         _draw_arrow(svg, end, middle)
     else:
@@ -120,9 +120,9 @@ def _draw_waiting(svg: Element, timeline: Timeline, ask: RequestMade, middle: fl
 
 def _draw_ask(svg: Element, timeline: Timeline, ask: RequestMade, middle: float) -> None:
     x = _x(timeline, timeline.axis.share(ask.asked.at))
-    told = "pending" if ask.answered is None else f"answered {_told(ask.answered)}"
+    answer = "pending" if ask.answered is None else f"answered {_when_and_by_whom(ask.answered)}"
     group = SubElement(svg, "g")
-    _named(group, f"asked {_told(ask.asked)}\n{told}")
+    _named(group, f"asked {_when_and_by_whom(ask.asked)}\n{answer}")
     _draw(group, "circle", cx=x, cy=middle, r=7.5, fill=AMBER, stroke="#ffffff")
     _text(group, x, middle + 4, "?", fill="#ffffff", size=11, weight="700", anchor="middle")
 
@@ -149,7 +149,7 @@ def _x(timeline: Timeline, share: float) -> float:
     return round(LABELS + share * (WIDTH - RIGHT - LABELS), 2)
 
 
-def _told(change: Change) -> str:
+def _when_and_by_whom(change: Change) -> str:
     issuer = f", issued by {visible(change.issued_by)}" if change.issued_by else ""
     return f"{timestamp(change.at)} by command {change.command_id}{issuer}"
 
@@ -185,4 +185,6 @@ def _text(
 
 def _writable(text: str) -> str:
     """Leave out what XML can't carry; `issued by` may be any text."""
-    return "".join(one if one >= " " or one == "\n" else "\ufffd" for one in text)
+    return "".join(
+        character if character >= " " or character == "\n" else "\ufffd" for character in text
+    )

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shared.cli.timeline import Axis, Row, Timeline, Told, cut
+from shared.cli.timeline import Axis, Entry, Row, Timeline, cut
 from shared.values.legible import visible
 
 NARROW: Final = 64
@@ -46,7 +46,7 @@ def draw(timeline: Timeline, width: int, glyphs: Glyphs = UNICODE) -> Renderable
     if not timeline.rows:
         return Group(title, Text("nothing was ever granted or asked"), *notes)
     chart = Group(*_chart(timeline, width, glyphs))
-    return Group(title, *notes, Text(), chart, Text(), _told(timeline, width))
+    return Group(title, *notes, Text(), chart, Text(), _list_of_changes(timeline, width))
 
 
 def _chart(timeline: Timeline, width: int, glyphs: Glyphs) -> Iterator[Text]:
@@ -134,7 +134,7 @@ def _legend(glyphs: Glyphs) -> Text:
     return legend
 
 
-def _told(timeline: Timeline, width: int) -> RenderableType:
+def _list_of_changes(timeline: Timeline, width: int) -> RenderableType:
     shown = timeline.changes[-MOST_CHANGES:]
     table = _narrow(shown) if width < NARROW else _wide(shown, whole_ids=width >= 2 * NARROW)
     hidden = len(timeline.changes) - len(shown)
@@ -143,35 +143,36 @@ def _told(timeline: Timeline, width: int) -> RenderableType:
     return Group(Text(f"… {hidden:,} earlier changes; --json lists them all", style="dim"), table)
 
 
-def _wide(changes: Sequence[Told], *, whole_ids: bool) -> Table:
+def _wide(changes: Sequence[Entry], *, whole_ids: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("when (UTC)", no_wrap=True)
     table.add_column("what", overflow="fold")
     table.add_column("command", no_wrap=True)
     table.add_column("issued by", overflow="fold")
-    for told in changes:
-        command_id = str(told.change.command_id)
+    for entry in changes:
+        command_id = str(entry.change.command_id)
         table.add_row(
-            Text(_when(told)),
-            Text(told.what),
+            Text(_when(entry)),
+            Text(entry.what),
             Text(command_id if whole_ids else command_id[:SHORT_ID], style="dim"),
-            Text(visible(told.change.issued_by or ""), style="dim"),
+            Text(visible(entry.change.issued_by or ""), style="dim"),
         )
     return table
 
 
-def _narrow(changes: Sequence[Told]) -> Group:
+def _narrow(changes: Sequence[Entry]) -> Group:
     lines = []
-    for told in changes:
-        issuer = f", issued by {visible(told.change.issued_by)}" if told.change.issued_by else ""
+    for entry in changes:
+        issuer = f", issued by {visible(entry.change.issued_by)}" if entry.change.issued_by else ""
         lines += [
             Text(
-                f"{_when(told)} UTC, command {str(told.change.command_id)[:SHORT_ID]}", style="dim"
+                f"{_when(entry)} UTC, command {str(entry.change.command_id)[:SHORT_ID]}",
+                style="dim",
             ),
-            Text(f"  {told.what}{issuer}"),
+            Text(f"  {entry.what}{issuer}"),
         ]
     return Group(*lines)
 
 
-def _when(told: Told) -> str:
-    return f"{told.change.at:%Y-%m-%d %H:%M:%S}"
+def _when(entry: Entry) -> str:
+    return f"{entry.change.at:%Y-%m-%d %H:%M:%S}"

@@ -79,7 +79,7 @@ async def watch(
 def read_positions(text: str) -> dict[int, int]:
     """Read `3=120,0=7`: by partition, the last position seen; raises typer.BadParameter."""
     try:
-        pairs = [one.split("=") for one in text.split(",") if one]
+        pairs = [pair.split("=") for pair in text.split(",") if pair]
         found = {int(partition): int(position) for partition, position in pairs}
     except ValueError:
         found = {-1: -1}

@@ -254,7 +254,7 @@ class ConsentClient:
                 return await requests.ask(request, max(0.0, deadline - monotonic()))
             except BROKER_ERRORS as error:
                 failures.append(error)
-                if sum(isinstance(one, AccessRefused) for one in failures) == REFUSED_TWICE:
+                if sum(isinstance(failure, AccessRefused) for failure in failures) == REFUSED_TWICE:
                     raise NotAllowed(f"not allowed to send {request.type}: {error}") from error
             await asyncio.sleep(PAUSE_S)
 

@@ -14,16 +14,16 @@ def joined(pages: Sequence[History]) -> History:
     return first.model_copy(
         update={
             "periods": [
-                _period_at(first.version, one)
+                _period_at(first.version, period)
                 for page in pages
-                for one in page.periods
-                if one.granted.version <= first.version
+                for period in page.periods
+                if period.granted.version <= first.version
             ],
             "requests": [
-                _request_at(first.version, one)
+                _request_at(first.version, request)
                 for page in pages
-                for one in page.requests
-                if one.asked.version <= first.version
+                for request in page.requests
+                if request.asked.version <= first.version
             ],
             "next": None,
             "complete": all(page.complete for page in pages),
@@ -32,11 +32,11 @@ def joined(pages: Sequence[History]) -> History:
     )
 
 
-def _period_at(version: int, one: Period) -> Period:
-    later = one.revoked is not None and one.revoked.version > version
-    return one.model_copy(update={"revoked": None}) if later else one
+def _period_at(version: int, period: Period) -> Period:
+    later = period.revoked is not None and period.revoked.version > version
+    return period.model_copy(update={"revoked": None}) if later else period
 
 
-def _request_at(version: int, one: RequestMade) -> RequestMade:
-    later = one.answered is not None and one.answered.version > version
-    return one.model_copy(update={"answered": None}) if later else one
+def _request_at(version: int, request: RequestMade) -> RequestMade:
+    later = request.answered is not None and request.answered.version > version
+    return request.model_copy(update={"answered": None}) if later else request

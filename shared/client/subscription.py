@@ -231,7 +231,9 @@ class Subscription:
         new: set[int] = set()
         stored = await wanted.positions() if wanted.positions else {}
         for number, head in enumerate(heads):
-            known = [one[number] for one in (stored, self._reached) if number in one]
+            known = [
+                positions[number] for positions in (stored, self._reached) if number in positions
+            ]
             if known and max(known) > head:
                 raise SettingsError(
                     f"position {max(known)} of partition {number} is remembered, but its log ends "

@@ -64,7 +64,7 @@ def document() -> Json:
         "channels": dict(_channels()),
         "operations": dict(_operations()),
         "components": {
-            "messages": {one.name: _message(one) for one in messages},
+            "messages": {message.name: _message(message) for message in messages},
             "schemas": _schemas(messages),
         },
         "x-topology": _topology(),
@@ -87,25 +87,27 @@ def _server() -> Json:
 
 
 def _channels() -> Iterator[tuple[str, Json]]:
-    for one in commands():
-        verb = COMMANDS[one.name].verb
-        yield one.name, _channel(names.COMMANDS, f"{verb}.{{partition}}", [one])
-    for one in queries():
-        yield one.name, _channel(names.QUERIES, one.name, [one])
-    for one in events():
-        address = f"{EVENTS[one.name].fact}.{{entity}}.{{record_type}}.{{partition}}"
-        yield one.name, _channel(names.EVENTS, address, [one])
+    for command in commands():
+        verb = COMMANDS[command.name].verb
+        yield command.name, _channel(names.COMMANDS, f"{verb}.{{partition}}", [command])
+    for query in queries():
+        yield query.name, _channel(names.QUERIES, query.name, [query])
+    for event in events():
+        address = f"{EVENTS[event.name].fact}.{{entity}}.{{record_type}}.{{partition}}"
+        yield event.name, _channel(names.EVENTS, address, [event])
     yield REPLIES, _reply_channel([*outcomes(), *answers()])
 
 
 def _channel(exchange: str, address: str, messages: Iterable[Message]) -> Json:
     """Describe where a message is published: at an exchange, under a routing key."""
     known = {"partition": PARTITION, "entity": ENTITY, "record_type": RECORD_TYPE}
-    parameters = {name: one for name, one in known.items() if f"{{{name}}}" in address}
-    kind = next(one.type for one in EXCHANGES if one.name == exchange)
+    parameters = {name: parameter for name, parameter in known.items() if f"{{{name}}}" in address}
+    kind = next(declared.type for declared in EXCHANGES if declared.name == exchange)
     return {
         "address": address,
-        "messages": {one.name: _ref("components/messages", one.name) for one in messages},
+        "messages": {
+            message.name: _ref("components/messages", message.name) for message in messages
+        },
         **({"parameters": parameters} if parameters else {}),
         "bindings": _amqp(
             {
@@ -122,19 +124,24 @@ def _reply_channel(messages: Iterable[Message]) -> Json:
     return {
         "address": None,
         "description": "The default exchange, with `reply_to` of the request as routing key.",
-        "messages": {one.name: _ref("components/messages", one.name) for one in messages},
+        "messages": {
+            message.name: _ref("components/messages", message.name) for message in messages
+        },
         "bindings": _amqp({"is": "routingKey", "exchange": {"name": "", "type": "default"}}),
     }
 
 
 def _operations() -> Iterator[tuple[str, Json]]:
-    told = [one.name for one in outcomes()]
-    for one in commands():
-        yield f"handle{one.name}", _answered(one, told, {"deliveryMode": 2, "ack": True})
-    for one in queries():
-        yield f"answer{one.name}", _answered(one, [answer_name(one.name), "QueryFailed"], {})
-    for one in events():
-        yield f"publish{one.name}", _operation(one, "send", {"deliveryMode": 2, "mandatory": True})
+    replies = [outcome.name for outcome in outcomes()]
+    for command in commands():
+        yield f"handle{command.name}", _answered(command, replies, {"deliveryMode": 2, "ack": True})
+    for query in queries():
+        yield f"answer{query.name}", _answered(query, [answer_name(query.name), "QueryFailed"], {})
+    for event in events():
+        yield (
+            f"publish{event.name}",
+            _operation(event, "send", {"deliveryMode": 2, "mandatory": True}),
+        )
 
 
 def _operation(message: Message, action: str, binding: Json) -> Json:
@@ -161,26 +168,26 @@ def _answered(message: Message, answers_: Iterable[str], binding: Json) -> Json:
     }
 
 
-def _message(one: Message) -> Json:
-    message_type = one.properties["properties"].get("type", {}).get("const")
+def _message(message: Message) -> Json:
+    message_type = message.properties["properties"].get("type", {}).get("const")
     return {
-        "name": one.name,
-        "summary": one.summary,
-        "contentType": one.content_type,
-        **({"headers": one.headers} if one.headers else {}),
-        "payload": _ref("components/schemas", one.model.__name__),
-        "examples": [{"name": one.name, "payload": one.example}],
+        "name": message.name,
+        "summary": message.summary,
+        "contentType": message.content_type,
+        **({"headers": message.headers} if message.headers else {}),
+        "payload": _ref("components/schemas", message.model.__name__),
+        "examples": [{"name": message.name, "payload": message.example}],
         "bindings": _amqp({"messageType": message_type} if message_type else {}),
-        "x-amqp-properties": one.properties,
+        "x-amqp-properties": message.properties,
     }
 
 
 def _schemas(messages: Iterable[Message]) -> Json:
     """Collect the schemas of all bodies, and those that they refer to, under their names."""
     found: Json = {}
-    for one in messages:
-        schema = every_schema(schema_of(one.model, one.direction), _from_components)
-        named = {**schema.pop("$defs", {}), one.model.__name__: schema}
+    for message in messages:
+        schema = every_schema(schema_of(message.model, message.direction), _from_components)
+        named = {**schema.pop("$defs", {}), message.model.__name__: schema}
         for name, part in named.items():
             if found.setdefault(name, part) != part:
                 raise LookupError(f"{name} is not the same received and sent: make it two models")
@@ -197,16 +204,16 @@ def _topology() -> Json:
     """List what `topology` declares, with one partition in place of all."""
     return {
         "exchanges": {
-            one.name: {"type": one.type, "durable": True, "arguments": one.arguments}
-            for one in EXCHANGES
+            exchange.name: {"type": exchange.type, "durable": True, "arguments": exchange.arguments}
+            for exchange in EXCHANGES
         },
         "queues": {
-            one.name: {
+            queue.name: {
                 "durable": True,
-                "arguments": one.arguments,
-                "bindings": [{"exchange": name, "key": key} for name, key in one.bindings],
+                "arguments": queue.arguments,
+                "bindings": [{"exchange": name, "key": key} for name, key in queue.bindings],
             }
-            for one in queues(1)
+            for queue in queues(1)
         },
     }
 

@@ -65,8 +65,8 @@ def _messages(old: Json, new: Json) -> Iterator[str]:
             yield f"{name}: its content type {before['contentType']} has changed"
         for part, label in BODIES:
             if part in before:
-                told = now[name].get(part, {})
-                yield from _schema(old, new, before[part], told, name, label)
+                after = now[name].get(part, {})
+                yield from _schema(old, new, before[part], after, name, label)
     for name, before in _answers(old).items():
         for more in sorted(_answers(new).get(name, before) - before):
             yield f"operation {name}: may be answered with {more} now"
@@ -79,7 +79,7 @@ def _schema(old: Json, new: Json, before: Json, now: Json, name: str, label: str
         yield from _changed_defaults(old, new, before, now, path)
     else:
         words, found = WORDS["send"], Comparison(new, old).excess(now, before, path)
-    yield from (_said(one, words) for one in found)
+    yield from (_said(excess, words) for excess in found)
 
 
 def _said(excess: Excess, words: dict[Kind, str]) -> str:
@@ -88,16 +88,16 @@ def _said(excess: Excess, words: dict[Kind, str]) -> str:
 
 def _received(document: Json) -> set[str]:
     return {
-        one["$ref"].rsplit("/", 1)[1]
+        message["$ref"].rsplit("/", 1)[1]
         for operation in document["operations"].values()
         if operation["action"] == "receive"
-        for one in operation["messages"]
+        for message in operation["messages"]
     }
 
 
 def _answers(document: Json) -> dict[str, set[str]]:
     return {
-        name: {one["$ref"].rsplit("/", 1)[1] for one in operation["reply"]["messages"]}
+        name: {message["$ref"].rsplit("/", 1)[1] for message in operation["reply"]["messages"]}
         for name, operation in document["operations"].items()
         if "reply" in operation
     }

@@ -55,10 +55,10 @@ class Comparison:
         """Tell what `narrow` allows and `wide` does not."""
         narrow, wide = _resolved(narrow, self.narrow), _resolved(wide, self.wide)
         if choices := _choices(narrow):
-            for one in choices:
-                yield from self.excess(one, wide, path)
+            for choice in choices:
+                yield from self.excess(choice, wide, path)
         elif choices := _choices(wide):
-            found = [list(self.excess(narrow, one, path)) for one in choices]
+            found = [list(self.excess(narrow, choice, path)) for choice in choices]
             if all(found):
                 yield from min(found, key=len)
         elif more := list(_values(narrow, wide, path)):
@@ -126,12 +126,12 @@ def _values(narrow: Json, wide: Json, path: str) -> Iterator[Excess]:
 def _listed(schema: Json) -> set[str] | None:
     if "const" in schema:
         return {repr(schema["const"])}
-    return {repr(one) for one in schema["enum"]} if "enum" in schema else None
+    return {repr(value) for value in schema["enum"]} if "enum" in schema else None
 
 
 def _types(schema: Json) -> set[str]:
-    told = schema.get("type", ANYTHING)
-    types = {told} if isinstance(told, str) else set(told)
+    declared = schema.get("type", ANYTHING)
+    types = {declared} if isinstance(declared, str) else set(declared)
     return types | {"integer"} if "number" in types else types
 
 

@@ -33,10 +33,10 @@ def every_schema(schema: Json, change: Callable[[Json], Json]) -> Json:
     for keyword in _MAPS:
         if keyword in schema:
             found = schema[keyword].items()
-            changed[keyword] = {name: every_schema(one, change) for name, one in found}
+            changed[keyword] = {name: every_schema(inner, change) for name, inner in found}
     for keyword in _LISTS:
         if keyword in schema:
-            changed[keyword] = [every_schema(one, change) for one in schema[keyword]]
+            changed[keyword] = [every_schema(inner, change) for inner in schema[keyword]]
     for keyword in ("items", "additionalProperties"):
         if isinstance(schema.get(keyword), dict):
             changed[keyword] = every_schema(schema[keyword], change)
@@ -53,15 +53,15 @@ def _as_sent(schema: Json) -> Json:
     if "properties" not in schema:
         return schema
     properties = schema["properties"]
-    always = [name for name, one in properties.items() if one.get("default", "") is not None]
-    told = {name: _told(one) for name, one in properties.items()}
-    return {**schema, "properties": told, "required": always}
+    always = [name for name, field in properties.items() if field.get("default", "") is not None]
+    sent = {name: _field_as_sent(field) for name, field in properties.items()}
+    return {**schema, "properties": sent, "required": always}
 
 
-def _told(schema: Json) -> Json:
+def _field_as_sent(schema: Json) -> Json:
     """Describe a field as it is sent: it has no default, and no null where null was the default."""
-    told = {name: value for name, value in schema.items() if name != "default"}
+    sent = {name: value for name, value in schema.items() if name != "default"}
     if schema.get("default", "") is not None or "anyOf" not in schema:
-        return told
-    kinds = [one for one in told.pop("anyOf") if one != {"type": "null"}]
-    return {**kinds[0], **told} if len(kinds) == 1 else {"anyOf": kinds, **told}
+        return sent
+    kinds = [kind for kind in sent.pop("anyOf") if kind != {"type": "null"}]
+    return {**kinds[0], **sent} if len(kinds) == 1 else {"anyOf": kinds, **sent}

@@ -243,7 +243,9 @@ class Follower:
             if followed.leaving or self._followed.get(partition) is not followed:
                 return False
             followed.busy_at = monotonic()
-            following = [one for one in page.events if track.place(one.position) is Arrival.NEXT]
+            following = [
+                event for event in page.events if track.place(event.position) is Arrival.NEXT
+            ]
             await self._apply(following, [followed])
             self._handler.on_log_page(len(following))
             if following:

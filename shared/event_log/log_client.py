@@ -41,7 +41,7 @@ def read_answer(body: bytes, answers: TypeAdapter[Reply | QueryFailed]) -> Reply
     """Read an answer; raises QueryRefused where it is an error, NoAnswer where it is none."""
     answer = readable(body, answers)
     if isinstance(answer, QueryFailed):
-        details = "".join(f"; {one.field} {one.message}" for one in answer.details)
+        details = "".join(f"; {detail.field} {detail.message}" for detail in answer.details)
         raise QueryRefused(answer.error, answer.message + details)
     return answer
 

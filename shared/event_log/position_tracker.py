@@ -58,4 +58,8 @@ class PositionTracker(Generic[Thing]):
 
     def take_beyond(self, head: int, positions: Collection[int]) -> list[Thing]:
         """Take out which of these positions the log had not reached when it was asked later."""
-        return [self.held.pop(one) for one in positions if one > head and one in self.held]
+        return [
+            self.held.pop(position)
+            for position in positions
+            if position > head and position in self.held
+        ]

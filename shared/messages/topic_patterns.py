@@ -18,8 +18,8 @@ def check(patterns: Iterable[str]) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(patterns))
     if not found:
         raise SettingsError("no pattern is given: use `#` for every event")
-    for one in found:
-        if not 0 < len(one.encode()) <= LONGEST:
+    for pattern in found:
+        if not 0 < len(pattern.encode()) <= LONGEST:
             raise SettingsError(f"a pattern is 1 to {LONGEST} bytes long, like granted.doctor.#")
     return found
 

@@ -74,7 +74,7 @@ def _field_fault(model: type[BaseModel], field: str, message: str) -> Validation
 def details_of(error: ValidationError) -> list[Detail]:
     """List what is wrong, at most 20 things, without repeating the values that were sent."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    return [_detail(one) for one in found[:MOST_DETAILS]]
+    return [_detail(mistake) for mistake in found[:MOST_DETAILS]]
 
 
 def _detail(found: ErrorDetails) -> Detail:

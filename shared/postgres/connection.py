@@ -58,9 +58,11 @@ async def dial(
     _check_user(read, server)
     _leave_a_home_that_is_not_ours()
     last: BaseException | None = None
-    for one in read.one_by_one:
+    for host_url in read.one_by_one:
         try:
-            return await _dial_host(one, read, server, name, {**OURS, **(settings or {})}, passed)
+            return await _dial_host(
+                host_url, read, server, name, {**OURS, **(settings or {})}, passed
+            )
         except (OSError, asyncpg.CannotConnectNowError) as error:
             if isinstance(error, NotConnected) and not _is_unwanted(error):
                 raise

@@ -239,4 +239,4 @@ def _needed(package: str) -> frozenset[str]:
 
 def _known(package: str) -> set[str]:
     folder = files(package) / "migrations"
-    return {Path(one.name).stem for one in folder.iterdir() if one.name.endswith(".sql")}
+    return {Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".sql")}

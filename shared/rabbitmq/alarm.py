@@ -47,7 +47,7 @@ class Alarm:
 
     async def unless_raised(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Return what the work does; raise BrokerBlocked as soon as the connection is blocked."""
-        doing, raised = (asyncio.ensure_future(one) for one in (work, self._raised.wait()))
+        doing, raised = (asyncio.ensure_future(awaited) for awaited in (work, self._raised.wait()))
         try:
             await asyncio.wait((doing, raised), return_when=asyncio.FIRST_COMPLETED)
             self.check()

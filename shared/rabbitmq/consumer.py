@@ -234,7 +234,11 @@ class Consumer:
 
         Nothing is any more once the connection is lost: the broker has taken it all back.
         """
-        firsts = [next(iter(one.arrived.values())) for one in self._sources.values() if one.arrived]
+        firsts = [
+            next(iter(source.arrived.values()))
+            for source in self._sources.values()
+            if source.arrived
+        ]
         if not firsts or self._broker.is_lost():
             return 0.0
         return monotonic() - min(firsts)

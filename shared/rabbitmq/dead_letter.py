@@ -65,7 +65,7 @@ class DeadLetters:
         self._consumer = consumer
         self._readiness = readiness
         self._waiting: list[Waiting] = []
-        self._some = asyncio.Event()
+        self._any_waiting = asyncio.Event()
         self._said_at = -SAY_AGAIN_S
         DEAD_LETTERS_WAITING.set_function(lambda: len(self._waiting))
 
@@ -76,21 +76,21 @@ class DeadLetters:
         """
         if not letters:
             return True
-        refused = {id(one) for _, one in letters}
+        refused = {id(letter) for _, letter in letters}
         if not self._waiting:
-            refused = await self._publish(one for _, one in letters)
+            refused = await self._publish(letter for _, letter in letters)
         for delivery, letter in letters:
             if id(letter) in refused and await self._consumer.hold(delivery):
                 self._waiting.append(Waiting(delivery.source, delivery.tag, letter))
         if refused:
-            self._some.set()
+            self._any_waiting.set()
         return not refused
 
     async def run(self) -> None:
         """Try again what waits, until cancelled."""
         try:
             while True:
-                await self._some.wait()
+                await self._any_waiting.wait()
                 await self._empty()
         finally:
             self._readiness.report(names.DEAD_LETTERS)
@@ -104,26 +104,26 @@ class DeadLetters:
             taken = await self._try_again(self._waiting[:1])  # one first: many may be large
             taken = taken and await self._try_again(self._waiting)
             pause = RETRY_S if taken else min(2 * pause, LONGEST_PAUSE_S)
-        self._some.clear()
+        self._any_waiting.clear()
         self._said_at = -SAY_AGAIN_S
         self._readiness.report(names.DEAD_LETTERS)
         log.info("dead_letters.kept")
 
-    async def _try_again(self, some: Sequence[Waiting]) -> bool:
+    async def _try_again(self, waiting: Sequence[Waiting]) -> bool:
         """Settle what is kept now, and forget what went back meanwhile; whether all are."""
-        held = [one for one in some if self._consumer.is_held(one.source, one.tag)]
-        refused = await self._publish(one.letter for one in held)
-        kept = {id(one.letter) for one in some} - refused
-        for one in held:
-            if id(one.letter) in kept and self._consumer.is_held(one.source, one.tag):
-                await self._consumer.release(one.source, one.tag)
-        self._waiting = [one for one in self._waiting if id(one.letter) not in kept]
+        held = [entry for entry in waiting if self._consumer.is_held(entry.source, entry.tag)]
+        refused = await self._publish(entry.letter for entry in held)
+        kept = {id(entry.letter) for entry in waiting} - refused
+        for entry in held:
+            if id(entry.letter) in kept and self._consumer.is_held(entry.source, entry.tag):
+                await self._consumer.release(entry.source, entry.tag)
+        self._waiting = [entry for entry in self._waiting if id(entry.letter) not in kept]
         return not refused
 
     async def _publish(self, letters: Iterable[Outgoing]) -> set[int]:
         """Publish letters; return the identities of those that were not taken."""
         refused = await self._outlet.publish(list(letters), within=TAKEN_WITHIN_S)
-        return {id(one.message) for one in refused}
+        return {id(refusal.message) for refusal in refused}
 
     def _tell(self) -> None:
         """Say that messages wait: in the readiness at once, in the log now and then."""
@@ -159,7 +159,7 @@ def _reason(
     properties = message.header.properties
     return {
         "x-consent-error": error,
-        "x-consent-details": "; ".join(f"{one.field}: {one.message}" for one in details),
+        "x-consent-details": "; ".join(f"{detail.field}: {detail.message}" for detail in details),
         "x-consent-message-id": properties.message_id,
         "x-consent-body-size": kept.size,
         "x-consent-body-sha256": kept.sha256,

@@ -87,8 +87,8 @@ def _deliveries(table: bytes) -> dict[str, int]:
     """
     sizes = {ord("l"): 8, ord("I"): 4}
     counts = [
-        int.from_bytes(table[one.end() : one.end() + sizes[one[0][-1]]], signed=True)
-        for one in _COUNTED.finditer(table)
+        int.from_bytes(table[header.end() : header.end() + sizes[header[0][-1]]], signed=True)
+        for header in _COUNTED.finditer(table)
     ]
     return {_DELIVERIES: max(counts)} if counts else {}
 

@@ -35,9 +35,14 @@ class Managed:
     def of(cls, exchanges: Sequence[Exchange], queues: Sequence[Queue]) -> "Managed":
         """Describe what `topology` declares."""
         return cls(
-            {one.name: {"type": one.type, "arguments": one.arguments} for one in exchanges},
-            {one.name: {"arguments": one.arguments} for one in queues},
-            frozenset((source, one.name, key) for one in queues for source, key in one.bindings),
+            {
+                exchange.name: {"type": exchange.type, "arguments": exchange.arguments}
+                for exchange in exchanges
+            },
+            {queue.name: {"arguments": queue.arguments} for queue in queues},
+            frozenset(
+                (source, queue.name, key) for queue in queues for source, key in queue.bindings
+            ),
         )
 
     def missing_from(self, found: "Managed") -> Iterator[str]:
@@ -69,12 +74,12 @@ async def read_topology(url: str, vhost: str) -> Managed:
     queues = await _read(url, f"queues/{place}")
     bindings = await _read(url, f"bindings/{place}")
     return Managed(
-        {one["name"]: one for one in exchanges},
-        {one["name"]: one for one in queues},
+        {exchange["name"]: exchange for exchange in exchanges},
+        {queue["name"]: queue for queue in queues},
         frozenset(
-            (one["source"], one["destination"], one["routing_key"])
-            for one in bindings
-            if one["source"] and one["destination_type"] == "queue"
+            (binding["source"], binding["destination"], binding["routing_key"])
+            for binding in bindings
+            if binding["source"] and binding["destination_type"] == "queue"
         ),
     )
 
@@ -135,20 +140,20 @@ async def read_limits(url: str, vhost: str, *, reached_from: str) -> list[Limits
     bindings = await _read(url, f"bindings/{place}")
     exchanges, reached = [reached_from], set[str]()
     for exchange in exchanges:  # it grows: exchanges may be bound to one another
-        for one in bindings:
-            if one["source"] != exchange:
+        for binding in bindings:
+            if binding["source"] != exchange:
                 continue
-            if one["destination_type"] == "queue":
-                reached.add(one["destination"])
-            elif one["destination"] not in exchanges:
-                exchanges.append(one["destination"])
+            if binding["destination_type"] == "queue":
+                reached.add(binding["destination"])
+            elif binding["destination"] not in exchanges:
+                exchanges.append(binding["destination"])
     queues = await _read(url, f"queues/{place}")
-    found = [Limits.of(one) for one in queues if one["name"] in reached]
-    return sorted(found, key=lambda one: one.name)
+    found = [Limits.of(queue) for queue in queues if queue["name"] in reached]
+    return sorted(found, key=lambda limits: limits.name)
 
 
-def _smaller(one: int | None, other: int | None) -> int | None:
-    return min((limit for limit in (one, other) if limit is not None), default=None)
+def _smaller(left: int | None, right: int | None) -> int | None:
+    return min((limit for limit in (left, right) if limit is not None), default=None)
 
 
 async def _read(url: str, path: str) -> list[Thing]:

@@ -42,7 +42,7 @@ def set_up_logs(level: LogLevel, format_: LogFormat, **bound: str) -> None:
     structlog.contextvars.bind_contextvars(**bound)
     _adopt_standard_logging(shared, format_, stream)
     context = copy_context()
-    stream.told = lambda lines: context.run(_tell_lost, lines)
+    stream.on_lost = lambda lines: context.run(_tell_lost, lines)
 
 
 def _tell_lost(lines: int) -> None:
@@ -71,7 +71,7 @@ def _traceback(exc_info: ExcInfo) -> list[dict[str, Any]]:
 def _without_words(stack: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in stack.items() if name in _KEPT}
     groups = stack.get("exceptions", ())
-    return {**kept, "exceptions": [[_without_words(one) for one in group] for group in groups]}
+    return {**kept, "exceptions": [[_without_words(inner) for inner in group] for group in groups]}
 
 
 def _write_traceback(out: TextIO, exc_info: ExcInfo) -> None:
@@ -86,9 +86,9 @@ def _write_traceback(out: TextIO, exc_info: ExcInfo) -> None:
 def _flat(stacks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """List the causes before what they caused."""
     return [
-        one
+        entry
         for stack in reversed(stacks)
-        for one in (*(each for group in stack["exceptions"] for each in _flat(group)), stack)
+        for entry in (*(each for group in stack["exceptions"] for each in _flat(group)), stack)
     ]
 
 

@@ -92,14 +92,18 @@ def _attributes(step: Step, messages: Sequence[Message]) -> dict[str, AttributeV
         "messaging.destination.name": step.destination,
         "messaging.batch.message_count": len(messages),
         "consent.partitions": sorted(
-            {one.partition for one in messages if one.partition is not None}
+            {message.partition for message in messages if message.partition is not None}
         ),
     }
 
 
 def _links(messages: Iterable[Message]) -> list[Link]:
     """Link each sender's span once; what is malformed names none."""
-    carried = {(one.traceparent, one.tracestate): None for one in messages if one.traceparent}
+    carried = {
+        (message.traceparent, message.tracestate): None
+        for message in messages
+        if message.traceparent
+    }
     contexts = (_context(parent, state) for parent, state in carried)
     return [Link(context) for context in contexts if context.is_valid]
 

@@ -73,7 +73,7 @@ class Readiness:
     def blocked(self, whose: str, reason: str) -> None:
         """Note why the broker takes nothing from a connection; nothing while it does."""
         self._alarms[whose] = reason
-        reasons = [one for one in self._alarms.values() if one]
+        reasons = [alarm for alarm in self._alarms.values() if alarm]
         BLOCKED.set(bool(reasons))
         if reasons:
             self.report("alarm", "broker_blocked", str(BrokerBlocked(reasons[0])))

@@ -36,7 +36,7 @@ class StandardError(io.TextIOBase):
         self._size = 0
         self._lost = 0
         self._changed = Condition()
-        self.told: Callable[[int], None] | None = None
+        self.on_lost: Callable[[int], None] | None = None
         """Hears, in another thread, how many lines were lost, once all others have arrived."""
         self.dropped = 0
         """How many lines were lost so far."""
@@ -91,8 +91,8 @@ class StandardError(io.TextIOBase):
                 lost = 0 if rest or self._size else self._lost
                 self._lost -= lost
                 self._changed.notify_all()
-            if lost and self.told:
-                self.told(lost)
+            if lost and self.on_lost:
+                self.on_lost(lost)
 
     def _next(self) -> bytes:
         """Take as many lines as a pipe keeps together, where others write to it too."""

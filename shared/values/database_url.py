@@ -59,9 +59,9 @@ def place_of(text: str) -> str:
     query = {name: found[-1] for name, found in _parse(parts.query).items()}
     ports = query.get("port", "").split(",")
     hosts = _login_and_hosts(parts)[2] or query.get("host", "") or "the driver's host"
-    told = [unquote(one) for one in hosts.split(",")]
-    numbers = ports * len(told) if len(ports) == 1 else ports
-    named = [_with_port(one, port) for one, port in zip(told, numbers, strict=False)]
+    readable = [unquote(host) for host in hosts.split(",")]
+    numbers = ports * len(readable) if len(ports) == 1 else ports
+    named = [_with_port(host, port) for host, port in zip(readable, numbers, strict=False)]
     place = ",".join(named) + (unquote(parts.path) or f"/{query.get('dbname', '')}".rstrip("/"))
     return place.encode(errors="backslashreplace").decode()  # what was no text may be shown
 
@@ -94,7 +94,7 @@ def _login_and_hosts(parts: SplitResult) -> tuple[str, str, str]:
 
 def _check_ports(hosts: list[str], listed: str) -> None:
     """Find what is no port; most often it is a part of a password that was not encoded."""
-    ports = [one.rpartition(":")[2] for one in hosts if ":" in one and not one.endswith("]")]
+    ports = [host.rpartition(":")[2] for host in hosts if ":" in host and not host.endswith("]")]
     for port in [*map(unquote, ports), *filter(None, listed.split(","))]:
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
             raise ValueError(
@@ -129,7 +129,11 @@ def _one_by_one(parts: SplitResult, query: dict[str, str]) -> Iterator[str]:
 
 def _url(parts: SplitResult, netloc: str, instead: dict[str, str]) -> str:
     """Write a URL anew, for one host, without what the driver does not know."""
-    kept = [one for one in parts.query.split("&") if one and _name(one) not in {_TIMEOUT, *instead}]
+    kept = [
+        parameter
+        for parameter in parts.query.split("&")
+        if parameter and _name(parameter) not in {_TIMEOUT, *instead}
+    ]
     given = [f"{name}={_quoted(value)}" for name, value in instead.items() if value]
     path = "" if parts.path == "/" else parts.path  # the driver takes it for a name without letters
     return urlunsplit((parts.scheme, netloc, path, "&".join([*kept, *given]), ""))

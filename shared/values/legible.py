@@ -28,7 +28,7 @@ def hidden_character(text: str) -> str | None:
     """
     if text.isprintable() and (text.isascii() or not _UNSEEN_ONE.search(text)):
         return None
-    return next(one for one in text if _is_hidden(one))
+    return next(character for character in text if _is_hidden(character))
 
 
 def uncomposed_character(text: str) -> str | None:
@@ -39,9 +39,9 @@ def uncomposed_character(text: str) -> str | None:
     return next(text[end - 1] for end in ends if not unicodedata.is_normalized("NFC", text[:end]))
 
 
-def code_point(one: str) -> str:
+def code_point(character: str) -> str:
     """Name a character as Unicode does: U+200B ZERO WIDTH SPACE."""
-    return f"U+{ord(one):04X} {unicodedata.name(one, '')}".rstrip()
+    return f"U+{ord(character):04X} {unicodedata.name(character, '')}".rstrip()
 
 
 def visible(text: str) -> str:
@@ -55,8 +55,10 @@ def visible(text: str) -> str:
         return text
     unambiguous = _SHOWN_CODE.sub(r"\\u{5c}", text)
     return "".join(
-        f"\\u{{{ord(one):x}}}" if _is_hidden(one) or not (composed or one.isascii()) else one
-        for one in unambiguous
+        f"\\u{{{ord(character):x}}}"
+        if _is_hidden(character) or not (composed or character.isascii())
+        else character
+        for character in unambiguous
     )
 
 
@@ -64,13 +66,15 @@ def visible_json(text: str) -> str:
     """Escape in JSON what can't be seen; it says the same to a program as before."""
     if hidden_character(text) is None:
         return text
-    return "".join(_escaped(one) if _is_hidden(one) else one for one in text)
+    return "".join(
+        _escaped(character) if _is_hidden(character) else character for character in text
+    )
 
 
-def _escaped(one: str) -> str:
-    units = one.encode("utf-16-be", "surrogatepass").hex()
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
 
 
-def _is_hidden(one: str) -> bool:
-    return not one.isprintable() or bool(_UNSEEN_ONE.match(one))
+def _is_hidden(character: str) -> bool:
+    return not character.isprintable() or bool(_UNSEEN_ONE.match(character))

@@ -133,7 +133,7 @@ def test_a_verb_ends_with_its_own_code_though_nobody_hears_its_complaint(
 def test_lines_that_do_not_fit_are_dropped_and_counted_and_told_once_there_is_room() -> None:
     reader, writer = os.pipe()
     stream, told = StandardError(writer), Queue[int]()
-    stream.told = told.put
+    stream.on_lost = told.put
     stream.start()
     lines = 2 * MOST_WAITING // PIPE
     for _ in range(lines):

@@ -170,7 +170,7 @@ class DirectReplies:
         line = self._trial_line
         assert line is not None  # noqa: S101 - it was just opened
         try:
-            await line.send([message for one in batch for message in one.messages])
+            await line.send([message for suspended in batch for message in suspended.messages])
             await line.barrier()
         except BROKER_ERRORS as error:
             self._trial_line = None
@@ -186,7 +186,9 @@ class DirectReplies:
         if len(batch) == 1 and (line.was_refused() or first.failures >= MOST_FAILURES):
             log.warning(
                 "reply.refused",
-                correlation_ids=[one.properties.correlation_id for one in first.messages[:3]],
+                correlation_ids=[
+                    message.properties.correlation_id for message in first.messages[:3]
+                ],
                 replies=len(first.messages),
                 reason=reason_of(error),
             )

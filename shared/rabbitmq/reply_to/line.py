@@ -57,7 +57,7 @@ class ReplyLine:
     async def send(self, messages: Sequence[Outgoing]) -> None:
         """Send, as fast as the broker reads; raises BROKER_ERRORS."""
         self._unsure.extend(messages)
-        self._size += sum(len(one.body) for one in messages)
+        self._size += sum(len(message.body) for message in messages)
         while self._size > MOST_UNSURE and len(self._unsure) > 1:
             self._size -= len(self._unsure.popleft().body)
         await publish_at_once(self._channel, messages)

@@ -41,13 +41,13 @@ class ReplyPublisher:
         """Send replies; those to direct addresses are on their way when it returns, or wait."""
         direct: list[Outgoing] = []
         others: list[Outgoing] = []
-        for one in messages:
-            if one.routing_key.startswith(f"{REPLY_QUEUE}."):
-                direct.append(one)
-            elif OURS.fullmatch(one.routing_key):
-                _refuse(one)
+        for message in messages:
+            if message.routing_key.startswith(f"{REPLY_QUEUE}."):
+                direct.append(message)
+            elif OURS.fullmatch(message.routing_key):
+                _refuse(message)
             else:
-                others.append(one)
+                others.append(message)
         await publish_at_once(self._channel, others)
         if direct:
             await self._direct.send(direct)

@@ -116,16 +116,16 @@ class Trials:
         if self._suspects:
             return self._suspects.popleft()
         batch = list(self._strangers.values())[:MOST_TRIED]
-        for one in batch:
-            del self._strangers[one.address]
+        for suspended in batch:
+            del self._strangers[suspended.address]
         return batch
 
     def survived(self, batch: Sequence[Suspended]) -> None:
         """Note that these replies went out, and the connection lives on."""
-        for one in batch:
-            self._proven.note(one.address)
-            self._families.note(family(one.address))
-            one.room.gives_back(one.messages)
+        for suspended in batch:
+            self._proven.note(suspended.address)
+            self._families.note(family(suspended.address))
+            suspended.room.gives_back(suspended.messages)
 
     def failed(self, batch: Sequence[Suspended]) -> None:
         """Note that the connection was lost with these, one of which may be to blame."""
@@ -134,13 +134,13 @@ class Trials:
             if part:
                 self._suspects.appendleft(list(part))
 
-    def condemn(self, one: Suspended, now: float) -> None:
+    def condemn(self, suspended: Suspended, now: float) -> None:
         """Give these replies up, and those that come for a while."""
-        self._condemned.pop(one.address, None)
-        self._condemned[one.address] = now + CONDEMNED_S
+        self._condemned.pop(suspended.address, None)
+        self._condemned[suspended.address] = now + CONDEMNED_S
         if len(self._condemned) > MOST_CONDEMNED:
             del self._condemned[next(iter(self._condemned))]
-        one.room.gives_back(one.messages)
+        suspended.room.gives_back(suspended.messages)
 
     def doubt_all(self) -> None:
         """Prove every address anew: what was proven has ended a connection, or a broker."""
