@@ -12,6 +12,8 @@ from shared.messages.timestamp import timestamp
 
 VERSION: Final = b"\x01"
 """The first byte. Another way to make fingerprints has another one, and still knows this one."""
+NO_COMMAND: Final = b"\x00"
+"""In the place of a fingerprint where nobody sent a command: none is known as it."""
 UNVERSIONED: Final = 16
 """Bytes of the oldest fingerprints: a digest alone, of pydantic's JSON."""
 

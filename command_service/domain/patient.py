@@ -222,9 +222,7 @@ def _is_later(end: datetime | None, standing: datetime | None) -> bool:
     return standing is not None and (end is None or end > standing)
 
 
-def _ask(
-    state: Patient, command: AskConsent, gained: Iterable[RecordType]
-) -> list[ConsentEvent]:
+def _ask(state: Patient, command: AskConsent, gained: Iterable[RecordType]) -> list[ConsentEvent]:
     if command.grantee not in state.requested and len(state.requested) >= MOST_REQUESTS:
         raise TooManyRequests(MOST_REQUESTS)
     return [
