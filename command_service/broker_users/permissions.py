@@ -26,6 +26,7 @@ class Role(StrEnum):
     PROJECTION_SERVICE = "projection-service"
     ASKER = "asker"
     SENDER = "sender"
+    CHECKER = "checker"
     INQUIRER = "inquirer"
     SUBSCRIBER = "subscriber"
 
@@ -54,7 +55,9 @@ def _every(queue: Callable[[int], str]) -> str:
 
 
 _OURS: Final = r"consent\..*"
-_COMMANDS, _EVENTS, _QUERIES = map(re.escape, (names.COMMANDS, names.EVENTS, names.QUERIES))
+_COMMANDS, _EVENTS, _QUERIES, _CHECKS = map(
+    re.escape, (names.COMMANDS, names.EVENTS, names.QUERIES, names.CHECKS)
+)
 
 RIGHTS: Final = {
     # Declares queues that dead-letter into the default exchange, and exchanges with alternates;
@@ -70,7 +73,7 @@ RIGHTS: Final = {
         read=(_every(names.command_queue), re.escape(names.UNROUTABLE), re.escape(names.LOG)),
     ),
     Role.PROJECTION_SERVICE: Rights(
-        write=(_QUERIES, DEFAULT_EXCHANGE), read=(_every(names.projection_queue), _QUERIES)
+        write=(_QUERIES, DEFAULT_EXCHANGE), read=(_every(names.projection_queue), _QUERIES, _CHECKS)
     ),
     Role.ASKER: Rights(write=(_COMMANDS,), topics=(Topic(names.COMMANDS, write=r"^ask\."),)),
     Role.SENDER: Rights(write=(_COMMANDS,)),
