@@ -13,7 +13,6 @@ import asyncpg
 from projection_service.projections.changes import Held, Key
 from projection_service.projections.consents import Consent
 from projection_service.read_model import key_columns
-from shared.messages.cloud_event import timestamp
 from shared.messages.queries import (
     Change,
     ConsentHistory,
@@ -24,6 +23,7 @@ from shared.messages.queries import (
     QueryFailed,
     RequestMade,
 )
+from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
 from shared.rabbitmq.query_server import invalid

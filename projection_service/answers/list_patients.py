@@ -35,9 +35,7 @@ class PatientLists:
             [",".join(record_types(q.permission)) if q.permission else "" for q in asked],
             LOOKED_AT,
         )
-        pages = {
-            number: list(page) for number, page in groupby(rows, key=itemgetter("number"))
-        }
+        pages = {number: list(page) for number, page in groupby(rows, key=itemgetter("number"))}
         return [
             _page(question, pages.get(number, [])) for number, question in enumerate(asked, start=1)
         ]

@@ -94,7 +94,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read(question: Any) -> Asked:  # noqa: ANN401 - whatever JSON holds
     for path, twice in _given_twice(question):
-        return _at_fault([Detail(field=f"{path}{twice}"[:64], message="is given twice: give it once")])
+        return _at_fault(
+            [Detail(field=f"{path}{twice}"[:64], message="is given twice: give it once")]
+        )
     try:
         return Question.model_validate_json(json.dumps(question))
     except ValidationError as error:

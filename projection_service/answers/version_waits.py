@@ -119,7 +119,8 @@ def _who_gives_way(waiting: Sequence[PendingQuery], most: int) -> Iterator[Pendi
 def _who_waits_for_too_many(waiting: Sequence[PendingQuery]) -> Iterator[PendingQuery]:
     """Choose who waits no longer where they wait for too many: the largest, of these the newest."""
     excess = sum(len(pending.needs) for pending in waiting) - MOST_PATIENTS
-    for pending in sorted(reversed(waiting), key=lambda pending: -len(pending.needs)):
+    newest_first = list(reversed(waiting))
+    for pending in sorted(newest_first, key=lambda pending: -len(pending.needs)):
         if excess <= 0:
             return
         excess -= len(pending.needs)

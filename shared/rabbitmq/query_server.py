@@ -62,9 +62,7 @@ def invalid(field: str, message: str) -> QueryFailed:
     )
 
 
-async def answer(
-    replies: ReplyPublisher, answered: Iterable[tuple[AmqpMessage, bytes]]
-) -> None:
+async def answer(replies: ReplyPublisher, answered: Iterable[tuple[AmqpMessage, bytes]]) -> None:
     """Send answers to whoever asked; nobody is told where no `reply_to` was given.
 
     One that nobody would read, or the broker not carry, becomes an error.

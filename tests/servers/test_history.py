@@ -16,8 +16,9 @@ from projection_service.projections.fold import fold, keys, read
 from projection_service.projections.spans import Cause, Matter, Span, change_of
 from projection_service.read_model import ReadModel
 from shared.client.history_pages import joined
-from shared.messages.cloud_event import CloudEvent, timestamp
+from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import ConsentHistory, HasConsent, History
+from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Pool
 from shared.values.vocabulary import RECORD_TYPES, Grantee, RecordType
 
@@ -192,8 +193,8 @@ def test_a_grant_revoked_at_the_same_instant_is_kept_and_never_in_force() -> Non
     (span,) = tables.spans
     assert span == Span(
         Matter(PATIENT, "doctor", "d-1", "exams", "period"),
-        Cause(1, BEGAN, UUID(int=10**6 + 1), "clinic-a"),
-        Cause(2, BEGAN, UUID(int=10**6 + 2), None),
+        Cause(1, BEGAN, UUID(int=10**6 + 1), "clinic-a", EVENT),
+        Cause(2, BEGAN, UUID(int=10**6 + 2), None, EVENT),
     )
     assert all(not in_force(tables.spans, moment) for moment in instants([]))
 
@@ -201,10 +202,10 @@ def test_a_grant_revoked_at_the_same_instant_is_kept_and_never_in_force() -> Non
 @pytest.mark.parametrize(
     ("odd", "reason"),
     [
-        ({"time": "yesterday"}, "its time or its causation id is none"),
+        ({"time": "yesterday"}, "its time, its id or its causation id is none"),
         ({"time": "2026-01-01T00:00:00"}, "its time has no zone"),
-        ({"time": "0001-01-01T00:00:00+14:00"}, "its time or its causation id is none"),
-        ({"causationid": "x"}, "its time or its causation id is none"),
+        ({"time": "0001-01-01T00:00:00+14:00"}, "its time, its id or its causation id is none"),
+        ({"causationid": "x"}, "its time, its id or its causation id is none"),
         ({"issuedby": "a\x00b"}, "its issuer is not text that can be kept"),
     ],
 )
