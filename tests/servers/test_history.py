@@ -193,8 +193,8 @@ def test_a_grant_revoked_at_the_same_instant_is_kept_and_never_in_force() -> Non
     (span,) = tables.spans
     assert span == Span(
         Matter(PATIENT, "doctor", "d-1", "exams", "period"),
-        Cause(1, BEGAN, UUID(int=10**6 + 1), "clinic-a", EVENT),
-        Cause(2, BEGAN, UUID(int=10**6 + 2), None, EVENT),
+        Cause(1, BEGAN, UUID(int=10**6 + 1), "clinic-a", UUID(int=1)),
+        Cause(2, BEGAN, UUID(int=10**6 + 2), None, UUID(int=2)),
     )
     assert all(not in_force(tables.spans, moment) for moment in instants([]))
 
