@@ -24,6 +24,9 @@ PREFETCH: Final = 500
 QUERY_PREFETCH: Final = 500
 CHECK_PREFETCH: Final = 300
 """Fewer, since a CheckConsents may be larger than all else."""
+COMMITS_UNAWAITED: Final = {"synchronous_commit": "off"}
+"""Nothing here need outlive a crash of its server: the checkpoint moves in the transaction that
+changes what it covers, so what is forgotten is forgotten together, and read from the log again."""
 
 
 class ProjectionWorker:
@@ -111,4 +114,5 @@ def service(settings: ProjectionSettings) -> Service:
         database_url=settings.read_model_url,
         make_worker=ProjectionWorker.open,
         probe=probe(settings.consent_partitions),
+        database_settings=COMMITS_UNAWAITED,
     )
