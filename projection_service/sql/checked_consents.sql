@@ -9,12 +9,12 @@
 --   $5  ats           timestamptz[]
 --   $6  record_types  text[]         all that there are
 --
--- Returns   (number, version, known_since, record_type, event_id, command_id, since): a row for
+-- Returns   (number, version, record_type, event_id, command_id, since, known_since): a row for
 --           each record type that was granted, number counting the actors asked about from 1; one
 --           row without a record type where none was. known_since: null where everything is known.
-SELECT asked.number::integer AS number, coalesce(p.version, 0) AS version, horizon.known_since,
-       granted.record_type, granted.began_event AS event_id, granted.began_command AS command_id,
-       granted.began_at AS since
+SELECT asked.number::integer AS number, coalesce(p.version, 0) AS version, granted.record_type,
+       granted.began_event AS event_id, granted.began_command AS command_id,
+       granted.began_at AS since, horizon.known_since
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
        WITH ORDINALITY AS asked (patient_id, entity_name, entity_id, permission, at, number)
   LEFT JOIN patients p ON p.patient_id = asked.patient_id
