@@ -6,12 +6,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from time import monotonic
 from typing import Any, Final
 
-import structlog
-
-from projection_service import metrics
 from projection_service.answers.check_consents import Checked, Checks
 from projection_service.answers.list_patients import PatientLists
 from projection_service.answers.read_questions import Questions, read_questions
+from projection_service.answers.tally import Tally
 from projection_service.answers.version_waits import PendingQuery, VersionWaits, too_early
 from projection_service.history_queries import Past, unknown_past
 from projection_service.projections.changes import Held
@@ -32,7 +30,6 @@ from shared.postgres.connection import Queryable
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import Kind, answer, kind, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
-from shared.telemetry.metrics import QUERIES
 from shared.values.oversized import LARGEST_CHECKS
 
 MAX_BATCH: Final = 200
@@ -47,8 +44,6 @@ SERVING: Final = 2
 """How many serve the line: the database works for one while the other writes answers."""
 LONG: Final = 16_384
 """Bytes of an answer; to encode more than one such in one go would hold up who comes meanwhile."""
-
-log = structlog.get_logger()
 
 Query = ListConsents | HasConsent | Questions | ListPatients | ConsentHistory
 Answer = Consents | ConsentHeld | Checked | Patients | History | QueryFailed
@@ -83,6 +78,7 @@ class QueryResponder:
         self._read_model = ReadModel(database)
         self._past = Past(database)
         self._waits = VersionWaits(most_waiting)
+        self._tally = Tally()
         self._checks: list[PendingQuery] = []
         self._line: deque[PendingQuery] = deque()
         self._somebody_stands = asyncio.Event()
@@ -116,13 +112,9 @@ class QueryResponder:
                 await self._see_who_waits()
             await self._answer_checks()
             if deliveries:
-                log.info(
-                    "batch.answered",
-                    queries=len(deliveries),
-                    waiting=len(self._waits),
-                    in_line=len(self._line),
-                    milliseconds=round((monotonic() - began) * 1000, 1),
-                )
+                seconds = monotonic() - began
+                waiting, in_line = len(self._waits), len(self._line)
+                self._tally.tell(len(deliveries), seconds, waiting=waiting, in_line=in_line)
 
     async def _serve_line(self) -> None:
         """Answer the first in the line, and those behind it who ask the same, again and again."""
@@ -213,8 +205,10 @@ class QueryResponder:
                 await asyncio.sleep(0)
         await answer(self._replies, encoded)
         await self._consumer.settle(delivery for delivery, _ in answered)
-        for delivery, found in answered:
-            _count(delivery.message.routing_key or "", found)
+        self._tally.count(
+            [_kind_and_status(delivery, found) for delivery, found in answered],
+            [word for _, found in answered for word in _words(found)],
+        )
 
 
 def _needs(query: Query) -> Mapping[str, int]:
@@ -237,11 +231,14 @@ def _consent_held(asked: HasConsent, held: Held) -> ConsentHeld:
     return ConsentHeld(has_consent=held.consent.allows(asked.permission), version=held.version)
 
 
-def _count(kind_: str, found: Answer) -> None:
+def _kind_and_status(delivery: Delivery, found: Answer) -> tuple[str, str]:
+    kind_ = delivery.message.routing_key or ""
     status = found.error if isinstance(found, QueryFailed) else found.status
-    QUERIES.labels(kind_ if kind_ in KINDS else "other", status).inc()
-    if isinstance(found, Checked):
-        for word in found.answers:
-            metrics.QUESTIONS.labels(word).inc()
-    elif isinstance(found, ConsentHeld):
-        metrics.QUESTIONS.labels("yes" if found.has_consent else "no").inc()
+    return (kind_ if kind_ in KINDS else "other", status)
+
+
+def _words(found: Answer) -> Sequence[str]:
+    """Say how each question in a query was answered."""
+    if isinstance(found, ConsentHeld):
+        return ("yes" if found.has_consent else "no",)
+    return found.answers if isinstance(found, Checked) else ()
