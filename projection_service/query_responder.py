@@ -228,7 +228,12 @@ def _size(query: Query) -> float:
 
 
 def _consent_held(asked: HasConsent, held: Held) -> ConsentHeld:
-    return ConsentHeld(has_consent=held.consent.allows(asked.permission), version=held.version)
+    allowed = held.consent.allows(asked.permission)
+    return ConsentHeld(
+        has_consent=allowed,
+        version=held.version,
+        valid_until=held.consent.valid_until(asked.permission) if allowed else None,
+    )
 
 
 def _kind_and_status(delivery: Delivery, found: Answer) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -25,8 +25,24 @@ _CHECK_CONSENTS = statement("projection_service", "check_consents")
 _CHECKED_CONSENTS = statement("projection_service", "checked_consents")
 
 Json: TypeAlias = dict[str, Any]
-Row: TypeAlias = tuple[int, int, RecordType | None, UUID | None, UUID | None, datetime | None]
-"""Number, version, record type, event, command, since: as both statements begin their rows."""
+
+
+class Held(NamedTuple):
+    """A consent by which something is allowed."""
+
+    number: int
+    """Of the actor who holds it, among all who are asked about."""
+    actor: Actor
+    event_id: UUID | None
+    command_id: UUID | None
+    since: datetime | None
+    until: datetime | None
+
+    def stands_longer_than(self, other: "Held") -> bool:
+        """Compare the ends; of two that stand as long, the actor named first holds the better."""
+        if self.until == other.until:
+            return self.number < other.number
+        return other.until is not None and (self.until is None or self.until > other.until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +65,8 @@ class _Found:
 
     version: int = 0
     known_since: datetime | None = None
-    consents: dict[RecordType, tuple[Row, Actor]] = field(default_factory=dict)
-    """For each record type that is granted, by which row, and to which actor."""
+    consents: dict[RecordType, Held] = field(default_factory=dict)
+    """By record type; of several the one that stands longest."""
 
 
 class Checks:
@@ -93,16 +109,16 @@ def _columns(wanted: Sequence[tuple[Question, _Found]]) -> Iterator[list[str]]:
 def _note(wanted: Sequence[tuple[Question, _Found]], rows: Sequence[asyncpg.Record]) -> None:
     """Note of each question by which consents its actors hold what it asks about."""
     places = [(found, actor) for question, found in wanted for actor in question.actors]
-    for number, version, record_type, event, command, since, *known_since in rows:
+    for number, version, record_type, event, command, since, until, *known_since in rows:
         found, actor = places[number - 1]
         found.version = version
         if known_since:
             (found.known_since,) = known_since
         if record_type is not None:
-            consent = (number, version, record_type, event, command, since)
+            held = Held(number, actor, event, command, since, until)
             best = found.consents.get(record_type)
-            if best is None or number < best[0][0]:
-                found.consents[record_type] = (consent, actor)
+            if best is None or held.stands_longer_than(best):
+                found.consents[record_type] = held
 
 
 def _answer(asked: Asked, found: _Found) -> Json:
@@ -115,33 +131,42 @@ def _answer(asked: Asked, found: _Found) -> Json:
         return _failed(unknown)
     wanted, held = record_types(asked.permission), found.consents
     granted = [record_type for record_type in wanted if record_type in held]
-    return {
+    answer: Json = {
         "status": "ok",
         "has_consent": len(granted) == len(wanted),
         "version": found.version,
         "granted": granted,
         "missing": [record_type for record_type in wanted if record_type not in held],
-        "basis": [basis for record_type in granted if (basis := _basis(*held[record_type]))],
+        "basis": [
+            basis for record_type in granted if (basis := _basis(record_type, held[record_type]))
+        ],
     }
+    ends = [end for record_type in granted if (end := held[record_type].until) is not None]
+    if answer["has_consent"] and ends:
+        answer["valid_until"] = timestamp(min(ends))
+    return answer
 
 
 def _failed(failed: QueryFailed) -> Json:
     return failed.model_dump(exclude_none=True)
 
 
-def _basis(consent: Row, actor: Actor) -> Json | None:
+def _basis(record_type: RecordType, held: Held) -> Json | None:
     """Name a consent; None where it is older than what is known of the past."""
-    _, _, record_type, event_id, command_id, since = consent
-    if command_id is None or since is None:
+    if held.command_id is None or held.since is None:
         return None
     basis: Json = {
         "record_type": record_type,
-        "entity_name": actor.entity_name,
-        "entity_id": actor.entity_id,
+        "entity_name": held.actor.entity_name,
+        "entity_id": held.actor.entity_id,
     }
-    if event_id is not None:
-        basis["event_id"] = str(event_id)
-    return basis | {"command_id": str(command_id), "since": timestamp(since)}
+    if held.event_id is not None:
+        basis["event_id"] = str(held.event_id)
+    basis["command_id"] = str(held.command_id)
+    basis["since"] = timestamp(held.since)
+    if held.until is not None:
+        basis["until"] = timestamp(held.until)
+    return basis
 
 
 def _encode(answers: Sequence[Json]) -> Checked:
