@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, Field, TypeAdapter
 
 from shared.client.history_pages import joined
-from shared.errors import BrokerBlocked, NoAnswer, NotAllowed
+from shared.errors import BrokerBlocked, NoAnswer, NotAllowed, QueryRefused
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.log_client import PAGE, Page, query_request, read_answer, readable
@@ -28,6 +28,7 @@ from shared.messages.queries import (
     MOST_EVENTS,
     MOST_GRANTEES,
     MOST_PATIENTS,
+    MOST_QUESTIONS,
     MOST_SPANS,
     CheckConsents,
     ConsentChecked,
@@ -261,13 +262,31 @@ class ConsentClient:
     async def check_consents(
         self, questions: Sequence[Question]
     ) -> list[ConsentChecked | QueryFailed]:
-        """Ask 1 to 500 questions at once; return their answers, in their order.
+        """Ask many questions, 500 in a message; return their answers, in their order.
 
-        What is wrong with one question is its answer, a QueryFailed.
+        What is wrong with one question is its answer, a QueryFailed. Where the answers of a
+        message would be too large together, it is asked in halves.
         """
+        answers: list[ConsentChecked | QueryFailed] = []
+        for start in range(0, len(questions), MOST_QUESTIONS):
+            answers += await self._check_some(questions[start : start + MOST_QUESTIONS])
+        return answers
+
+    async def _check_some(
+        self, questions: Sequence[Question]
+    ) -> list[ConsentChecked | QueryFailed]:
         query = CheckConsents(questions=list(questions))
-        answer = await self._query(query, CheckConsents.type)
-        return read_answer(answer.body, _CHECKED).answers
+        try:
+            answer = await self._query(query, CheckConsents.type)
+            return read_answer(answer.body, _CHECKED).answers
+        except QueryRefused as refused:
+            half = len(questions) // 2
+            if refused.error != "validation_error" or not half:
+                raise
+        return [
+            *await self._check_some(questions[:half]),
+            *await self._check_some(questions[half:]),
+        ]
 
     async def list_patients(
         self,
