@@ -38,7 +38,7 @@ _LIST_CONSENTS = statement("projection_service", "list_consents")
 _HAS_CONSENT = statement("projection_service", "has_consent")
 _READ_VERSIONS = statement("projection_service", "read_versions")
 
-_NO_CHANGE: Final = (None, None, None, None)
+_NO_CHANGE: Final = (None, None, None, None, None)
 
 
 class ReadModel:
@@ -128,11 +128,14 @@ class ReadModel:
 
 
 def _span_columns(spans: Spans) -> Iterable[Sequence[object]]:
-    """Turn rows into the columns that `project` takes: 13 of what begins, 9 of what ends."""
-    begun = [(*span.matter, *span.began, *(span.ended or _NO_CHANGE)) for span in spans.begun]
-    ended = [(*matter, *change) for matter, change in spans.ended.items()]
+    """Turn rows into the columns that `project` takes: 14 of what begins, 9 of what ends."""
+    begun = [
+        (*span.matter, *span.began[:-1], *(span.ended or _NO_CHANGE)[:-1], span.began.event_id)
+        for span in spans.begun
+    ]
+    ended = [(*matter, *change[:-1]) for matter, change in spans.ended.items()]
     return chain(
-        zip(*begun, strict=True) if begun else [()] * 13,
+        zip(*begun, strict=True) if begun else [()] * 14,
         zip(*ended, strict=True) if ended else [()] * 9,
     )
 

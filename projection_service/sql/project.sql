@@ -37,16 +37,17 @@
 --   $27 ended_ats       timestamptz[]
 --   $28 ended_commands  uuid[]
 --   $29 ended_issuers   text[]
+--   $30 began_events    uuid[]
 --   per period or request that was open before, and ends
---   $30 patient_ids     text[]
---   $31 entity_names    text[]
---   $32 entity_ids      text[]
---   $33 record_types    text[]
---   $34 kinds           text[]
---   $35 ended_versions  bigint[]
---   $36 ended_ats       timestamptz[]
---   $37 ended_commands  uuid[]
---   $38 ended_issuers   text[]
+--   $31 patient_ids     text[]
+--   $32 entity_names    text[]
+--   $33 entity_ids      text[]
+--   $34 record_types    text[]
+--   $35 kinds           text[]
+--   $36 ended_versions  bigint[]
+--   $37 ended_ats       timestamptz[]
+--   $38 ended_commands  uuid[]
+--   $39 ended_issuers   text[]
 --
 -- Returns   (partition) of each checkpoint that was moved.
 -- Fenced    no rows: another worker has taken a partition; nothing was changed.
@@ -101,10 +102,11 @@ WITH given AS (
     INSERT INTO consent_history (
         patient_id, entity_name, entity_id, record_type, kind,
         began_version, began_at, began_command, began_issuer,
-        ended_version, ended_at, ended_command, ended_issuer)
+        ended_version, ended_at, ended_command, ended_issuer, began_event)
     SELECT * FROM unnest($17::text[], $18::text[], $19::text[], $20::text[], $21::text[],
                          $22::bigint[], $23::timestamptz[], $24::uuid[], $25::text[],
-                         $26::bigint[], $27::timestamptz[], $28::uuid[], $29::text[])
+                         $26::bigint[], $27::timestamptz[], $28::uuid[], $29::text[],
+                         $30::uuid[])
      WHERE EXISTS (SELECT FROM moved)
     ON CONFLICT (patient_id, entity_name, entity_id, record_type, kind, began_version) DO NOTHING
 ), ended AS (
@@ -117,8 +119,8 @@ WITH given AS (
     SELECT ended.patient_id, ended.entity_name, ended.entity_id, ended.record_type, ended.kind,
            open.began_version, open.began_at, open.began_command, open.began_issuer,
            ended.version, ended.at, ended.command, ended.issuer
-      FROM unnest($30::text[], $31::text[], $32::text[], $33::text[], $34::text[],
-                  $35::bigint[], $36::timestamptz[], $37::uuid[], $38::text[])
+      FROM unnest($31::text[], $32::text[], $33::text[], $34::text[], $35::text[],
+                  $36::bigint[], $37::timestamptz[], $38::uuid[], $39::text[])
            AS ended (patient_id, entity_name, entity_id, record_type, kind,
                      version, at, command, issuer)
      CROSS JOIN LATERAL (

@@ -50,7 +50,7 @@ EXCHANGES: Final = (
     Exchange(names.COMMANDS, "topic", {"alternate-exchange": names.UNROUTABLE}),
     Exchange(names.EVENTS, "topic"),
     Exchange(names.UNKNOWN_QUERIES, "fanout"),
-    Exchange(names.QUERIES, "direct", {"alternate-exchange": names.UNKNOWN_QUERIES}),
+    Exchange(names.QUERIES, "topic", {"alternate-exchange": names.UNKNOWN_QUERIES}),
 )
 
 
@@ -93,11 +93,16 @@ def queues(partitions: int) -> Iterator[Queue]:
     yield Queue(names.UNROUTABLE, _work_queue(), ((names.UNROUTABLE, ""),))
     yield Queue(names.LOG, _query_queue(), ((names.QUERIES, names.READ_EVENTS),))
     yield Queue(
+        names.CHECKS,
+        _query_queue(),
+        ((names.QUERIES, names.HAS_CONSENT), (names.QUERIES, names.CHECK_CONSENTS)),
+    )
+    yield Queue(
         names.QUERIES,
         _query_queue(),
         (
             (names.QUERIES, names.LIST_CONSENTS),
-            (names.QUERIES, names.HAS_CONSENT),
+            (names.QUERIES, names.LIST_PATIENTS),
             (names.QUERIES, names.CONSENT_HISTORY),
             (names.UNKNOWN_QUERIES, ""),
         ),
