@@ -70,7 +70,7 @@ class CommandWorker:
         )
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await consumer.open(names.UNROUTABLE)
-        await queries.open(names.LOG, counts=False)
+        await queries.open(names.LOG)
         return cls(
             path, publisher, log_reader, snapshots, rehearsal, dead_letters, consumer, queries
         )
