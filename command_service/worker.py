@@ -74,7 +74,7 @@ class CommandWorker:
         expiry = Expiry(Ends(opened.pool), store, path, publisher)
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await consumer.open(names.UNROUTABLE)
-        await queries.open(names.LOG, counts=False)
+        await queries.open(names.LOG)
         return cls(
             path, publisher, log_reader, snapshots, rehearsal, expiry,
             dead_letters, consumer, queries,
