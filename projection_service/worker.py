@@ -70,7 +70,7 @@ class ProjectionWorker:
         for kind, reading in (("events", consumer), ("checks", checks), ("queries", others)):
             OLDEST_IN_HAND.labels(kind).set_function(reading.oldest_s)
         for queue, reading in queries.items():
-            await reading.open(queue, counts=False, ordered=False)
+            await reading.open(queue, ordered=False)
         return cls(projector, answers, dead_letters, consumer, queries)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +54,7 @@ from shared.settings import ClientSettings, PartitionSettings, read_settings
 from shared.telemetry.logs import hush_libraries, set_up_logs
 from shared.telemetry.standard_streams import guard_standard_streams
 from shared.values.partition import partition_of
-from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, Target
+from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, RecordType, Target
 
 REFUSED: Final = 1
 """Exit code where a command is rejected, or a consent does not hold."""
@@ -485,16 +485,22 @@ def _show_consents(found: Consents) -> None:
         table.add_row(
             entry.entity_name,
             shown(entry.entity_id),
-            ", ".join(entry.permissions),
-            ", ".join(entry.requested),
+            _listed(entry.permissions, entry.until),
+            _listed(entry.requested, entry.requested_until),
         )
     console.print(table)
+
+
+def _listed(records: Sequence[RecordType], ends: Mapping[RecordType, datetime] | None) -> str:
+    until = {record: f" until {local(end)}" for record, end in (ends or {}).items()}
+    return ", ".join(f"{record}{until.get(record, '')}" for record in records)
 
 
 def _show_held(held: ConsentHeld, at: datetime | None) -> None:
     answer = "[green]yes[/]" if held.has_consent else "[red]no[/]"
     when = "" if at is None else f" at {timestamp(at)}"
-    console.print(f"{answer}{when}, as of version {held.version}")
+    until = "" if held.valid_until is None else f" until {local(held.valid_until)}"
+    console.print(f"{answer}{when}{until}, as of version {held.version}")
 
 
 def _show_events(page: Page) -> None:
