@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from command_service.broker_users.permissions import Role, patterns, rights
 from shared.errors import SettingsError
+from shared.settings import secret
 
 ADMINISTRATOR: Final = "administrator"
 SALT_BYTES: Final = 4
@@ -29,7 +30,7 @@ class User:
 
     @property
     def password_variable(self) -> str:
-        """The environment variable that its password is in."""
+        """The variable that its password is in, or with `_FILE` the file's name."""
         return "PASSWORD_" + re.sub(r"\W", "_", self.name).upper()
 
 
@@ -93,7 +94,7 @@ def _permissions(user: User) -> dict[str, str]:
 
 
 def _password(user: User, environment: Mapping[str, str]) -> str:
-    password = environment.get(user.password_variable)
+    password = secret(user.password_variable, environment)
     if not password:
         raise SettingsError(f"{user.password_variable} is not set: give {user.name} a password")
     return password

@@ -1,8 +1,9 @@
 """Two databases and a broker for whoever needs real ones, from containers or programs."""
 
 import os
+import sys
 
-from tests.sandbox.containers import open_containers
+from tests.sandbox.containers import NO_IMAGES, open_containers
 from tests.sandbox.install import engine_answers
 from tests.sandbox.programs import open_programs
 from tests.sandbox.servers import BrokerRefused, Sandbox, ServerDidNotStart
@@ -10,18 +11,29 @@ from tests.support.certificates import Certificates
 
 __all__ = ["BrokerRefused", "Sandbox", "ServerDidNotStart", "open_sandbox"]
 
+INSTEAD = (
+    "private servers from the programs on this machine; CONSENT_SANDBOX=programs asks for them"
+)
 OPENERS = {"containers": open_containers, "programs": open_programs}
 
 
 def open_sandbox(*, durable: bool = True, tls: Certificates | None = None) -> Sandbox:
     """Start the servers: in containers where a Docker engine answers, else as programs.
 
-    CONSENT_SANDBOX=containers|programs decides instead. With `durable=False` the databases are
+    Where its images can't be had, as behind a company's wall, that is said and programs serve too.
+    CONSENT_SANDBOX=containers|programs decides instead, for good. With `durable=False` the databases are
     faster, and may lose everything when one of them is taken down. With `tls`, which only the
     programs know, the broker has a second port that speaks TLS alone, and the databases speak it
     with whoever wants; with the user `encrypted` nothing else. Raises `ServerDidNotStart`.
     """
     if tls is not None:
         return open_programs(durable=durable, tls=tls)
-    kind = os.environ.get("CONSENT_SANDBOX") or ("containers" if engine_answers() else "programs")
-    return OPENERS[kind](durable=durable)
+    if kind := os.environ.get("CONSENT_SANDBOX"):
+        return OPENERS[kind](durable=durable)
+    if engine_answers():
+        try:
+            return open_containers(durable=durable)
+        except NO_IMAGES as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            print(f"A Docker engine answers, but can't be used ({why}): {INSTEAD}", file=sys.stderr)
+    return open_programs(durable=durable)
