@@ -11,17 +11,15 @@ from tests.support.certificates import Certificates
 
 __all__ = ["BrokerRefused", "Sandbox", "ServerDidNotStart", "open_sandbox"]
 
-INSTEAD = (
-    "private servers from the programs on this machine; CONSENT_SANDBOX=programs asks for them"
-)
+INSTEAD = "taking the programs on this machine, as CONSENT_SANDBOX=programs does"
 OPENERS = {"containers": open_containers, "programs": open_programs}
 
 
 def open_sandbox(*, durable: bool = True, tls: Certificates | None = None) -> Sandbox:
     """Start the servers: in containers where a Docker engine answers, else as programs.
 
-    Where its images can't be had, as behind a company's wall, that is said and programs serve too.
-    CONSENT_SANDBOX=containers|programs decides instead, for good. With `durable=False` the databases are
+    Where its images can't be had, as behind a company's wall, one line says so, and programs serve.
+    CONSENT_SANDBOX=containers|programs decides instead. With `durable=False` the databases are
     faster, and may lose everything when one of them is taken down. With `tls`, which only the
     programs know, the broker has a second port that speaks TLS alone, and the databases speak it
     with whoever wants; with the user `encrypted` nothing else. Raises `ServerDidNotStart`.
