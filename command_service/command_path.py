@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from time import monotonic
 from typing import Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 
@@ -46,6 +47,7 @@ class CommandPath:
         poison_messages: PoisonMessages,
         snapshots: SnapshotWriter,
         partitions: int,
+        longest_grant: timedelta | None = None,
     ) -> None:
         self._consumer = consumer
         self._store = store
@@ -54,6 +56,7 @@ class CommandPath:
         self._poison = poison_messages
         self._snapshots = snapshots
         self._partitions = partitions
+        self._longest_grant = longest_grant
         self.streams = StreamCache()
 
     async def run(self) -> None:
@@ -110,6 +113,8 @@ class CommandPath:
                     True  # such a patient's commands get no receipt that could be in the way
                 )
                 continue
+            if batch.involves_ends(received):
+                batch.times = await self._store.read_times(epochs)
             rulings = [_rule(batch, request) for request in decoded]
             try:
                 appended = await self._append(batch, epochs, receipts_checked=check_receipts)
@@ -127,7 +132,10 @@ class CommandPath:
     ) -> Appended:
         with tracing.span(tracing.APPEND):
             return await self._store.append(
-                list(batch.decided.values()), epochs, receipts_checked=receipts_checked
+                list(batch.decided.values()),
+                epochs,
+                batch.times,
+                receipts_checked=receipts_checked,
             )
 
     def _decode(self, delivery: Delivery) -> Received | CommandRejected:
@@ -140,22 +148,25 @@ class CommandPath:
 
     async def _load(self, received: Sequence[Received], *, receipts: bool) -> Batch:
         """Read the patients that are not in memory, and receipts beside them if wanted."""
-        patients = {request.command.patient_id for request in received}
+        patients = {request.patient_id for request in received}
         known = {
             patient_id: stream
             for patient_id in patients
             if (stream := self.streams.get(patient_id))
         }
         reading = self._store.read_streams(list(patients - known.keys()))
+        decided: dict[UUID, Receipt] = {}
         if not receipts:
-            return Batch({}, {**dict.fromkeys(patients, EMPTY), **known, **await reading})
-        ids = list({request.command_id for request in received})
-        decided, read = await asyncio.gather(self._store.read_receipts(ids), reading)
-        return Batch(decided, {**dict.fromkeys(patients, EMPTY), **known, **read})
+            read = await reading
+        else:
+            ids = list({request.command_id for request in received})
+            decided, read = await asyncio.gather(self._store.read_receipts(ids), reading)
+        streams = {**dict.fromkeys(patients, EMPTY), **known, **read}
+        return Batch(decided, streams, longest_grant=self._longest_grant)
 
     def _remember(self, batch: Batch) -> None:
         decided = [decision.received for decision in batch.decided.values()]
-        for patient_id, partition in {r.command.patient_id: r.partition for r in decided}.items():
+        for patient_id, partition in {r.patient_id: r.partition for r in decided}.items():
             stream = self._snapshots.offer(patient_id, batch.streams[patient_id])
             self.streams.put(partition, patient_id, stream)
 

@@ -19,6 +19,7 @@ from shared.values.partition import partition_of
 from shared.values.vocabulary import LegibleLine, RecordedId
 
 CONTENT_TYPE: Final = "application/json"
+_VERBS: Final = "|".join(command.verb for command in COMMANDS.values())
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
@@ -74,7 +75,7 @@ def decode_unroutable(message: AmqpMessage, partitions: int) -> CommandRejected:
         key = names.command_key(received.command, partitions)
         fault = _misrouted(f'use the routing key "{key}"', received.command.patient_id)
     except MessageFault as unreadable:
-        hint = f'use "<ask|grant|revoke>.<partition>", with a partition below {partitions}'
+        hint = f'use "<{_VERBS}>.<partition>", with a partition below {partitions}'
         fault = _misrouted(hint, unreadable.patient_id)
     return fault.rejection(properties.message_id)
 

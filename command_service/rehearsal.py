@@ -48,7 +48,7 @@ class Rehearsal:
 
 
 async def _decide(store: EventStore, received: Received, lease: Lease) -> None:
-    patient_id = received.command.patient_id
+    patient_id = received.patient_id
     receipts = await store.read_receipts([received.command_id])
     streams = await store.read_streams([patient_id])
     batch = Batch(receipts, {patient_id: EMPTY, **streams})

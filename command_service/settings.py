@@ -1,6 +1,6 @@
 """The command service's settings."""
 
-from shared.settings import PartitionSettings, PostgresUrl, WorkerSettings
+from shared.settings import Duration, PartitionSettings, PostgresUrl, WorkerSettings
 
 
 class EventStoreSettings(PartitionSettings):
@@ -11,3 +11,6 @@ class EventStoreSettings(PartitionSettings):
 
 class CommandSettings(WorkerSettings, EventStoreSettings):
     """What the worker reads from the environment."""
+
+    consent_longest_grant: Duration | None = None
+    """For how long consent may be granted at most; without it, without end."""

@@ -66,6 +66,7 @@ class CommandWorker:
             poison_messages,
             snapshots,
             settings.consent_partitions,
+            settings.consent_longest_grant,
         )
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await consumer.open(names.UNROUTABLE)

@@ -12,7 +12,6 @@ import structlog
 from projection_service.history_queries import Past, is_never
 from projection_service.projections.changes import Held
 from projection_service.read_model import ReadModel
-from shared.messages.cloud_event import timestamp
 from shared.messages.queries import (
     ConsentHeld,
     ConsentHistory,
@@ -22,6 +21,7 @@ from shared.messages.queries import (
     ListConsents,
     QueryFailed,
 )
+from shared.messages.timestamp import timestamp
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import answer, invalid, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher

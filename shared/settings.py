@@ -3,16 +3,18 @@
 import os
 import socket
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from yarl import URL
 
 from shared.errors import SettingsError
 from shared.values.database_url import read_database_url
+from shared.values.durations import parse_duration
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -52,7 +54,15 @@ def _database_url(text: str) -> str:
     return text
 
 
+def _duration(text: object) -> timedelta:
+    try:
+        return parse_duration(f"{text}")
+    except ValueError as error:
+        raise PydanticCustomError("duration", "{why}", {"why": f"{error}"}) from None
+
+
 AmqpUrl = Annotated[str, _url_with("amqp", "amqps")]
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
 PostgresUrl = Annotated[str, AfterValidator(_database_url)]
 
 

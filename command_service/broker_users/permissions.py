@@ -72,7 +72,9 @@ RIGHTS: Final = {
     Role.PROJECTION_SERVICE: Rights(
         write=(_QUERIES, DEFAULT_EXCHANGE), read=(_every(names.projection_queue), _QUERIES)
     ),
-    Role.ASKER: Rights(write=(_COMMANDS,), topics=(Topic(names.COMMANDS, write=r"^ask\."),)),
+    Role.ASKER: Rights(
+        write=(_COMMANDS,), topics=(Topic(names.COMMANDS, write=r"^(ask|withdraw)\."),)
+    ),
     Role.SENDER: Rights(write=(_COMMANDS,)),
     Role.INQUIRER: Rights(write=(_QUERIES,)),
     Role.SUBSCRIBER: Rights(read=(_EVENTS,)),
@@ -89,7 +91,7 @@ def rights(user: str, roles: Sequence[Role]) -> Rights:
     if Role.ASKER in roles and {Role.SUBSCRIBER, Role.TOPOLOGY} & set(roles):
         raise SettingsError(
             "an asker can't be a subscriber or declare the topology as well: who declares queues "
-            "can have them dead-letter grants, past the limit to `ask`; make it two users"
+            "can have them dead-letter grants, past the limit to asking; make it two users"
         )
     parts = [RIGHTS[role] for role in roles]
     own = (rf"{re.escape(user)}(\..*)?",) if Role.SUBSCRIBER in roles else ()

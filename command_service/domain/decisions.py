@@ -1,14 +1,19 @@
 """Decides a batch of commands, in their order, against receipts and patients' states. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from command_service.domain.patient import INITIAL, Patient, Rejected, decide, fold
-from command_service.domain.received import Received
+from command_service.domain.patient import INITIAL, Patient, decide, expire, fold
+from command_service.domain.received import EndsCame, Received
+from command_service.domain.rejections import Rejected
 from shared.messages.events import ConsentEvent
 from shared.messages.replies import CommandRejected, Detail, Outcome, RejectionCode
+
+AT_ANY_TIME: Final = datetime.min.replace(tzinfo=UTC)
+"""The time where no end is involved: the rules say the same at all times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,14 @@ class Rejection:
 
     error: RejectionCode
     message: str
+    details: tuple[Detail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What was decided for one command id; it becomes a receipt and perhaps events."""
 
-    received: Received
+    received: Received | EndsCame
     version: int
     """The patient's version after the command."""
     events: tuple[NewEvent, ...] = ()
@@ -79,12 +85,22 @@ class Batch:
     receipts: Mapping[UUID, Receipt]
     streams: MutableMapping[str, Stream]
     """Every patient of the batch who has a history; it moves on with each decision."""
+    times: Mapping[int, datetime] = field(default_factory=dict)
+    """By partition, the time of its log; it may be left out where no end is involved."""
+    longest_grant: timedelta | None = None
+    """For how long consent may be granted at most, where that is limited."""
     decided: dict[UUID, Decision] = field(default_factory=dict)
 
     @property
     def has_unreadable(self) -> bool:
         """Whether the history of one of the patients can't be read."""
         return any(stream.unreadable for stream in self.streams.values())
+
+    def involves_ends(self, received: Iterable[Received]) -> bool:
+        """Whether the time matters to one of these commands, or to one of the patients."""
+        return any(stream.state.next_end for stream in self.streams.values()) or any(
+            each.involves_end for each in received
+        )
 
     def answer(self, received: Received, new_id: Callable[[], UUID]) -> Ruling:
         """Decide one command; what was decided before for its id stands."""
@@ -95,33 +111,62 @@ class Batch:
         if pending is not None:
             same = pending.received.fingerprint == received.fingerprint
             return pending if same else conflict(received)
-        stream = self.streams.get(received.command.patient_id, EMPTY)
+        stream = self.streams.get(received.patient_id, EMPTY)
         if stream.unreadable:
             return unreadable_history(
-                str(received.command_id), received.command.patient_id, stream.unreadable
+                str(received.command_id), received.patient_id, stream.unreadable
             )
-        decision = self._decide(received, stream, new_id)
+        self.expire(received.patient_id, received.partition, new_id)
+        decision = self._decide(received, new_id)
         self.decided[received.command_id] = decision
         return decision
 
-    def _decide(self, received: Received, stream: Stream, new_id: Callable[[], UUID]) -> Decision:
+    def expire(self, patient_id: str, partition: int, new_id: Callable[[], UUID]) -> None:
+        """Record the ends of a patient's consents that have come, before anything else is.
+
+        So each end that still stood is recorded once, whoever comes upon it first.
+        """
+        stream = self.streams.get(patient_id, EMPTY)
+        if stream.unreadable:
+            return
+        events = expire(stream.state, patient_id, self._now(partition))
+        if events:
+            came = EndsCame(new_id(), patient_id, partition)
+            self.decided[came.command_id] = self._decision(came, events, new_id)
+
+    def _decide(self, received: Received, new_id: Callable[[], UUID]) -> Decision:
+        stream = self.streams.get(received.patient_id, EMPTY)
+        now = self._now(received.partition)
         try:
-            events = decide(stream.state, received.command)
+            events = decide(stream.state, received.command, now, self.longest_grant)
         except Rejected as refused:
-            return Decision(received, stream.version, (), Rejection(refused.error, str(refused)))
-        self.streams[received.command.patient_id] = after = stream.then(events)
+            rejection = Rejection(refused.error, str(refused), refused.details)
+            return Decision(received, stream.version, (), rejection)
+        return self._decision(received, events, new_id)
+
+    def _decision(
+        self,
+        received: Received | EndsCame,
+        events: Sequence[ConsentEvent],
+        new_id: Callable[[], UUID],
+    ) -> Decision:
+        stream = self.streams.get(received.patient_id, EMPTY)
+        self.streams[received.patient_id] = after = stream.then(events)
         decided = tuple(
-            NewEvent(new_id(), version, event, event.model_dump_json())
+            NewEvent(new_id(), version, event, event.to_json())
             for version, event in enumerate(events, start=stream.version + 1)
         )
         return Decision(received, after.version, decided)
+
+    def _now(self, partition: int) -> datetime:
+        return self.times.get(partition, AT_ANY_TIME)
 
 
 def conflict(received: Received) -> CommandRejected:
     """Refuse a command id that was used before for something else."""
     return CommandRejected(
         command_id=str(received.command_id),
-        patient_id=received.command.patient_id,
+        patient_id=received.patient_id,
         error="command_id_conflict",
         message="this command id was used before with another content; use a new one",
     )

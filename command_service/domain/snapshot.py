@@ -8,10 +8,11 @@ from immutables import Map
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from command_service.domain.decisions import Stream
-from command_service.domain.patient import Patient, Types
+from command_service.domain.patient import Patient, Subject, Types
+from shared.messages.timestamp import Moment
 from shared.values.vocabulary import Entity, Grantee, RecordType
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raise it with every change of what `Patient` holds or `evolve` does: older snapshots are ignored
 then, and taken anew."""
 EVERY: Final = 200
@@ -24,11 +25,15 @@ Grouped = dict[str, dict[Entity, list[str]]]
 _TYPES: Final[TypeAdapter[frozenset[RecordType]]] = TypeAdapter(frozenset[RecordType])
 
 
+End = tuple[Entity, str, RecordType, Moment]
+
+
 class State(BaseModel):
     """A patient, with many grantees that have the same in few words."""
 
     granted: Grouped
     requested: Grouped
+    ends: list[End]
 
 
 class SnapshotError(ValueError):
@@ -56,7 +61,11 @@ def is_due(stream: Stream) -> bool:
 def take(stream_id: str, stream: Stream) -> Snapshot:
     """Write a state down."""
     patient = stream.state
-    kept = State(granted=_grouped(patient.granted), requested=_grouped(patient.requested))
+    kept = State(
+        granted=_grouped(patient.granted),
+        requested=_grouped(patient.requested),
+        ends=[(*each.grantee, each.record_type, end) for each, end in patient.ends.items()],
+    )
     state = kept.model_dump_json()
     return Snapshot(stream_id, stream.version, state, _digest(stream_id, stream.version, state))
 
@@ -68,9 +77,13 @@ def restore(snapshot: Snapshot) -> Stream:
         raise SnapshotError("its digest is wrong")
     try:
         state = State.model_validate_json(snapshot.state)
-        patient = Patient(_ungrouped(state.granted), _ungrouped(state.requested))
+        granted, requested = _ungrouped(state.granted), _ungrouped(state.requested)
     except ValidationError as error:
         raise SnapshotError("its state can't be read") from error
+    ends = Map(
+        (Subject(Grantee(entity, id_), named), end) for entity, id_, named, end in state.ends
+    )
+    patient = Patient(granted, requested, ends, min(ends.values(), default=None))
     return Stream(snapshot.version, patient, snapshot.version)
 
 

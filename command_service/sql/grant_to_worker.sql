@@ -17,6 +17,7 @@ BEGIN
                                recorded_at) ON partitions TO %I',
         'GRANT SELECT, INSERT, UPDATE, DELETE ON workers TO %I',
         'GRANT SELECT, INSERT ON events, command_receipts TO %I',
+        'GRANT SELECT, INSERT, DELETE ON ends TO %I',
         'GRANT SELECT, INSERT, UPDATE, DELETE ON suspects TO %I',
         'GRANT SELECT, INSERT, UPDATE ON snapshots TO %I'
     ] LOOP

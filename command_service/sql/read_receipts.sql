@@ -5,7 +5,7 @@
 --
 -- Returns   a row per receipt and event; without an event where the command was rejected.
 SELECT r.command_id, r.fingerprint, r.patient_id, r.partition, r.stream_version AS version,
-       r.error, r.message,
+       r.error, r.message, r.details,
        e.event_id, e.type, e.schema_version, e.data, e.stream_version, e.position
   FROM command_receipts r
   LEFT JOIN events e

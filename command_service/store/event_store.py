@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 import structlog
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from command_service.domain.decisions import Decision, Receipt, Stream, unreadable_history
@@ -24,8 +25,14 @@ from command_service.domain.replay import replay
 from command_service.domain.snapshot import FORMAT, Snapshot, SnapshotError
 from command_service.store.recorded_event import FreshEvent, RecordedEvent
 from shared.errors import Conflict, DecidedBefore, Fenced
-from shared.messages.events import UnknownEventError, read_event
-from shared.messages.replies import CommandAccepted, CommandRejected, EventSummary, Outcome
+from shared.messages.events import ConsentGranted, UnknownEventError, read_event
+from shared.messages.replies import (
+    CommandAccepted,
+    CommandRejected,
+    Detail,
+    EventSummary,
+    Outcome,
+)
 from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
 
@@ -35,6 +42,7 @@ _WRITE_SNAPSHOT = statement("command_service", "write_snapshot")
 _READ_RECEIPTS = statement("command_service", "read_receipts")
 _READ_LOG = statement("command_service", "read_log")
 _READ_LOG_OF_PATIENT = statement("command_service", "read_log_of_patient")
+_READ_TIMES = statement("command_service", "read_times")
 _READ_HEAD = statement("command_service", "read_head")
 _MARK_PUBLISHED = statement("command_service", "mark_published")
 
@@ -43,6 +51,7 @@ REPLAY_IN_THREAD_CHARS: Final = 500_000
 _NO_FORMAT: Final = 0
 """No snapshot has it, so that histories are read from the start."""
 
+_DETAILS: Final[TypeAdapter[tuple[Detail, ...]]] = TypeAdapter(tuple[Detail, ...])
 _CONFLICTS: Final = {
     "events_stream_version_key": Conflict,
     "command_receipts_command_id_key": DecidedBefore,
@@ -94,12 +103,14 @@ class EventStore:
         self,
         decisions: Sequence[Decision],
         epochs: Mapping[int, int],
+        times: Mapping[int, datetime] = MappingProxyType({}),
         *,
         receipts_checked: bool = False,
     ) -> Appended:
         """Record decisions and their events in one transaction.
 
-        `epochs` holds the epoch of each partition owned; `receipts_checked` spares the look for
+        `epochs` holds the epoch of each partition owned, `times` the time by which was decided
+        where it mattered: nothing is recorded as earlier. `receipts_checked` spares the look for
         receipts where they were read just before. Raises Fenced where another worker took one of
         the partitions, DecidedBefore where a command id has a receipt already, Conflict where
         another writer was first: nothing is recorded then.
@@ -114,8 +125,10 @@ class EventStore:
             partitions,
             [epochs[number] for number in partitions],
             [counts[number] for number in partitions],
+            [times.get(number) for number in partitions],
             *_columns(_event_rows(decisions), 13),
-            *_columns(_receipt_rows(decisions), 9),
+            *_columns(_receipt_rows(decisions), 10),
+            *_columns(_end_rows(decisions), 3),
             receipts_checked,
         )
         try:
@@ -187,6 +200,11 @@ class EventStore:
             rows = await self._pool.fetch(_READ_LOG_OF_PATIENT, after_position, most, patient_id)
         return [RecordedEvent(*row) for row in rows]
 
+    async def read_times(self, partitions: Iterable[int]) -> dict[int, datetime]:
+        """Read what time it is in the logs of these partitions; it never steps back."""
+        rows = await self._pool.fetch(_READ_TIMES, sorted(partitions))
+        return {row["partition"]: row["now"] for row in rows}
+
     async def read_head(self, partition: int) -> Head:
         """Read how far a partition's log goes; a partition that doesn't exist is empty."""
         row = await self._pool.fetchrow(_READ_HEAD, partition)
@@ -222,7 +240,7 @@ def _event_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
             yield (
                 received.partition,
                 ordinals[received.partition],
-                received.command.patient_id,
+                received.patient_id,
                 new.version,
                 new.id,
                 type(new.event).__name__,
@@ -245,14 +263,24 @@ def _receipt_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
         yield (
             received.command_id,
             received.fingerprint,
-            received.command.patient_id,
+            received.patient_id,
             received.partition,
             decision.version,
             None if rejection else first,
             len(decision.events),
             rejection and rejection.error,
             rejection and rejection.message,
+            _DETAILS.dump_json(rejection.details).decode()
+            if rejection and rejection.details
+            else None,
         )
+
+
+def _end_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
+    for decision in decisions:
+        for new in decision.events:
+            if isinstance(new.event, ConsentGranted) and new.event.expires_at is not None:
+                yield decision.received.partition, new.event.expires_at, new.event.patient_id
 
 
 def _appended(decisions: Sequence[Decision], rows: Sequence[asyncpg.Record]) -> Appended:
@@ -279,7 +307,7 @@ def _recorded(
         fresh = FreshEvent(
             partition=received.partition,
             position=position,
-            stream_id=received.command.patient_id,
+            stream_id=received.patient_id,
             stream_version=new.version,
             event_id=new.id,
             type=type(new.event).__name__,
@@ -299,13 +327,14 @@ def _recorded(
 
 def _outcome(decision: Decision, recorded: Sequence[RecordedEvent]) -> Outcome:
     received, rejection = decision.received, decision.rejection
-    command_id, patient_id = str(received.command_id), received.command.patient_id
+    command_id, patient_id = str(received.command_id), received.patient_id
     if rejection:
         return CommandRejected(
             command_id=command_id,
             patient_id=patient_id,
             error=rejection.error,
             message=rejection.message,
+            details=list(rejection.details),
         )
     return CommandAccepted(
         command_id=command_id,
@@ -358,7 +387,11 @@ def _receipt(rows: Sequence[asyncpg.Record]) -> Receipt:
 
 def _rejected(command_id: str, patient_id: str, row: asyncpg.Record) -> CommandRejected:
     return CommandRejected(
-        command_id=command_id, patient_id=patient_id, error=row["error"], message=row["message"]
+        command_id=command_id,
+        patient_id=patient_id,
+        error=row["error"],
+        message=row["message"],
+        details=list(_DETAILS.validate_json(row["details"] or "[]")),
     )
 
 

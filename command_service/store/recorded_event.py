@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from shared.messages import names
-from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent, timestamp
+from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent
 from shared.messages.events import ConsentEvent, UnknownEventError
+from shared.messages.timestamp import timestamp
 from shared.messages.upcasting import Data, UpcastError, upcast
 from shared.rabbitmq.connection import Properties
 from shared.rabbitmq.publishing import PERSISTENT, Outgoing

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
+from shared.messages.events import (
+    ConsentAsked,
+    ConsentDenied,
+    ConsentEvent,
+    ConsentExpired,
+    ConsentGranted,
+    ConsentRevoked,
+    RequestWithdrawn,
+)
 from shared.values.vocabulary import RecordType, Target, record_types
 
 
@@ -29,7 +37,9 @@ def evolve(consent: Consent, event: ConsentEvent) -> Consent:
             return Consent(consent.permissions, consent.requested | {event.target})
         case ConsentGranted():
             return Consent(consent.permissions | {event.target}, consent.requested - {event.target})
-        case ConsentRevoked():
+        case ConsentRevoked() | ConsentExpired():
             return Consent(consent.permissions - {event.target}, consent.requested)
+        case ConsentDenied() | RequestWithdrawn():
+            return Consent(consent.permissions, consent.requested - {event.target})
         case _:
             assert_never(event)

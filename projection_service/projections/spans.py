@@ -7,7 +7,15 @@ from uuid import UUID
 
 from projection_service.projections.consents import Consent
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
+from shared.messages.events import (
+    ConsentAsked,
+    ConsentDenied,
+    ConsentEvent,
+    ConsentExpired,
+    ConsentGranted,
+    ConsentRevoked,
+    RequestWithdrawn,
+)
 from shared.values.vocabulary import Entity, RecordType
 
 Kind = Literal["period", "request"]
@@ -77,9 +85,12 @@ class Spans:
                     self._begin(Matter(*whose, "period"), change)
                 if target in before.requested:
                     self._end(Matter(*whose, "request"), change, target in stored.requested)
-            case ConsentRevoked():
+            case ConsentRevoked() | ConsentExpired():
                 if target in before.permissions:
                     self._end(Matter(*whose, "period"), change, target in stored.permissions)
+            case ConsentDenied() | RequestWithdrawn():
+                if target in before.requested:
+                    self._end(Matter(*whose, "request"), change, target in stored.requested)
             case _:
                 assert_never(event)
 

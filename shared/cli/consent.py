@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final, NoReturn, TypeVar
+from typing import Annotated, Final, NoReturn, TypeVar, get_args
 from uuid import UUID
 
 import typer
@@ -33,12 +33,12 @@ from shared.errors import (
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import said_by
 from shared.event_log.log_client import Page
-from shared.messages.cloud_event import CloudEvent, timestamp
-from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
+from shared.messages.cloud_event import CloudEvent
+from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent, Verb
 from shared.messages.events import UnknownEventError
 from shared.messages.queries import ConsentHeld, Consents, ListConsents
 from shared.messages.replies import CommandAccepted, Outcome
-from shared.messages.timestamp import REMEDY, Moment
+from shared.messages.timestamp import REMEDY, Moment, timestamp
 from shared.messages.validation import details_of
 from shared.rabbitmq.connection import EntityNotFound
 from shared.settings import ClientSettings, PartitionSettings, read_settings
@@ -256,7 +256,7 @@ def partition(patient_id: Patient) -> None:
         ListConsents(patient_id=patient_id)  # or it is said what is wrong with the id
         partitions = read_settings(PartitionSettings).consent_partitions
     number = partition_of(patient_id, partitions)
-    keys = ", ".join(f"{verb}.{number}" for verb in ("ask", "grant", "revoke"))
+    keys = ", ".join(f"{verb}.{number}" for verb in get_args(Verb))
     console.print(f"{number} of {partitions}; routing keys {keys}")
 
 

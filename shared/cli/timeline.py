@@ -7,8 +7,8 @@ from typing import Final
 
 from rich.cells import cell_len, set_cell_size
 
-from shared.messages.cloud_event import timestamp
 from shared.messages.queries import Change, History, Period, RequestMade
+from shared.messages.timestamp import timestamp
 from shared.values.legible import visible
 
 SHORTEST: Final = timedelta(seconds=1)

@@ -4,8 +4,8 @@ from typing import Final
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from shared.cli.timeline import Row, Timeline, cut
-from shared.messages.cloud_event import timestamp
 from shared.messages.queries import Change, Period, RequestMade
+from shared.messages.timestamp import timestamp
 from shared.values.legible import visible
 
 WIDTH: Final = 1000

@@ -25,6 +25,9 @@ STYLES: Final = {
     "asked": ("yellow", "asked by"),
     "granted": ("green", "granted to"),
     "revoked": ("red", "revoked from"),
+    "expired": ("red", "expired for"),
+    "denied": ("red", "denied to"),
+    "withdrawn": ("yellow", "no longer asked by"),
 }
 
 console = Console(highlight=False)

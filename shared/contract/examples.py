@@ -53,6 +53,46 @@ _CONSENT_REVOKED: Final = {
     "data": {"patient_id": "p-1", "from_entity": "doctor", "from_id": "d-1", "target": "exams"},
 }
 
+_CONSENT_EXPIRED: Final = {
+    **_OF_EVERY_EVENT,
+    "id": "5f0e0d0c-0b0a-4908-8706-050403020102",
+    "type": "ConsentExpired",
+    "time": "2026-12-31T23:00:00.412000Z",
+    "position": 44,
+    "streamversion": 4,
+    "correlationid": "5f0e0d0c-0b0a-4908-8706-050403020101",
+    "causationid": "5f0e0d0c-0b0a-4908-8706-050403020101",
+    "data": {
+        "patient_id": "p-1",
+        "to_entity": "nurse",
+        "to_id": "n-7",
+        "target": "exams",
+        "expires_at": "2026-12-31T23:00:00.000000Z",
+    },
+}
+_CONSENT_DENIED: Final = {
+    **_OF_EVERY_EVENT,
+    "id": "6f0e0d0c-0b0a-4908-8706-050403020102",
+    "type": "ConsentDenied",
+    "time": "2026-12-31T23:30:00.000000Z",
+    "position": 45,
+    "streamversion": 5,
+    "correlationid": "6f0e0d0c-0b0a-4908-8706-050403020101",
+    "causationid": "6f0e0d0c-0b0a-4908-8706-050403020101",
+    "data": {"patient_id": "p-1", "to_entity": "nurse", "to_id": "n-8", "target": "exams"},
+}
+_REQUEST_WITHDRAWN: Final = {
+    **_OF_EVERY_EVENT,
+    "id": "7f0e0d0c-0b0a-4908-8706-050403020102",
+    "type": "RequestWithdrawn",
+    "time": "2026-12-31T23:40:00.000000Z",
+    "position": 46,
+    "streamversion": 6,
+    "correlationid": "7f0e0d0c-0b0a-4908-8706-050403020101",
+    "causationid": "7f0e0d0c-0b0a-4908-8706-050403020101",
+    "data": {"patient_id": "p-1", "by_entity": "nurse", "by_id": "n-9", "target": "exams"},
+}
+
 _ASK: Final = {"at": "2026-11-23T08:00:00.123456Z", "version": 1, "command_id": _ASKED}
 _GRANT: Final = {"at": "2026-11-23T08:05:00.000000Z", "version": 2, "command_id": _GRANTED}
 
@@ -61,6 +101,10 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "GrantConsent": {"patient_id": "p-1", "to_entity": "doctor", "to_id": "d-1", "target": "exams"},
     "RevokeConsent": {
         "patient_id": "p-1", "from_entity": "doctor", "from_id": "d-1", "target": "exams",
+    },
+    "DenyConsent": {"patient_id": "p-1", "to_entity": "nurse", "to_id": "n-8", "target": "exams"},
+    "WithdrawRequest": {
+        "patient_id": "p-1", "by_entity": "nurse", "by_id": "n-9", "target": "exams",
     },
     "CommandAccepted": {
         "status": "accepted",
@@ -89,6 +133,9 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "ConsentAsked": _CONSENT_ASKED,
     "ConsentGranted": _CONSENT_GRANTED,
     "ConsentRevoked": _CONSENT_REVOKED,
+    "ConsentExpired": _CONSENT_EXPIRED,
+    "ConsentDenied": _CONSENT_DENIED,
+    "RequestWithdrawn": _REQUEST_WITHDRAWN,
     "ListConsents": {"patient_id": "p-1", "min_version": 2},
     "ListConsentsAnswer": {
         "status": "ok",

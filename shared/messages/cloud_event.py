@@ -1,6 +1,5 @@
 """An event as it travels: a CloudEvent 1.0 in structured JSON mode."""
 
-from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,8 +51,3 @@ class CloudEvent(BaseModel):
         where the data is not what its type promises.
         """
         return read_event(self.type, self.schemaversion, self.data)
-
-
-def timestamp(moment: datetime) -> str:
-    """Write a UTC moment as RFC 3339 with all six digits of the microseconds."""
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

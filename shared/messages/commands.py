@@ -1,7 +1,7 @@
 """The commands that other services send, under the names that their fields have in the contract.
 
-Whoever asks or grants brings ids into the log: nothing may be hidden in them. Taking consent back
-only finds what stands there, and must find what an older version let in, too.
+Whoever asks or grants brings ids into the log: nothing may be hidden in them. Taking back, denying
+and withdrawing only find what stands there, and must find what an older version let in, too.
 """
 
 from typing import Annotated, ClassVar, Final, Literal
@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from shared.messages.timestamp import End
 from shared.values.vocabulary import Entity, Grantee, Id, RecordedId, Target
 
-Verb = Literal["ask", "grant", "revoke"]
+Verb = Literal["ask", "grant", "revoke", "deny", "withdraw"]
 
 
 def _somebody_else(value: str, info: ValidationInfo) -> str:
@@ -42,6 +43,8 @@ class AskConsent(_Command):
     by_entity: Entity
     by_id: OtherId
     target: Target
+    expires_at: End | None = None
+    """The end that is asked for; none for a consent without one."""
 
     @property
     def grantee(self) -> Grantee:
@@ -56,6 +59,8 @@ class GrantConsent(_Command):
     to_entity: Entity
     to_id: OtherId
     target: Target
+    expires_at: End | None = None
+    """When the consent ends by itself."""
 
     @property
     def grantee(self) -> Grantee:
@@ -78,8 +83,39 @@ class RevokeConsent(_Command):
         return Grantee(self.from_entity, self.from_id)
 
 
-ConsentCommand = AskConsent | GrantConsent | RevokeConsent
+class DenyConsent(_Command):
+    """A patient says no to what somebody asks for."""
+
+    verb: ClassVar[Verb] = "deny"
+    patient_id: RecordedId
+    to_entity: Entity
+    to_id: RecordedOtherId
+    target: Target
+
+    @property
+    def grantee(self) -> Grantee:
+        """Who asked."""
+        return Grantee(self.to_entity, self.to_id)
+
+
+class WithdrawRequest(_Command):
+    """Somebody no longer asks."""
+
+    verb: ClassVar[Verb] = "withdraw"
+    patient_id: RecordedId
+    by_entity: Entity
+    by_id: RecordedOtherId
+    target: Target
+
+    @property
+    def grantee(self) -> Grantee:
+        """Who asked."""
+        return Grantee(self.by_entity, self.by_id)
+
+
+ConsentCommand = AskConsent | GrantConsent | RevokeConsent | DenyConsent | WithdrawRequest
 
 COMMANDS: Final[dict[str, type[ConsentCommand]]] = {
-    model.__name__: model for model in (AskConsent, GrantConsent, RevokeConsent)
+    model.__name__: model
+    for model in (AskConsent, GrantConsent, RevokeConsent, DenyConsent, WithdrawRequest)
 }

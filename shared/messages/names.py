@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from shared.messages.commands import ConsentCommand
+from shared.messages.events import EVENTS as EVENT_TYPES
 from shared.messages.events import ConsentEvent
 from shared.values.partition import partition_of
 
@@ -50,7 +51,9 @@ def unknown_event_key(type_: str, data: Mapping[str, object], partition: int) ->
     As `event_key` would where the event keeps to the usual fields; else a word is `unknown`.
     """
     entity = next((value for name, value in data.items() if name.endswith("_entity")), None)
-    words = (type_.removeprefix("Consent").lower(), entity, data.get("target"))
+    known = EVENT_TYPES.get(type_)
+    fact = known.fact if known else type_.removeprefix("Consent").lower()
+    words = (fact, entity, data.get("target"))
     return ".".join([*map(_word, words), str(partition)])
 
 

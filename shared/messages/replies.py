@@ -6,12 +6,22 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.values.vocabulary import RecordType
 
-RejectionCode = Literal["consent_already_granted", "consent_not_granted", "too_many_requests"]
+RejectionCode = Literal[
+    "consent_already_granted",
+    "consent_not_granted",
+    "consent_not_requested",
+    "expiry_not_in_the_future",
+    "grant_too_long",
+    "too_many_requests",
+]
 """Refusals by the rules; they are decided once and kept in a receipt."""
 
 CommandError = Literal[
     "consent_already_granted",
     "consent_not_granted",
+    "consent_not_requested",
+    "expiry_not_in_the_future",
+    "grant_too_long",
     "too_many_requests",
     "validation_error",
     "misrouted_command",

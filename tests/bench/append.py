@@ -109,7 +109,7 @@ def _rows(batch: Iterable[Decision], heads: dict[int, int]) -> list[list[Any]]:
     for decision in batch:
         one, (new,) = decision.received, decision.events
         heads[one.partition] += 1
-        patient_id, position = one.command.patient_id, heads[one.partition]
+        patient_id, position = one.patient_id, heads[one.partition]
         place = (one.partition, position, patient_id, new.version, new.id)
         content = (type(new.event).__name__, 1, new.event.model_dump_json(), now)
         cause = (one.correlation_id, one.command_id, None, None, None)

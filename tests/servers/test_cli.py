@@ -123,4 +123,4 @@ def test_a_broker_that_is_not_there_is_one_clear_line(running: Deployment) -> No
 
 def test_the_partition_is_told_without_a_broker(running: Deployment) -> None:
     done = consent(running, "partition", "p-1", RABBITMQ_URL="", CONSENT_PARTITIONS="8")
-    assert done.stdout == "7 of 8; routing keys ask.7, grant.7, revoke.7\n"
+    assert done.stdout == "7 of 8; routing keys ask.7, grant.7, revoke.7, deny.7, withdraw.7\n"

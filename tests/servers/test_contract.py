@@ -344,7 +344,7 @@ async def test_an_event_that_was_applied_before_changes_nothing(client: Client) 
 
 UNAPPLICABLE: Final[dict[str, Json]] = {
     "an unknown type": {"type": "ConsentSold"},
-    "a later schema": {"schemaversion": 2},
+    "a later schema": {"schemaversion": 3},
     "no data": {"data": {}},
     "data nested 150 times": {"data": json.loads('{"a":' * 150 + "1" + "}" * 150)},
     "an endless number": {"data": {"a": float("inf")}},

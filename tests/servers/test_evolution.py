@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -58,7 +58,7 @@ def test_every_version_of_every_event_has_a_golden_row() -> None:
     written = {
         (name, version)
         for name, model in EVENTS.items()
-        for version in range(1, model.schema_version + 1)
+        for version in range(1, model.newest_schema + 1)
     }
     kept = [(one["row"]["type"], one["row"]["schema_version"]) for one in GOLDEN]
     assert sorted(kept) == sorted(written), "add a row to tests/golden/events.json"
@@ -83,7 +83,7 @@ def test_upcasters_lead_from_version_1_to_the_one_that_is_written() -> None:
     expected = {
         (name, version)
         for name, model in EVENTS.items()
-        for version in range(1, model.schema_version)
+        for version in range(1, model.oldest_schema)
     }
     assert UPCASTERS.keys() == expected
 
@@ -98,7 +98,8 @@ def upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_upcasters_are_chained_from_any_version(monkeypatch: pytest.MonkeyPatch) -> None:
     class ConsentGranted(events.ConsentGranted):
-        schema_version = 3
+        newest_schema: ClassVar[int] = 4
+        oldest_schema: ClassVar[int] = 4
         purposes: list[str]
 
     def with_purposes(data: Data) -> Data:
@@ -106,14 +107,14 @@ def test_upcasters_are_chained_from_any_version(monkeypatch: pytest.MonkeyPatch)
 
     next_version.upgrade(monkeypatch)
     monkeypatch.setitem(EVENTS, "ConsentGranted", ConsentGranted)
-    monkeypatch.setitem(UPCASTERS, ("ConsentGranted", 2), with_purposes)
+    monkeypatch.setitem(UPCASTERS, ("ConsentGranted", 3), with_purposes)
     for event, purposes in (
         (stored(1), ["unstated"]),
-        (stored(2, purpose="care"), ["care"]),
-        (stored(3, purposes=["care", "law"]), ["care", "law"]),
+        (stored(3, purpose="care"), ["care"]),
+        (stored(4, purposes=["care", "law"]), ["care", "law"]),
     ):
         found = event.cloud_event()
-        assert (found.schemaversion, found.data["purposes"]) == (3, purposes)
+        assert (found.schemaversion, found.data["purposes"]) == (4, purposes)
         assert isinstance(found.event(), ConsentGranted)
 
 
@@ -125,20 +126,21 @@ async def test_the_aggregate_the_log_and_the_receipts_read_older_events_as_newer
     first = received(grant("p-1", "d-1"))
     with monkeypatch.context() as before:
         before.delitem(UPCASTERS, ("ConsentGranted", 1))
+        before.delitem(UPCASTERS, ("ConsentGranted", 2))
         before.setitem(EVENTS, "ConsentGranted", events.ConsentGranted)
         before.setattr("command_service.domain.patient.ConsentGranted", events.ConsentGranted)
         appended = await store.append(await decide(store, [first]), EPOCHS)
     second = await append(store, grant("p-1", "d-2"))
 
     rows = await event_store_pool.fetch("SELECT schema_version FROM events ORDER BY position")
-    assert [row["schema_version"] for row in rows] == [1, 2]
+    assert [row["schema_version"] for row in rows] == [1, 3]
     stream = (await store.read_streams(["p-1"]))["p-1"]
     assert (stream.version, len(stream.state.granted)) == (2, 2)
     log = await store.read_log(first.partition, 0, 10)
     found = [event.cloud_event() for event in log]
     assert [(one.schemaversion, one.data["purpose"]) for one in found] == [
-        (2, "unstated"),
-        (2, "care"),
+        (3, "unstated"),
+        (3, "care"),
     ]
     assert log[1] == second.events[0]
     assert [event.message().body for event in log] == [one.to_json() for one in found]
@@ -185,8 +187,8 @@ def test_the_key_of_an_unknown_event_is_that_of_a_known_one_with_the_same_fields
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"schema_version": 2}, "granted.doctor.exams.3"),
-        ({"type": "ConsentExpired"}, "expired.doctor.exams.3"),
+        ({"schema_version": 3}, "granted.doctor.exams.3"),
+        ({"type": "ConsentPaused"}, "paused.doctor.exams.3"),
         ({"type": "Consent"}, "unknown.doctor.exams.3"),
         ({"type": "Consent.#", "data": '{"target":"a.b"}'}, "unknown.unknown.unknown.3"),
         ({"type": "PatientMerged", "data": "{}"}, "patientmerged.unknown.unknown.3"),
@@ -222,7 +224,7 @@ async def test_a_patient_with_a_newer_event_is_not_decided_and_the_others_are(
     assert isinstance(refused, CommandRejected)
     assert (refused.error, refused.details[0].field) == ("unreadable_history", "patient_id")
     assert refused.details[0].message == (
-        "version 2 of its history: ConsentGranted of schema version 2 is not known here"
+        "version 2 of its history: ConsentGranted of schema version 3 is not known here"
     )
     assert isinstance(decided, Decision)
     assert not isinstance(repeated, CommandRejected | Decision)
@@ -293,8 +295,8 @@ async def test_after_an_upgrade_the_old_log_is_published_and_read_alike(
     found = await all_seen(seen, *ids)
     published = [json.loads(found[one].body) for one in ids]
     assert [(one["schemaversion"], one["data"]["purpose"]) for one in published] == [
-        (2, "unstated"),
-        (2, "care"),
+        (3, "unstated"),
+        (3, "care"),
     ]
     page = await client.query("ReadEvents", partition=first["partition"])
     assert page["events"] == published
@@ -326,7 +328,7 @@ async def test_a_worker_of_the_version_before_refuses_one_patient_and_publishes_
     assert dead.headers["x-consent-error"] == "unreadable_history"
     assert json.loads(dead.body) == body
     found = await all_seen(seen, newer, other["events"][0]["id"])
-    assert json.loads(found[newer].body)["schemaversion"] == 2
+    assert json.loads(found[newer].body)["schemaversion"] == 3
     assert found[newer].routing_key.startswith("granted.doctor.exams.")
     assert "history.unreadable" in old.log
     assert "session.lost" not in old.log
@@ -345,7 +347,7 @@ async def test_a_newer_event_is_parked_and_applied_after_the_upgrade(
     await client.command("GrantConsent", "p-1")
     connection = await asyncpg.connect(deployment.read_model_url)
     (parked,) = await eventually(lambda: list_parked(connection), within=30)
-    assert parked.reason == "ConsentGranted of schema version 2 is not known here"
+    assert parked.reason == "ConsentGranted of schema version 3 is not known here"
     assert projector.stop() == 0
 
     retry = deployment.run(

@@ -16,8 +16,9 @@ from projection_service.projections.fold import fold, keys, read
 from projection_service.projections.spans import Cause, Matter, Span, change_of
 from projection_service.read_model import ReadModel
 from shared.client.history_pages import joined
-from shared.messages.cloud_event import CloudEvent, timestamp
+from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import ConsentHistory, HasConsent, History
+from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Pool
 from shared.values.vocabulary import RECORD_TYPES, Grantee, RecordType
 

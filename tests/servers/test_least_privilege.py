@@ -522,7 +522,7 @@ async def test_an_asker_that_declares_queues_could_grant_so_the_verb_refuses_to_
     own = r"^(sly\..*|consent\.commands)$"
     rights = {"configure": own, "write": own, "read": own}
     guarded.sandbox.broker.api("PUT", f"/permissions/{VHOST}/sly", rights)
-    topic = {"exchange": "consent.commands", "write": r"^ask\.", "read": "^$"}
+    topic = {"exchange": "consent.commands", "write": r"^(ask|withdraw)\.", "read": "^$"}
     guarded.sandbox.broker.api("PUT", f"/topic-permissions/{VHOST}/sly", topic)
     async with client_of(guarded, "sly") as sly:
         key = f"grant.{number_of(sly, 'p-sly')}"
@@ -560,8 +560,9 @@ async def test_a_user_may_not_sign_with_anothers_name(guarded: Guarded) -> None:
 
 def test_the_verb_prints_what_an_operator_pastes(guarded: Guarded) -> None:
     said = guarded.deployment.run("command_service", "permissions", "clinic a", "asker")
+    limit = r"'^(ask|withdraw)\.' '^$'"
     assert said.stdout.splitlines() == [
-        r"rabbitmqctl set_topic_permissions -p least 'clinic a' consent.commands '^ask\.' '^$'",
+        "rabbitmqctl set_topic_permissions -p least 'clinic a' consent.commands " + limit,
         r"rabbitmqctl set_permissions -p least 'clinic a' '^$' '^(consent\.commands)$' '^$'",
     ]
 

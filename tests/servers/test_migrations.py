@@ -25,6 +25,7 @@ ALL = [
     "0005-snapshots",
     "0006-receipts-by-time",
     "0007-presence",
+    "0009-ends",
 ]
 
 
@@ -47,7 +48,7 @@ async def tables(url: str) -> set[str]:
 async def test_an_empty_database_gets_the_whole_schema_once(empty: str) -> None:
     assert await migrate(empty, "command_service", 8) == ALL
     assert await migrate(empty, "command_service", 8) == []
-    own = {"events", "command_receipts", "suspects", "snapshots"}
+    own = {"events", "command_receipts", "ends", "suspects", "snapshots"}
     assert await tables(empty) == {"partitions", "workers"} | own
 
 

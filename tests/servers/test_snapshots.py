@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from command_service.domain import snapshot
 from command_service.domain.decisions import EMPTY, Stream
-from command_service.domain.patient import INITIAL, Rejected, decide, fold
+from command_service.domain.patient import INITIAL, decide, fold
+from command_service.domain.rejections import Rejected
 from command_service.domain.replay import replay
 from command_service.domain.snapshot import EVERY, FORMAT, SnapshotError, is_due, restore, take
 from command_service.store.event_store import EventStore
@@ -31,7 +32,7 @@ from tests.support.amqp import Client
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
 from tests.support.facts import fetch
-from tests.unit.test_patient import commands
+from tests.unit.test_patient import NOW, commands
 
 GOLDEN: Final = json.loads((Path(__file__).parents[1] / "golden" / "snapshot.json").read_text())
 
@@ -41,7 +42,7 @@ def history_of(commands: Sequence[ConsentCommand]) -> list[ConsentEvent]:
     state, events = INITIAL, []
     for command in commands:
         try:
-            caused = decide(state, command)
+            caused = decide(state, command, NOW)
         except Rejected:
             continue
         state = fold(state, caused)
@@ -102,6 +103,12 @@ def test_a_golden_snapshot_is_read_as_ever_or_the_format_is_another() -> None:
     events += [
         ConsentAsked(patient_id="p", by_entity=entity, by_id=id_, target=target)
         for entity, id_, target in GOLDEN["asked"]
+    ]
+    events += [
+        ConsentGranted(
+            patient_id="p", to_entity=entity, to_id=id_, target=target, expires_at=expires_at
+        )
+        for entity, id_, target, expires_at in GOLDEN["granted_until"]
     ]
     digest = bytes.fromhex(GOLDEN["digest"])
     kept = snapshot.Snapshot("p", len(events), GOLDEN["state"], digest)

@@ -27,7 +27,9 @@ def test_a_golden_fingerprint_is_the_same_for_ever(golden: dict[str, Any]) -> No
     assert fingerprint(command_of(golden)).hex() == golden["fingerprint"]
 
 
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda one: one["type"])
+@pytest.mark.parametrize(
+    "golden", [one for one in GOLDEN if "unversioned" in one], ids=lambda one: one["type"]
+)
 def test_a_receipt_from_before_fingerprints_had_versions_is_known(golden: dict[str, Any]) -> None:
     command = command_of(golden)
     assert is_of(bytes.fromhex(golden["unversioned"]), command)
@@ -35,7 +37,7 @@ def test_a_receipt_from_before_fingerprints_had_versions_is_known(golden: dict[s
 
 
 def test_every_command_has_a_golden_fingerprint() -> None:
-    assert [one["type"] for one in GOLDEN] == list(COMMANDS), "add a row to fingerprints.json"
+    assert {one["type"] for one in GOLDEN} == set(COMMANDS), "add a row to fingerprints.json"
 
 
 def test_no_two_commands_have_one_fingerprint() -> None:
@@ -43,6 +45,7 @@ def test_no_two_commands_have_one_fingerprint() -> None:
     changes: list[dict[str, str]] = [
         {}, {"patient_id": "q"}, {"to_entity": "nurse"}, {"to_id": "e"}, {"target": "all"},
         {"patient_id": "p entity=doctor", "to_id": "d target=exams"},
+        {"expires_at": "2027-01-01T00:00:00Z"}, {"expires_at": "2027-01-01T00:00:00.000001Z"},
     ]  # fmt: skip
     found = {fingerprint(GrantConsent.model_validate(body | change)) for change in changes}
     assert len(found) == len(changes)

@@ -1,6 +1,7 @@
 """The aggregate against the simplest model: a set of (grantee, record type)."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import get_args
 
 import pytest
@@ -10,20 +11,24 @@ from hypothesis import strategies as st
 from command_service.domain.patient import (
     INITIAL,
     MOST_REQUESTS,
-    ConsentAlreadyGranted,
-    ConsentNotGranted,
+    NOTHING,
     Patient,
-    Rejected,
-    TooManyRequests,
     decide,
     evolve,
     fold,
+)
+from command_service.domain.rejections import (
+    ConsentAlreadyGranted,
+    ConsentNotGranted,
+    Rejected,
+    TooManyRequests,
 )
 from projection_service.projections import consents
 from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
 from shared.messages.events import ConsentAsked, ConsentEvent, ConsentGranted, ConsentRevoked
 from shared.values.vocabulary import RECORD_TYPES, Grantee, RecordType, Target, record_types
 
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
 DOCTOR = Grantee("doctor", "d-1")
 TARGETS: tuple[Target, ...] = get_args(Target)
 
@@ -98,7 +103,7 @@ commands = st.one_of(
 def test_a_command_causes_an_event_for_each_record_type_it_changes(
     state: Patient, command: ConsentCommand, events: list[ConsentEvent]
 ) -> None:
-    assert decide(state, command) == events
+    assert decide(state, command, NOW) == events
 
 
 # Which refusal?
@@ -155,7 +160,7 @@ def test_a_command_with_nothing_to_change_is_refused_by_the_state_in_its_way(
     state: Patient, command: ConsentCommand, refusal: type[Rejected], message: str
 ) -> None:
     with pytest.raises(refusal, match=f"^{message}$"):
-        decide(state, command)
+        decide(state, command, NOW)
 
 
 # When nothing?
@@ -163,7 +168,7 @@ def test_a_command_with_nothing_to_change_is_refused_by_the_state_in_its_way(
 
 def test_asking_again_while_a_request_is_pending_is_recorded_as_a_reminder() -> None:
     after = fold(INITIAL, [asked("exams")])
-    assert decide(after, ask("exams")) == [asked("exams")]
+    assert decide(after, ask("exams"), NOW) == [asked("exams")]
 
 
 def test_asking_never_changes_what_is_granted() -> None:
@@ -173,38 +178,38 @@ def test_asking_never_changes_what_is_granted() -> None:
 def drowned() -> Patient:
     """Make a patient of whom as many ask as may."""
     asking = [ask("exams", Grantee("nurse", f"n-{number}")) for number in range(MOST_REQUESTS)]
-    return fold(INITIAL, [event for one in asking for event in decide(INITIAL, one)])
+    return fold(INITIAL, [event for one in asking for event in decide(INITIAL, one, NOW)])
 
 
 def test_one_request_too_many_is_refused_and_tells_nothing_of_the_others() -> None:
     with pytest.raises(TooManyRequests, match="wait for this patient's answer already"):
-        decide(drowned(), ask("all"))
+        decide(drowned(), ask("all"), NOW)
 
 
 def test_whoever_waits_may_remind_and_ask_for_more_however_many_wait() -> None:
     waiting = Grantee("nurse", "n-0")
-    assert len(decide(drowned(), ask("all", waiting))) == len(RECORD_TYPES)
+    assert len(decide(drowned(), ask("all", waiting), NOW)) == len(RECORD_TYPES)
 
 
 def test_a_patient_of_whom_too_many_ask_may_still_grant_and_revoke_and_an_answer_makes_room() -> (
     None
 ):
     state = drowned()
-    granting = decide(state, grant("exams", Grantee("nurse", "n-1")))
+    granting = decide(state, grant("exams", Grantee("nurse", "n-1")), NOW)
     state = fold(state, granting)
     assert len(state.requested) == MOST_REQUESTS - 1
-    assert decide(state, ask("exams")) == [asked("exams")]
-    assert decide(state, revoke("exams", Grantee("nurse", "n-1")))
+    assert decide(state, ask("exams"), NOW) == [asked("exams")]
+    assert decide(state, revoke("exams", Grantee("nurse", "n-1")), NOW)
 
 
 def test_what_is_refused_because_it_is_granted_is_so_however_many_wait() -> None:
     state = fold(drowned(), [granted("exams")])
     with pytest.raises(ConsentAlreadyGranted):
-        decide(state, ask("exams"))
+        decide(state, ask("exams"), NOW)
 
 
 def test_granting_to_one_grantee_grants_nothing_to_another_of_the_same_id() -> None:
-    assert decide(having("exams"), grant("exams", Grantee("nurse", "d-1")))
+    assert decide(having("exams"), grant("exams", Grantee("nurse", "d-1")), NOW)
 
 
 # The aggregate and the simplest model
@@ -237,7 +242,7 @@ class Model:
 
 def answer(state: Patient, command: ConsentCommand) -> list[ConsentEvent]:
     try:
-        return decide(state, command)
+        return decide(state, command, NOW)
     except Rejected:
         return []
 
@@ -271,7 +276,7 @@ def test_what_was_decided_allows_exactly_what_the_queries_answer(
             projected[event.grantee] = consents.evolve(before, event)
         for who, consent in projected.items():
             for target in TARGETS:
-                allowed = set(record_types(target)) <= state.granted_to(who)
+                allowed = set(record_types(target)) <= state.granted.get(who, NOTHING)
                 assert consent.allows(target) == allowed
             assert consent.requested == state.requested.get(who, frozenset())
 
