@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import psutil  # type: ignore[import-untyped] # has no types
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
 from tests.sandbox.servers import HOST
