@@ -1,5 +1,6 @@
 """Opens a service's database and brings it to the schema that this version needs."""
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence, Set
 from functools import cache
@@ -20,6 +21,7 @@ from shared.postgres.surroundings import check_surroundings
 
 MIGRATION_LOCK: Final = 0xC045E47
 """One number for everybody who migrates a consent database, so that they wait for each other."""
+LOOK_AGAIN_S: Final = 0.2
 COMMAND_TIMEOUT_S: Final = 30
 
 _SILENT = logging.getLogger("consent.migrations")
@@ -78,8 +80,9 @@ async def migrate(
 ) -> list[str]:
     """Apply what is missing of the shared and the package's migrations; return their names.
 
-    Everything happens under one lock, each migration in a transaction of its own. The lock
-    belongs to the connection: it ends with a process that is killed.
+    Everything happens under one lock, each migration in a transaction of its own, but for those
+    that build an index beside work that goes on: begun again, such a one removes what it left.
+    The lock belongs to the connection: it ends with a process that is killed.
     With `worker_role`, that role has in the end what the package's worker needs, and no more.
     Raises SettingsError where the database was made with another number of partitions, or is in
     another encoding than UTF-8, or the role can't be bound.
@@ -87,7 +90,7 @@ async def migrate(
     connection = await connect_once(url, package, name="migrate")
     try:
         await check_surroundings(connection, url, DATABASES[package])
-        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+        await _take_lock(connection)
         before = await _applied(connection)
         _refuse_another_service(before, package)
         for source in ("shared.postgres", package):
@@ -99,6 +102,16 @@ async def migrate(
         return sorted(await _applied(connection) - before)
     finally:
         await connection.close()
+
+
+async def _take_lock(connection: Connection) -> None:
+    """Wait for the lock, but never inside a statement.
+
+    Who builds an index waits for every statement that was there before, and so for one that waits
+    for the lock, which the builder holds.
+    """
+    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", MIGRATION_LOCK):
+        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 async def _make_partitions(connection: Connection, partitions: int) -> None:
