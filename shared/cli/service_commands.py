@@ -98,7 +98,15 @@ def print_json(value: object) -> None:
 
 def migrate_database(url: str, service: str, partitions: int, worker_role: str | None) -> None:
     """Bring a database to this version's schema, and say by which migrations."""
-    applied = asyncio.run(migrate(url, service, partitions, worker_role=worker_role))
+    applied = asyncio.run(
+        migrate(
+            url,
+            service,
+            partitions,
+            worker_role=worker_role,
+            tell=lambda line: typer.echo(line, err=True),
+        )
+    )
     typer.echo(f"applied {', '.join(applied)}" if applied else "nothing to apply")
 
 
