@@ -168,7 +168,7 @@ def test_prometheus_sees_the_workers_by_the_labels_that_alerts_know() -> None:
         ][0]["relabelings"][0]["replacement"]
         for one in of_kind("PodMonitor")
     }
-    assert found == WORKERS
+    assert found == {**WORKERS, "rabbitmq": "rabbitmq"}
 
 
 def built() -> list[dict[str, Any]]:
