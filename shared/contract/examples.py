@@ -198,7 +198,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                 "entity_id": "d-1",
                 "record_type": "exams",
                 "asked": _ASK,
-                "answered": _GRANT,
+                "answered": {"how": "granted", **_GRANT},
             }
         ],
         "complete": True,
