@@ -430,9 +430,14 @@ async def test_a_file_that_is_removed_is_made_anew(
         for file in path.parent.glob("mirror.db*"):
             if not file.name.endswith(".lock"):
                 file.unlink()
+        await eventually(lambda: _exists(path), within=WITHIN_S)
         await client.command("RevokeConsent", "p-gone")
         await expect(mirror, "p-gone", held=False)
-        assert path.exists()
+        await reaches_the_end(running, path)
+
+
+async def _exists(path: Path) -> bool:
+    return bool(_positions(path)) if path.exists() else False
 
 
 async def test_what_a_newer_version_wrote_is_refused_until_the_mirror_is_upgraded(
@@ -443,12 +448,14 @@ async def test_what_a_newer_version_wrote_is_refused_until_the_mirror_is_upgrade
     async with open_client(deployment.rabbitmq_url, PARTITIONS) as sender:
         await sender.command("GrantConsent", "p-new", target="conditions")
         await sender.command("GrantConsent", "p-old")
-        assert old.stop() == 0
-        newer = ("-m", "tests.support.next_version", "command_service", "run")
-        deployment.start("command_service", program=newer).wait_ready()
-        await sender.command("GrantConsent", "p-new")
-        await sender.command("RevokeConsent", "p-old")
         with mirrored(deployment, path) as mirror:
+            await expect(mirror, "p-old", held=True)
+            assert await answer(mirror, "p-new", "conditions")
+            assert old.stop() == 0
+            newer = ("-m", "tests.support.next_version", "command_service", "run")
+            deployment.start("command_service", program=newer).wait_ready()
+            await sender.command("GrantConsent", "p-new")
+            await sender.command("RevokeConsent", "p-old")
             await expect(mirror, "p-old", held=False)
 
             async def refused() -> bool:

@@ -1,6 +1,5 @@
 """The mirror's file: an SQLite database that one process writes and several read at once."""
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,9 +32,11 @@ def identity(path: Path) -> int:
 
 
 def open_to_read(path: Path, partitions: int) -> sqlite3.Connection:
-    """Open a file that is there; raises SettingsError and SchemaError where it is another one."""
+    """Open a file that was made; raises SettingsError and SchemaError where it is another one."""
     connection = _open(path, READ_BUSY_S)
     try:
+        if read_format(connection) == 0:
+            raise sqlite3.OperationalError("it is being made")
         connection.execute("PRAGMA query_only = ON")
         connection.execute(f"PRAGMA mmap_size = {MOST_MAPPED}")
         check(connection, path, partitions)
@@ -52,10 +53,9 @@ def open_to_write(path: Path, partitions: int) -> sqlite3.Connection:
     Raises SettingsError and SchemaError where the file is another one.
     """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, OWN))
-    except OSError as error:
+        connection = _open_or_make(path)
+    except (OSError, sqlite3.Error) as error:
         raise SettingsError(f"the mirror's file {path} can't be written: {error}") from error
-    connection = _open(path, BUSY_S)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -100,9 +100,22 @@ def read_format(connection: sqlite3.Connection) -> int:
     return int(found)
 
 
-def _open(path: Path, busy_s: float) -> sqlite3.Connection:
+def _open_or_make(path: Path) -> sqlite3.Connection:
+    """Open a file, and make it for its owner alone where it is not there.
+
+    Nothing but SQLite may open it: whoever closes a file again ends all locks that his process has
+    on it, and other processes would then take the mirror's connections for gone.
+    """
+    is_new = not path.exists()
+    connection = _open(path, BUSY_S, mode="rwc")
+    if is_new:
+        path.chmod(OWN)
+    return connection
+
+
+def _open(path: Path, busy_s: float, mode: str = "rw") -> sqlite3.Connection:
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
+        f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
         timeout=busy_s,
         isolation_level=None,
