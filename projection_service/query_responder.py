@@ -230,7 +230,12 @@ def too_late(version: int) -> QueryFailed:
 
 
 def _consent_held(asked: HasConsent, held: Held) -> ConsentHeld:
-    return ConsentHeld(has_consent=held.consent.allows(asked.permission), version=held.version)
+    allowed = held.consent.allows(asked.permission)
+    return ConsentHeld(
+        has_consent=allowed,
+        version=held.version,
+        valid_until=held.consent.valid_until(asked.permission) if allowed else None,
+    )
 
 
 def _unknown(asked: HasConsent, known_since: datetime | None) -> QueryFailed | None:

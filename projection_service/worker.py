@@ -23,6 +23,9 @@ from shared.worker.session import Opened, Service
 PREFETCH: Final = 500
 """Unsettled events per partition."""
 QUERY_PREFETCH: Final = 500
+COMMITS_UNAWAITED: Final = {"synchronous_commit": "off"}
+"""Nothing here need outlive a crash of its server: the checkpoint moves in the transaction that
+changes what it covers, so what is forgotten is forgotten together, and read from the log again."""
 
 
 class ProjectionWorker:
@@ -96,4 +99,5 @@ def service(settings: ProjectionSettings) -> Service:
         database_url=settings.read_model_url,
         make_worker=ProjectionWorker.open,
         probe=probe(settings.consent_partitions),
+        database_settings=COMMITS_UNAWAITED,
     )

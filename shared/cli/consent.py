@@ -14,11 +14,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from shared.cli.ends import For, Until, end_of, local
 from shared.cli.terminal import Program, shown, shown_json
 from shared.cli.timeline import lay_out
 from shared.cli.timeline_svg import picture
 from shared.cli.timeline_text import ASCII, UNICODE, draw
-from shared.cli.watch import read_positions
+from shared.cli.watch import read_positions, subject_of
 from shared.cli.watch import watch as watch_events
 from shared.client.client import ConsentClient
 from shared.client.subscription import Start
@@ -33,7 +34,15 @@ from shared.errors import (
 from shared.errors.connection import BROKER_ERRORS
 from shared.event_log.log_client import Page
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent, Verb
+from shared.messages.commands import (
+    AskConsent,
+    ConsentCommand,
+    DenyConsent,
+    GrantConsent,
+    RevokeConsent,
+    Verb,
+    WithdrawRequest,
+)
 from shared.messages.events import UnknownEventError
 from shared.messages.queries import ConsentHeld, Consents, ListConsents
 from shared.messages.replies import CommandAccepted, Outcome
@@ -52,7 +61,7 @@ WRONG_USE: Final = 2
 NO_ANSWER: Final = 3
 
 HELP: Final = f"""
-Ask, grant, revoke and check consent, over RabbitMQ.
+Ask, grant, deny, withdraw, revoke and check consent, over RabbitMQ.
 
 ENTITY is one of {", ".join(ENTITIES)}; TARGET is one of {", ".join(RECORD_TYPES)}, or all.
 RABBITMQ_URL and CONSENT_PARTITIONS say where; `--json` prints what was received.
@@ -101,29 +110,45 @@ def ask(
     entity: EntityName,
     id_: EntityId,
     target: Records = "all",
+    until: Until = None,
+    for_: For = None,
     command_id: CommandId = None,
     within: Within = 10.0,
     json: AsJson = False,
 ) -> None:
-    """Ask a patient for consent, on behalf of somebody."""
+    """Ask a patient for consent, on behalf of somebody, for ever or until some moment."""
     with _clear_errors():
-        command = AskConsent(patient_id=patient_id, by_entity=entity, by_id=id_, target=target)
+        command = AskConsent(
+            patient_id=patient_id,
+            by_entity=entity,
+            by_id=id_,
+            target=target,
+            expires_at=end_of(until, for_),
+        )
         _send(command, command_id, within, json)
 
 
-@app.command(epilog="Example: consent grant p-1 doctor d-1 exams")
+@app.command(epilog="Example: consent grant p-1 doctor d-1 exams --for 90d")
 def grant(
     patient_id: Patient,
     entity: EntityName,
     id_: EntityId,
     target: Records = "all",
+    until: Until = None,
+    for_: For = None,
     command_id: CommandId = None,
     within: Within = 10.0,
     json: AsJson = False,
 ) -> None:
-    """Grant somebody consent, on behalf of a patient."""
+    """Grant somebody consent, on behalf of a patient, for ever or until some moment."""
     with _clear_errors():
-        command = GrantConsent(patient_id=patient_id, to_entity=entity, to_id=id_, target=target)
+        command = GrantConsent(
+            patient_id=patient_id,
+            to_entity=entity,
+            to_id=id_,
+            target=target,
+            expires_at=end_of(until, for_),
+        )
         _send(command, command_id, within, json)
 
 
@@ -142,6 +167,38 @@ def revoke(
         command = RevokeConsent(
             patient_id=patient_id, from_entity=entity, from_id=id_, target=target
         )
+        _send(command, command_id, within, json)
+
+
+@app.command(epilog="Example: consent deny p-1 doctor d-1 exams")
+def deny(
+    patient_id: Patient,
+    entity: EntityName,
+    id_: EntityId,
+    target: Records = "all",
+    command_id: CommandId = None,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Say no to what somebody asks for, on behalf of a patient."""
+    with _clear_errors():
+        command = DenyConsent(patient_id=patient_id, to_entity=entity, to_id=id_, target=target)
+        _send(command, command_id, within, json)
+
+
+@app.command(epilog="Example: consent withdraw p-1 doctor d-1 exams")
+def withdraw(
+    patient_id: Patient,
+    entity: EntityName,
+    id_: EntityId,
+    target: Records = "all",
+    command_id: CommandId = None,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Take back what was asked for and is not answered, on behalf of who asked."""
+    with _clear_errors():
+        command = WithdrawRequest(patient_id=patient_id, by_entity=entity, by_id=id_, target=target)
         _send(command, command_id, within, json)
 
 
@@ -265,7 +322,9 @@ def main() -> None:
 
 
 def _send(command: ConsentCommand, command_id: UUID | None, within: float, json: bool) -> None:
-    _show_outcome(_talk(within, lambda client: client.send(command, command_id)), json)
+    outcome = _talk(within, lambda client: client.send(command, command_id))
+    end = command.expires_at if isinstance(command, AskConsent | GrantConsent) else None
+    _show_outcome(outcome, json, end)
 
 
 def _talk(within: float, conversation: Callable[[ConsentClient], Awaitable[Result]]) -> Result:
@@ -327,13 +386,14 @@ def _print_json(message: BaseModel) -> None:
     sys.stdout.write(shown_json(message.model_dump_json(exclude_none=True)) + "\n")
 
 
-def _show_outcome(outcome: Outcome, json: bool) -> None:
+def _show_outcome(outcome: Outcome, json: bool, end: datetime | None) -> None:
     accepted = isinstance(outcome, CommandAccepted)
     if json:
         _print_json(outcome)
     elif isinstance(outcome, CommandAccepted):
         what = ", ".join(f"{event.type} {event.target}" for event in outcome.events)
-        console.print(f"[green]accepted[/] {what}; version {outcome.version}")
+        until = "" if end is None else f" until {local(end)}"
+        console.print(f"[green]accepted[/] {what}{until}; version {outcome.version}")
     else:
         console.print(f"[yellow]rejected[/] {outcome.error}: {shown(outcome.message)}")
         for detail in outcome.details:
@@ -385,4 +445,4 @@ def _what_and_who(event: CloudEvent) -> tuple[str, str]:
         fact = event.event()
     except (UnknownEventError, ValidationError):
         return "which this version can't read", ""
-    return fact.target, str(fact.grantee)
+    return subject_of(fact, "\n"), str(fact.grantee)

@@ -16,7 +16,14 @@ from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.log_client import PAGE, Page, query_request, read_answer, readable
 from shared.messages import names
-from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
+from shared.messages.commands import (
+    AskConsent,
+    ConsentCommand,
+    DenyConsent,
+    GrantConsent,
+    RevokeConsent,
+    WithdrawRequest,
+)
 from shared.messages.queries import (
     MOST_EVENTS,
     MOST_GRANTEES,
@@ -56,7 +63,7 @@ class ConsentClient:
     A lost connection is opened again, and the request is sent again: a command carries its id,
     so that it is decided once. Every method raises NoAnswer when no reply came in time, and
     NotAllowed when the broker's user may not send this; a query's raises QueryRefused when the
-    answer is an error.
+    answer is an error. What is not valid raises pydantic's ValidationError before it is sent.
     """
 
     def __init__(self, url: str, *, partitions: int = 8, within: float = WITHIN_S) -> None:
@@ -90,10 +97,17 @@ class ConsentClient:
         by_id: str,
         target: Target,
         *,
+        expires_at: datetime | None = None,
         command_id: UUID | None = None,
     ) -> Outcome:
-        """Ask a patient for consent."""
-        command = AskConsent(patient_id=patient_id, by_entity=by_entity, by_id=by_id, target=target)
+        """Ask a patient for consent, until a moment where one is given."""
+        command = AskConsent(
+            patient_id=patient_id,
+            by_entity=by_entity,
+            by_id=by_id,
+            target=target,
+            expires_at=expires_at,
+        )
         return await self.send(command, command_id)
 
     async def grant(
@@ -103,11 +117,21 @@ class ConsentClient:
         to_id: str,
         target: Target,
         *,
+        expires_at: datetime | None = None,
         command_id: UUID | None = None,
     ) -> Outcome:
-        """Grant consent on a patient's behalf."""
+        """Grant consent on a patient's behalf; it ends by itself at a moment that is given.
+
+        `expires_at` has a time zone, and is the first moment without the consent. A later one than
+        what stands extends it, and an earlier one changes nothing: revoke first. Whether it is in
+        the future, the services' clock says.
+        """
         command = GrantConsent(
-            patient_id=patient_id, to_entity=to_entity, to_id=to_id, target=target
+            patient_id=patient_id,
+            to_entity=to_entity,
+            to_id=to_id,
+            target=target,
+            expires_at=expires_at,
         )
         return await self.send(command, command_id)
 
@@ -126,6 +150,36 @@ class ConsentClient:
         )
         return await self.send(command, command_id)
 
+    async def deny(
+        self,
+        patient_id: str,
+        to_entity: Entity,
+        to_id: str,
+        target: Target,
+        *,
+        command_id: UUID | None = None,
+    ) -> Outcome:
+        """Say no, on a patient's behalf, to what somebody asks for."""
+        command = DenyConsent(
+            patient_id=patient_id, to_entity=to_entity, to_id=to_id, target=target
+        )
+        return await self.send(command, command_id)
+
+    async def withdraw(
+        self,
+        patient_id: str,
+        by_entity: Entity,
+        by_id: str,
+        target: Target,
+        *,
+        command_id: UUID | None = None,
+    ) -> Outcome:
+        """Take back, on behalf of who asked, what was asked for and is not answered."""
+        command = WithdrawRequest(
+            patient_id=patient_id, by_entity=by_entity, by_id=by_id, target=target
+        )
+        return await self.send(command, command_id)
+
     async def send(self, command: ConsentCommand, command_id: UUID | None = None) -> Outcome:
         """Send a command and return its outcome.
 
@@ -136,7 +190,7 @@ class ConsentClient:
             names.COMMANDS,
             names.command_key(command, self._partitions),
             type(command).__name__,
-            command.model_dump_json().encode(),
+            command.model_dump_json(exclude_none=True).encode(),
             str(command_id or uuid4()),
             persistent=True,
         )

@@ -53,8 +53,8 @@ class HasConsent(_PatientQuery):
     entity_id: RecordedId
     permission: Target = "all"
     at: Moment | None = None
-    """Asks about that moment: in force is what was granted then or before and not revoked by then;
-    a moment to come is asked about as things stand."""
+    """Asks about that moment: in force is what was granted then or before, not revoked by then, and
+    not at its end; a moment to come is asked about as things stand."""
 
 
 class Place(BaseModel):
@@ -104,6 +104,10 @@ class Entry(_Answer):
     entity_id: str
     permissions: list[RecordType]
     requested: list[RecordType]
+    until: dict[RecordType, Moment] | None = None
+    """When each of the permissions ends that ends by itself."""
+    requested_until: dict[RecordType, Moment] | None = None
+    """The ends that are asked for, by the newest request of each record type."""
 
 
 class Consents(_Answer):
@@ -123,6 +127,9 @@ class ConsentHeld(_Answer):
     status: Literal["ok"] = "ok"
     has_consent: bool
     version: int
+    valid_until: Moment | None = None
+    """The first moment without this consent, where a yes ends by itself; it may be revoked before,
+    or extended. Asked about a moment of the past: as it stood then."""
 
 
 class Change(_Answer):
@@ -135,24 +142,47 @@ class Change(_Answer):
     issued_by: str | None = None
 
 
+class Ended(_Answer):
+    """How and when a period ended."""
+
+    cause: Literal["revoked", "expired", "extended"]
+    """It expired at its end; where it was extended, another period follows at once."""
+    at: Moment
+    version: int | None = None
+    """Of the event that recorded it. An end that has come counts before it is recorded: until then
+    this and the following are left out."""
+    command_id: UUID | None = None
+    issued_by: str | None = None
+
+
 class Period(_Answer):
-    """A consent in force: from the grant on, up to and without the moment of the revoke."""
+    """A consent in force: from the grant on, up to and without the moment at which it ended."""
 
     entity_name: Entity
     entity_id: str
     record_type: RecordType
     granted: Change
-    revoked: Change | None = None
+    until: Moment | None = None
+    """When it ends by itself, as it was granted."""
+    ended: Ended | None = None
+
+
+class Answered(Change):
+    """How and when a request was answered, and through what."""
+
+    how: Literal["granted", "denied", "withdrawn"]
 
 
 class RequestMade(_Answer):
-    """Somebody asked, perhaps not for the first time; a grant answered it, or it is pending."""
+    """Somebody asked, perhaps not for the first time; it was answered, or it is pending."""
 
     entity_name: Entity
     entity_id: str
     record_type: RecordType
     asked: Change
-    answered: Change | None = None
+    until: Moment | None = None
+    """The end that was asked for."""
+    answered: Answered | None = None
 
 
 class History(_Answer):

@@ -193,15 +193,27 @@ async def test_what_is_at_fault_is_answered_and_set_aside_under_these_users_too(
 
 
 @pytest.mark.parametrize(
-    ("type_", "verb"), [("GrantConsent", "grant"), ("RevokeConsent", "revoke")]
+    ("type_", "verb"),
+    [("GrantConsent", "grant"), ("RevokeConsent", "revoke"), ("DenyConsent", "deny")],
 )
-async def test_an_asker_can_neither_grant_nor_revoke(
+async def test_an_asker_can_neither_grant_nor_revoke_nor_deny(
     guarded: Guarded, type_: str, verb: str
 ) -> None:
     async with client_of(guarded, "the-asker") as asker:
         with pytest.raises(ChannelAccessRefused, match=f"ACCESS_REFUSED.*topic '{verb}\\.[0-9]'"):
             await asker.send(type_, body_of(type_, "p-asker"))
     assert await log(guarded, "p-asker") == []
+
+
+async def test_an_asker_may_withdraw_what_was_asked(guarded: Guarded) -> None:
+    async with client_of(guarded, "the-asker") as asker:
+        await asker.command("AskConsent", "p-withdrawn")
+        assert (await asker.command("WithdrawRequest", "p-withdrawn"))["status"] == "accepted"
+        body = body_of("DenyConsent", "p-withdrawn")
+        withdraw = asker.key("WithdrawRequest", "p-withdrawn")
+        told = await asker.reply(await asker.send("DenyConsent", body, key=withdraw))
+        assert told["error"] == "misrouted_command"
+    assert await log(guarded, "p-withdrawn") == ["ConsentAsked", "RequestWithdrawn"]
 
 
 async def test_an_asker_is_told_at_once_that_it_may_not_grant(guarded: Guarded) -> None:
@@ -560,9 +572,9 @@ async def test_a_user_may_not_sign_with_anothers_name(guarded: Guarded) -> None:
 
 def test_the_verb_prints_what_an_operator_pastes(guarded: Guarded) -> None:
     said = guarded.deployment.run("command_service", "permissions", "clinic a", "asker")
+    limit = r"'^(ask|withdraw)\.' '^$'"
     assert said.stdout.splitlines() == [
-        r"rabbitmqctl set_topic_permissions -p least 'clinic a' consent.commands "
-        r"'^(ask|withdraw)\.' '^$'",
+        "rabbitmqctl set_topic_permissions -p least 'clinic a' consent.commands " + limit,
         r"rabbitmqctl set_permissions -p least 'clinic a' '^$' '^(consent\.commands)$' '^$'",
     ]
 
