@@ -32,6 +32,7 @@ class Sizes:
     idle_s: float
     log_sizes: tuple[int, ...]
     stream_lengths: tuple[int, ...]
+    mirror_patients: int
     partitions: int = 8
 
     @property
@@ -50,6 +51,7 @@ FULL = Sizes(
     idle_s=3,
     log_sizes=(0, 1_000_000, 5_000_000),
     stream_lengths=(10, 1_000, 50_000),
+    mirror_patients=1_000_000,
 )
 QUICK = Sizes(
     runs=1,
@@ -61,6 +63,7 @@ QUICK = Sizes(
     idle_s=1,
     log_sizes=(0, 20_000, 100_000),
     stream_lengths=(10, 200, 2_000),
+    mirror_patients=50_000,
 )
 
 

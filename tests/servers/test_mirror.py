@@ -57,8 +57,9 @@ def path(tmp_path: Path) -> Path:
 
 @contextmanager
 def mirrored(deployment: Deployment, path: Path, **more: Any) -> Iterator[ConsentMirror]:  # noqa: ANN401
-    options = {"url": deployment.rabbitmq_url, "partitions": PARTITIONS, "look_every": EVERY_S}
-    with ConsentMirror(path=path, **(options | more)) as mirror:
+    url = more.pop("url", deployment.rabbitmq_url)
+    options: dict[str, Any] = {"partitions": PARTITIONS, "look_every": EVERY_S}
+    with ConsentMirror(url, path, **(options | more)) as mirror:
         yield mirror
 
 
@@ -115,7 +116,7 @@ def read_file(path: Path) -> tuple[dict[int, int], dict[Key, Types]]:
     with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as database:
         database.execute("BEGIN")
         positions = dict(database.execute("SELECT number, position FROM partitions"))
-        held = {
+        held: dict[Key, Types] = {
             row[:3]: {name for name, end in zip(RECORD_TYPES, row[3:], strict=True) if end}
             for row in database.execute("SELECT * FROM consents")
         }
@@ -159,7 +160,7 @@ async def test_after_a_no_there_is_no_yes_until_the_next_grant(
         for held in [True, False] * 15:
             verb = "GrantConsent" if held else "RevokeConsent"
             asking = asyncio.create_task(client.command(verb, "p-race"))
-            seen = []
+            seen: list[bool] = []
             while not asking.done() or seen[-1] is not held:
                 seen.append(await answer(mirror, "p-race"))
                 await asyncio.sleep(0)

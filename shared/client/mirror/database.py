@@ -32,14 +32,15 @@ def identity(path: Path) -> int:
 
 
 def open_to_read(path: Path, partitions: int) -> sqlite3.Connection:
-    """Open a file that was made; raises SettingsError and SchemaError where it is another one."""
+    """Open a file that was made.
+
+    Raises sqlite3.Error where it is being made; SettingsError and SchemaError for another one.
+    """
     connection = _open(path, READ_BUSY_S)
     try:
-        if read_format(connection) == 0:
-            raise sqlite3.OperationalError("it is being made")
         connection.execute("PRAGMA query_only = ON")
         connection.execute(f"PRAGMA mmap_size = {MOST_MAPPED}")
-        check(connection, path, partitions)
+        _check(connection, path, partitions)
     except BaseException:
         connection.close()
         raise
@@ -79,27 +80,6 @@ def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iter
         raise
 
 
-def check(connection: sqlite3.Connection, path: Path, partitions: int) -> None:
-    """Raise SettingsError or SchemaError where a file is not as it is expected to be."""
-    if (found := read_format(connection)) != FORMAT:
-        raise SchemaError(
-            f"the mirror's file {path} has format {found}, and this version reads {FORMAT}: "
-            "delete it or give another path, and it is made anew from the log"
-        )
-    (count,) = connection.execute("SELECT count(*) FROM partitions").fetchone()
-    if count != partitions:
-        raise SettingsError(
-            f"the mirror's file {path} is of a deployment of {count} partitions, not {partitions}: "
-            "give the right number or another path"
-        )
-
-
-def read_format(connection: sqlite3.Connection) -> int:
-    """Read what format a file is of; 0 for one that has nothing in it yet."""
-    (found,) = connection.execute("PRAGMA user_version").fetchone()
-    return int(found)
-
-
 def _open_or_make(path: Path) -> sqlite3.Connection:
     """Open a file, and make it for its owner alone where it is not there.
 
@@ -125,12 +105,34 @@ def _open(path: Path, busy_s: float, mode: str = "rw") -> sqlite3.Connection:
 
 def _prepare(connection: sqlite3.Connection, path: Path, partitions: int) -> None:
     with transaction(connection):
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables == 0:
+        if _is_empty(connection):
             for name in TABLES:
                 connection.execute(sql(name))
             numbers = ((number,) for number in range(partitions))
             connection.executemany("INSERT INTO partitions (number) VALUES (?)", numbers)
             connection.execute("INSERT INTO trouble VALUES (NULL, 0)")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
-        check(connection, path, partitions)
+        _check(connection, path, partitions)
+
+
+def _check(connection: sqlite3.Connection, path: Path, partitions: int) -> None:
+    """Raise SettingsError or SchemaError where a file is not as it is expected to be."""
+    if _is_empty(connection):
+        raise sqlite3.OperationalError("it is being made")
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    if found != FORMAT:
+        raise SchemaError(
+            f"the mirror's file {path} has format {found}, and this version reads {FORMAT}: "
+            "delete it or give another path, and it is made anew from the log"
+        )
+    (count,) = connection.execute("SELECT count(*) FROM partitions").fetchone()
+    if count != partitions:
+        raise SettingsError(
+            f"the mirror's file {path} is of a deployment of {count} partitions, not {partitions}: "
+            "give the right number or another path"
+        )
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return bool(tables == 0)
