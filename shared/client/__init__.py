@@ -6,5 +6,16 @@ from shared.client.parking import Parking
 from shared.client.subscription import Start, subscribe
 from shared.errors import Stale
 from shared.messages.cloud_event import CloudEvent
+from shared.messages.queries import Actor, Question
 
-__all__ = ["CloudEvent", "ConsentClient", "ConsentMirror", "Parking", "Stale", "Start", "subscribe"]
+__all__ = [
+    "Actor",
+    "CloudEvent",
+    "ConsentClient",
+    "ConsentMirror",
+    "Parking",
+    "Question",
+    "Stale",
+    "Start",
+    "subscribe",
+]

@@ -168,7 +168,13 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "patient_id": "p-1",
         "version": 2,
         "consents": [
-            {"entity_name": "doctor", "entity_id": "d-1", "permissions": ["exams"], "requested": []}
+            {
+                "entity_name": "doctor",
+                "entity_id": "d-1",
+                "permissions": ["exams"],
+                "requested": [],
+                "until": {"exams": _END},
+            }
         ],
     },
     "HasConsent": {
@@ -178,7 +184,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "permission": "exams",
         "min_version": 2,
     },
-    "HasConsentAnswer": {"status": "ok", "has_consent": True, "version": 2},
+    "HasConsentAnswer": {"status": "ok", "has_consent": True, "version": 2, "valid_until": _END},
     "ConsentHistory": {"patient_id": "p-1", "min_version": 2, "limit": 500},
     "ConsentHistoryAnswer": {
         "status": "ok",
@@ -190,6 +196,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                 "entity_id": "d-1",
                 "record_type": "exams",
                 "granted": _GRANT,
+                "until": _END,
             }
         ],
         "requests": [
@@ -198,6 +205,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                 "entity_id": "d-1",
                 "record_type": "exams",
                 "asked": _ASK,
+                "until": _END,
                 "answered": {"how": "granted", **_GRANT},
             }
         ],

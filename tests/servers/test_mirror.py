@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -175,7 +176,7 @@ import sys, time
 from shared.client import ConsentMirror, Stale
 
 url, path = sys.argv[1:]
-with ConsentMirror(url, path, partitions=4, look_every=0.1) as mirror:
+with ConsentMirror(url, path, partitions=4, look_every=0.1, max_age=2) as mirror:
     while True:
         try:
             print(mirror.has_consent("p-shared", "doctor", "d-1", "exams"), flush=True)
@@ -282,6 +283,25 @@ async def test_processes_share_a_file_and_another_takes_over_when_its_writer_die
     others[0].kill()
     await client.command("GrantConsent", "p-shared")
     await expect_said(others[1], "True")
+
+
+async def test_while_its_keeper_is_frozen_nobody_answers_from_what_it_kept(
+    running: Deployment, client: Client, start: Any  # noqa: ANN401
+) -> None:
+    await client.command("GrantConsent", "p-shared")
+    keeper = start()
+    await expect_said(keeper, "True")
+    other = start()
+    await expect_said(other, "True")
+    keeper.process.send_signal(signal.SIGSTOP)
+    await client.command("RevokeConsent", "p-shared")
+
+    async def refuses() -> bool:
+        return "was known to its end" in other.last()
+
+    await eventually(refuses, within=WITHIN_S)
+    keeper.process.send_signal(signal.SIGCONT)
+    await expect_said(other, "False")
 
 
 def _connections(sandbox: Sandbox) -> int:

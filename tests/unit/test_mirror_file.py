@@ -206,6 +206,23 @@ def test_what_a_writer_had_not_committed_is_not_there(path: Path) -> None:
     assert allows(ends(path), "exams", 0)
 
 
+def test_a_disk_that_is_full_leaves_all_as_it_was(writer: Writer, path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON consents BEGIN SELECT RAISE(FAIL, 'disk is full'); END"
+    )
+    connection.close()
+    with pytest.raises(NotNow, match="can't be written: disk is full"):
+        writer.apply([recorded(granted(), 1)], {0: now()})
+    assert writer.reached[0].position == 0
+    with Writer.open(path, PARTITIONS) as again:
+        assert again.reached[0].position == 0
+    with pytest.raises(NotNow, match="can't be written: unable to open"), Writer.open(
+        path / "none" / "mirror.db", PARTITIONS
+    ):
+        pass
+
+
 def test_of_a_patient_with_an_event_that_can_not_be_read_nothing_is_said(
     writer: Writer, path: Path
 ) -> None:

@@ -51,12 +51,9 @@ def open_to_write(path: Path, partitions: int) -> sqlite3.Connection:
     """Open a file, and make it where it is not there: without consents, at the logs' beginning.
 
     A power cut may take the last transactions, whole; no kill of a process takes any.
-    Raises SettingsError and SchemaError where the file is another one.
+    Raises SettingsError and SchemaError where the file is another one, and sqlite3.Error.
     """
-    try:
-        connection = _open_or_make(path)
-    except (OSError, sqlite3.Error) as error:
-        raise SettingsError(f"the mirror's file {path} can't be written: {error}") from error
+    connection = _open_or_make(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")

@@ -6,7 +6,6 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from sqlite3 import Error as DatabaseError
 from typing import Final, NoReturn
 
 import structlog
@@ -151,7 +150,7 @@ class Keeper:
 
     def _note(self, writer: Writer, error: Exception) -> None:
         """Write down for all readers why nothing new comes in."""
-        with suppress(DatabaseError):
+        with suppress(NotNow):
             writer.note_trouble(reason_of(error), set_back=isinstance(error, LogSetBack))
 
     def _tell(self, state: RetryCallState) -> None:

@@ -65,8 +65,11 @@ class Writer:
     @classmethod
     @contextmanager
     def open(cls, path: Path, partitions: int) -> Iterator["Writer"]:
-        """Open the file, or make it; raises SettingsError, SchemaError and sqlite3.Error."""
-        connection = open_to_write(path, partitions)
+        """Open the file, or make it; raises SettingsError, SchemaError, and NotNow."""
+        try:
+            connection = open_to_write(path, partitions)
+        except sqlite3.Error as error:
+            raise _unwritable(path, error) from error
         try:
             yield cls(path, connection)
         finally:
@@ -166,8 +169,12 @@ class Writer:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with transaction(self._connection):
-            yield
+        """Commit what is done in the block; raises NotNow where the disk is full, for example."""
+        try:
+            with transaction(self._connection):
+                yield
+        except sqlite3.Error as error:
+            raise _unwritable(self._path, error) from error
 
 
 def read(event: CloudEvent) -> ConsentEvent | None:
@@ -176,6 +183,10 @@ def read(event: CloudEvent) -> ConsentEvent | None:
         return event.event()
     except (UnknownEventError, ValidationError):
         return None
+
+
+def _unwritable(path: Path, error: sqlite3.Error) -> NotNow:
+    return NotNow(f"the mirror's file {path} can't be written: {error}")
 
 
 def _key(patient_id: str, grantee: Grantee) -> Key:
