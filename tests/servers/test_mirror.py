@@ -286,7 +286,9 @@ async def test_processes_share_a_file_and_another_takes_over_when_its_writer_die
 
 
 async def test_while_its_keeper_is_frozen_nobody_answers_from_what_it_kept(
-    running: Deployment, client: Client, start: Any  # noqa: ANN401
+    running: Deployment,
+    client: Client,
+    start: Any,  # noqa: ANN401
 ) -> None:
     await client.command("GrantConsent", "p-shared")
     keeper = start()

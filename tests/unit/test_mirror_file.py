@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.client import ConsentMirror, Stale
@@ -152,6 +152,7 @@ events = st.one_of(
 )
 
 
+@settings(deadline=None, max_examples=40)  # it waits for a disk
 @given(st.lists(st.lists(events, min_size=1, max_size=6), max_size=6))
 def test_batches_leave_what_each_event_alone_would(batches: list[list[ConsentEvent]]) -> None:
     expected, position = NOTHING, 0
@@ -208,17 +209,17 @@ def test_what_a_writer_had_not_committed_is_not_there(path: Path) -> None:
 
 def test_a_disk_that_is_full_leaves_all_as_it_was(writer: Writer, path: Path) -> None:
     connection = sqlite3.connect(path)
-    connection.execute(
-        "CREATE TRIGGER full BEFORE INSERT ON consents BEGIN SELECT RAISE(FAIL, 'disk is full'); END"
-    )
+    full = "SELECT RAISE(FAIL, 'disk is full')"
+    connection.execute(f"CREATE TRIGGER full BEFORE INSERT ON consents BEGIN {full}; END")
     connection.close()
     with pytest.raises(NotNow, match="can't be written: disk is full"):
         writer.apply([recorded(granted(), 1)], {0: now()})
     assert writer.reached[0].position == 0
     with Writer.open(path, PARTITIONS) as again:
         assert again.reached[0].position == 0
-    with pytest.raises(NotNow, match="can't be written: unable to open"), Writer.open(
-        path / "none" / "mirror.db", PARTITIONS
+    with (
+        pytest.raises(NotNow, match="can't be written: unable to open"),
+        Writer.open(path / "none" / "mirror.db", PARTITIONS),
     ):
         pass
 
