@@ -6,6 +6,7 @@ import typer
 
 from shared.worker.gc_tuning import collect_seldom
 from tests.bench import append, catch_up, growth, latency, midnight, throughput
+from tests.bench import append, catch_up, growth, latency, mirror, throughput
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
 from tests.bench.machine import check_durable, facts, give_memory
 from tests.bench.progress import Steps
@@ -21,6 +22,7 @@ SECTIONS = {
     "latency": latency.measure,
     "growth": growth.measure,
     "midnight": midnight.measure,
+    "mirror": mirror.measure,
 }
 
 Quick = Annotated[bool, typer.Option("--quick", help="Far less work: does it all still run?")]

@@ -34,6 +34,7 @@ class Sizes:
     stream_lengths: tuple[int, ...]
     ends: int
     """Of consents, at one moment."""
+    mirror_patients: int
     partitions: int = 8
 
     @property
@@ -53,6 +54,7 @@ FULL = Sizes(
     log_sizes=(0, 1_000_000, 5_000_000),
     stream_lengths=(10, 1_000, 50_000),
     ends=100_000,
+    mirror_patients=1_000_000,
 )
 QUICK = Sizes(
     runs=1,
@@ -65,6 +67,7 @@ QUICK = Sizes(
     log_sizes=(0, 20_000, 100_000),
     stream_lengths=(10, 200, 2_000),
     ends=5_000,
+    mirror_patients=50_000,
 )
 
 

@@ -37,10 +37,10 @@ HEADS = "UPDATE partitions SET position = $1::bigint, published_position = $1::b
 
 HOW = (
     (
-        "{ends:,} grants of as many patients, made by SQL, end at one moment, while grants for other"
-        " patients are sent at {rate}/s by the clock, from three seconds before. Reply: as in Latency,"
-        " of the commands before that moment, and of those from it until the last end is recorded. One"
-        " command worker; no projection, so that what is measured is its alone."
+        "{ends:,} grants of as many patients, made by SQL, end at one moment, while grants for"
+        " other patients are sent at {rate}/s by the clock, from three seconds before. Reply: as in"
+        " Latency, of the commands before that moment, and of those from it until the last end is"
+        " recorded. One command worker; no projection, so that what is measured is its alone."
     ),
 )
 
@@ -120,7 +120,7 @@ async def _one(asker: Asker, grant: Grant, due: float, times: list[float]) -> No
 async def _until_recorded(deployment: Deployment) -> None:
     connection = await asyncpg.connect(deployment.event_store_url, ssl=False)
     try:
-        while await connection.fetchval("SELECT EXISTS (SELECT FROM ends)"):
+        while await connection.fetchval("SELECT EXISTS (SELECT FROM ends)"):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     finally:
         await connection.close()
