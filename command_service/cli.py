@@ -34,7 +34,7 @@ from shared.postgres.database import connect_once
 from shared.postgres.retention import read_age
 from shared.rabbitmq.connection import connect, virtual_host
 from shared.rabbitmq.policies import policy_warnings
-from shared.rabbitmq.topology import declare
+from shared.rabbitmq.upgrade import upgrade
 from shared.settings import ClientSettings, read_settings
 
 app = new_app(
@@ -57,6 +57,8 @@ def migrate(worker_role: WorkerRole = None) -> None:
 @app.command()
 def topology(management: Management = None) -> None:
     """Declare the exchanges, queues and bindings. Doing it again changes nothing.
+
+    What an older version declared is replaced where it must be, and keeps what waits there.
 
     Policies of the broker that would take messages away are warned of.
 
@@ -169,7 +171,7 @@ async def _purge(url: str, older_than: timedelta, *, dry_run: bool) -> PurgedRec
 
 async def _declare(settings: ClientSettings) -> int:
     async with connect(settings.rabbitmq_url, name="topology") as broker:
-        return await declare(broker, settings.consent_partitions)
+        return await upgrade(broker, settings.consent_partitions)
 
 
 @app.command(epilog="Example: python -m command_service check")

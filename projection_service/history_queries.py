@@ -1,5 +1,6 @@
 """Reads the past from the read model: what was in force at a moment, and the whole history."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import MAXYEAR, datetime
@@ -22,10 +23,13 @@ from shared.messages.queries import (
     History,
     Period,
     Place,
+    QueryFailed,
     RequestMade,
 )
+from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
+from shared.rabbitmq.query_server import invalid
 from shared.values.vocabulary import RECORD_TYPES, Grantee
 
 _HAD_CONSENT = statement("projection_service", "had_consent")
@@ -73,10 +77,11 @@ class Past:
             *zip(*places, strict=True),
             [question.limit + 1 for question in asked],
         )
-        pages = groupby(rows, key=itemgetter("number"))
-        return [
-            _history(question, list(page)) for question, (_, page) in zip(asked, pages, strict=True)
-        ]
+        histories = []
+        for question, (_, page) in zip(asked, groupby(rows, key=itemgetter("number")), strict=True):
+            histories.append(_history(question, list(page)))
+            await asyncio.sleep(0)  # one page at a time, so that a check is not held up by many
+        return histories
 
 
 def _held(row: asyncpg.Record) -> Consent:
@@ -109,6 +114,17 @@ def _history(asked: ConsentHistory, rows: Sequence[asyncpg.Record]) -> History:
 def is_never(known_since: datetime) -> bool:
     """Whether nothing is known of the past: the horizon is at infinity, until a rebuild."""
     return known_since.year == MAXYEAR
+
+
+def unknown_past(at: datetime, known_since: datetime | None) -> QueryFailed | None:
+    """Say that a moment is too long ago to be answered with certainty."""
+    if known_since is None or (at >= known_since and not is_never(known_since)):
+        return None
+    if is_never(known_since):
+        return invalid("at", "the past is not known here before a rebuild of the read model")
+    return invalid(
+        "at", f"the past is known since {timestamp(known_since)}; ask about then or later"
+    )
 
 
 def _period(row: asyncpg.Record) -> Period:

@@ -141,20 +141,21 @@ class ReadModel:
 
 
 def _span_columns(spans: Spans) -> Iterable[Sequence[object]]:
-    """Turn rows into the columns that `project` takes: 15 of what begins, 10 of what ends."""
+    """Turn rows into the columns that `project` takes: 16 of what begins, 10 of what ends."""
     begun = [
         (
             *span.matter,
-            *span.began,
-            *(span.ended.cause if span.ended else _NO_CHANGE),
+            *span.began[:-1],
+            *(span.ended.cause[:-1] if span.ended else _NO_CHANGE),
             span.expires_at,
             span.ended and span.ended.how,
+            span.began.event_id,
         )
         for span in spans.begun
     ]
-    ended = [(*matter, *ending.cause, ending.how) for matter, ending in spans.ended.items()]
+    ended = [(*matter, *ending.cause[:-1], ending.how) for matter, ending in spans.ended.items()]
     return chain(
-        zip(*begun, strict=True) if begun else [()] * 15,
+        zip(*begun, strict=True) if begun else [()] * 16,
         zip(*ended, strict=True) if ended else [()] * 10,
     )
 
@@ -188,8 +189,8 @@ def _read_ends(text: str | None) -> Ends:
     return NO_ENDS if text is None else Map(_ENDS.validate_json(text))
 
 
-def _named(names: Sequence[RecordType], ends: str | None) -> dict[RecordType, datetime] | None:
-    """Return the ends of these, where they have any."""
+def ends_of(names: Sequence[RecordType], ends: str | None) -> dict[RecordType, datetime] | None:
+    """Read the ends of these, where they have any, from JSON."""
     found = _read_ends(ends)
     return {name: found[name] for name in names if name in found} or None
 
@@ -202,8 +203,8 @@ def _consents(asked: ListConsents, rows: Sequence[asyncpg.Record]) -> Consents:
             entity_id=row["entity_id"],
             permissions=row["permissions"],
             requested=row["requested"],
-            until=_named(row["permissions"], row["ends"]),
-            requested_until=_named(row["requested"], row["requested_ends"]),
+            until=ends_of(row["permissions"], row["ends"]),
+            requested_until=ends_of(row["requested"], row["requested_ends"]),
         )
         for row in rows[: asked.limit]
         if row["entity_name"] is not None

@@ -31,6 +31,7 @@ class Cause(NamedTuple):
     at: datetime
     command_id: UUID
     issued_by: str | None
+    event_id: UUID
 
 
 How = Literal["expired", "extended", "denied", "withdrawn"]
@@ -148,10 +149,14 @@ def change_of(event: CloudEvent) -> Cause | str:
         if at.tzinfo is None:
             return "its time has no zone"
         change = Cause(
-            event.streamversion, at.astimezone(UTC), UUID(event.causationid), event.issuedby
+            event.streamversion,
+            at.astimezone(UTC),
+            UUID(event.causationid),
+            event.issuedby,
+            UUID(event.id),
         )
     except (ValueError, OverflowError):
-        return "its time or its causation id is none"
+        return "its time, its id or its causation id is none"
     if change.issued_by is not None and "\x00" in change.issued_by:
         return "its issuer is not text that can be kept"
     return change

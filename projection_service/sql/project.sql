@@ -41,17 +41,18 @@
 --   $31 ended_issuers   text[]
 --   $32 expires_ats     timestamptz[]  when it ends by itself, or is asked to; null where never
 --   $33 ended_causes    text[]         null where revoked, or answered by a grant
+--   $34 began_events    uuid[]
 --   per period or request that was open before, and ends
---   $34 patient_ids     text[]
---   $35 entity_names    text[]
---   $36 entity_ids      text[]
---   $37 record_types    text[]
---   $38 kinds           text[]
---   $39 ended_versions  bigint[]
---   $40 ended_ats       timestamptz[]
---   $41 ended_commands  uuid[]
---   $42 ended_issuers   text[]
---   $43 ended_causes    text[]
+--   $35 patient_ids     text[]
+--   $36 entity_names    text[]
+--   $37 entity_ids      text[]
+--   $38 record_types    text[]
+--   $39 kinds           text[]
+--   $40 ended_versions  bigint[]
+--   $41 ended_ats       timestamptz[]
+--   $42 ended_commands  uuid[]
+--   $43 ended_issuers   text[]
+--   $44 ended_causes    text[]
 --
 -- Returns   (partition) of each checkpoint that was moved.
 -- Fenced    no rows: another worker has taken a partition; nothing was changed.
@@ -111,11 +112,11 @@ WITH given AS (
     INSERT INTO consent_history (
         patient_id, entity_name, entity_id, record_type, kind,
         began_version, began_at, began_command, began_issuer,
-        ended_version, ended_at, ended_command, ended_issuer, expires_at, ended_cause)
+        ended_version, ended_at, ended_command, ended_issuer, expires_at, ended_cause, began_event)
     SELECT * FROM unnest($19::text[], $20::text[], $21::text[], $22::text[], $23::text[],
                          $24::bigint[], $25::timestamptz[], $26::uuid[], $27::text[],
                          $28::bigint[], $29::timestamptz[], $30::uuid[], $31::text[],
-                         $32::timestamptz[], $33::text[])
+                         $32::timestamptz[], $33::text[], $34::uuid[])
      WHERE EXISTS (SELECT FROM moved)
     ON CONFLICT (patient_id, entity_name, entity_id, record_type, kind, began_version) DO NOTHING
 ), ended AS (
@@ -128,8 +129,8 @@ WITH given AS (
     SELECT ended.patient_id, ended.entity_name, ended.entity_id, ended.record_type, ended.kind,
            open.began_version, open.began_at, open.began_command, open.began_issuer,
            ended.version, ended.at, ended.command, ended.issuer, ended.cause
-      FROM unnest($34::text[], $35::text[], $36::text[], $37::text[], $38::text[],
-                  $39::bigint[], $40::timestamptz[], $41::uuid[], $42::text[], $43::text[])
+      FROM unnest($35::text[], $36::text[], $37::text[], $38::text[], $39::text[],
+                  $40::bigint[], $41::timestamptz[], $42::uuid[], $43::text[], $44::text[])
            AS ended (patient_id, entity_name, entity_id, record_type, kind,
                      version, at, command, issuer, cause)
      CROSS JOIN LATERAL (

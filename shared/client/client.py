@@ -1,17 +1,17 @@
 """The Python client: send commands, ask queries, and wait for what comes back."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from time import monotonic
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from shared.client.history_pages import joined
-from shared.errors import BrokerBlocked, NoAnswer, NotAllowed
+from shared.errors import BrokerBlocked, NoAnswer, NotAllowed, QueryRefused
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.log_client import PAGE, Page, query_request, read_answer, readable
@@ -27,16 +27,25 @@ from shared.messages.commands import (
 from shared.messages.queries import (
     MOST_EVENTS,
     MOST_GRANTEES,
+    MOST_PATIENTS,
+    MOST_QUESTIONS,
     MOST_SPANS,
+    CheckConsents,
+    ConsentChecked,
     ConsentHeld,
     ConsentHistory,
     Consents,
+    ConsentsChecked,
     GranteePlace,
     HasConsent,
     History,
     ListConsents,
+    ListPatients,
+    Patients,
+    PatientSeen,
     Place,
     QueryFailed,
+    Question,
     ReadEvents,
 )
 from shared.messages.replies import CommandAccepted, CommandRejected, Outcome
@@ -54,6 +63,10 @@ _OUTCOME: TypeAdapter[CommandAccepted | CommandRejected] = TypeAdapter(
 )
 _CONSENTS: TypeAdapter[Consents | QueryFailed] = TypeAdapter(Consents | QueryFailed)
 _HELD: TypeAdapter[ConsentHeld | QueryFailed] = TypeAdapter(ConsentHeld | QueryFailed)
+_CHECKED: TypeAdapter[ConsentsChecked | QueryFailed] = TypeAdapter(
+    Annotated[ConsentsChecked | QueryFailed, Field(union_mode="left_to_right")]
+)
+_PATIENTS: TypeAdapter[Patients | QueryFailed] = TypeAdapter(Patients | QueryFailed)
 _HISTORY: TypeAdapter[History | QueryFailed] = TypeAdapter(History | QueryFailed)
 
 
@@ -245,6 +258,72 @@ class ConsentClient:
             at=at,
         )
         return read_answer((await self._query(query, HasConsent.type)).body, _HELD)
+
+    async def check_consents(
+        self, questions: Sequence[Question]
+    ) -> list[ConsentChecked | QueryFailed]:
+        """Ask many questions, 500 in a message; return their answers, in their order.
+
+        What is wrong with one question is its answer, a QueryFailed. Where the answers of a
+        message would be too large together, it is asked in halves.
+        """
+        answers: list[ConsentChecked | QueryFailed] = []
+        for start in range(0, len(questions), MOST_QUESTIONS):
+            answers += await self._check_some(questions[start : start + MOST_QUESTIONS])
+        return answers
+
+    async def _check_some(
+        self, questions: Sequence[Question]
+    ) -> list[ConsentChecked | QueryFailed]:
+        query = CheckConsents(questions=list(questions))
+        try:
+            answer = await self._query(query, CheckConsents.type)
+            return read_answer(answer.body, _CHECKED).answers
+        except QueryRefused as refused:
+            half = len(questions) // 2
+            if refused.error != "validation_error" or not half:
+                raise
+        return [
+            *await self._check_some(questions[:half]),
+            *await self._check_some(questions[half:]),
+        ]
+
+    async def list_patients(
+        self,
+        entity_name: Entity,
+        entity_id: str,
+        permission: Target | None = None,
+        *,
+        limit: int = MOST_PATIENTS,
+        after: str | None = None,
+    ) -> Patients:
+        """List at most 500 patients whose records somebody may see; `after` is the `next` before.
+
+        There is more as long as there is a `next`, however few a page holds.
+        """
+        query = ListPatients(
+            entity_name=entity_name,
+            entity_id=entity_id,
+            permission=permission,
+            limit=limit,
+            after=after,
+        )
+        return read_answer((await self._query(query, ListPatients.type)).body, _PATIENTS)
+
+    async def patients(
+        self, entity_name: Entity, entity_id: str, permission: Target | None = None
+    ) -> AsyncIterator[PatientSeen]:
+        """Go through all patients whose records somebody may see, sorted by their ids.
+
+        Who is among them from the beginning to the end comes once, whatever else changes.
+        """
+        page = await self.list_patients(entity_name, entity_id, permission)
+        while True:
+            for patient in page.patients:
+                yield patient
+            if page.next is None:
+                return
+            page = await self.list_patients(entity_name, entity_id, permission, after=page.next)
 
     async def history(self, patient_id: str, *, min_version: int = 0) -> History:
         """Read a patient's whole history, as it was when its first page was read."""

@@ -21,7 +21,7 @@ from yarl import URL
 
 from shared.errors import NotConnected
 from shared.errors.connection import BROKER, ConnectionLost, explained
-from shared.rabbitmq.alarm import Alarm
+from shared.rabbitmq.alarms.alarm import Alarm
 from shared.rabbitmq.lenient_decoding import read_odd_properties
 
 Channel = aiormq.Channel

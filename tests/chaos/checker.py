@@ -70,9 +70,18 @@ class Story:
         self.of_patient: dict[str, list[Command]] = defaultdict(list)
         for command in evidence.commands:
             self.of_patient[command.patient_id].append(command)
-        self.log_of: dict[str, list[LogRow]] = defaultdict(list)
+        self._log_of: dict[str, list[LogRow]] = defaultdict(list)
         for row in sorted(evidence.log, key=lambda row: (row.stream_id, row.stream_version)):
-            self.log_of[row.stream_id].append(row)
+            self._log_of[row.stream_id].append(row)
+
+    @property
+    def patients(self) -> set[str]:
+        """Everybody of whom somebody spoke."""
+        return self.of_patient.keys() | self._log_of.keys()
+
+    def log_of(self, patient_id: str) -> list[LogRow]:
+        """Return a patient's history."""
+        return self._log_of.get(patient_id, [])
 
     def caused(self, receipt: Receipt) -> list[LogRow | None]:
         """Return the rows of the log that a receipt points at."""
@@ -112,7 +121,7 @@ def _is_of_ends(story: Story, receipt: Receipt) -> bool:
 
 def check_outcomes(story: Story) -> Iterator[Finding]:
     """One sender per patient, one command after the other: so the model knows every outcome."""
-    for patient_id in story.of_patient.keys() | story.log_of.keys():
+    for patient_id in story.patients:
         if wrong := Play(story, patient_id).to_the_end():
             yield wrong  # whatever follows would differ for this reason
 
@@ -124,13 +133,13 @@ class Play:
         self._story = story
         self._patient_id = patient_id
         self._model = ModelPatient()
-        self._ends = [row for row in story.log_of[patient_id] if row.type == END_CAME]
+        self._ends = [row for row in story.log_of(patient_id) if row.type == END_CAME]
         self._latest: list[datetime] = []
         """When the log of this patient was written, so far."""
 
     def to_the_end(self) -> Finding | None:
         """Play everything; return the first thing that is wrong."""
-        for command in self._story.of_patient[self._patient_id]:
+        for command in self._story.of_patient.get(self._patient_id, []):
             receipt = self._story.receipts.get(command.id)
             wrong = receipt and (
                 self._ends_up_to(receipt.stream_version - receipt.event_count)
@@ -400,7 +409,8 @@ def _is_of_row(message: Received, row: LogRow) -> bool:
 
 def check_read_model(story: Story) -> Iterator[Finding]:
     """The read model is the fold of the log, no more and no less."""
-    models = {patient_id: _folded(rows) for patient_id, rows in story.log_of.items()}
+    histories = {patient_id: story.log_of(patient_id) for patient_id in story.patients}
+    models = {patient_id: _folded(rows) for patient_id, rows in histories.items() if rows}
     expected = {row for patient_id, model in models.items() for row in model.rows(patient_id)}
     found = set(story.evidence.consents)
     for row_missing in sorted(expected - found):
@@ -427,7 +437,7 @@ def check_held(story: Story) -> Iterator[Finding]:
     The answer is that of the version which it names, at some moment between the question and it.
     """
     for one in story.evidence.held:
-        model = _folded(story.log_of[one.patient_id][: one.version])
+        model = _folded(story.log_of(one.patient_id)[: one.version])
         who, began = Who(one.entity, one.entity_id), one.asked_at - CLOCKS_DIFFER
         moment = began if one.has_consent else one.answered_at + CLOCKS_DIFFER
         if model.holds(who, one.target, moment) != one.has_consent:

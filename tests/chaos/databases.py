@@ -166,4 +166,11 @@ def _consent(row: asyncpg.Record) -> ConsentRow:
         entity_id=row["entity_id"],
         permissions=tuple(row["permissions"]),
         requested=tuple(row["requested"]),
+        ends=_ends(row["ends"]),
+        requested_ends=_ends(row["requested_ends"]),
     )
+
+
+def _ends(text: str | None) -> tuple[tuple[str, datetime], ...]:
+    found = json.loads(text or "{}").items()
+    return tuple(sorted((target, datetime.fromisoformat(end)) for target, end in found))

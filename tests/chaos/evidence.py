@@ -104,6 +104,9 @@ class ConsentRow:
     entity_id: str
     permissions: tuple[str, ...]
     requested: tuple[str, ...]
+    ends: tuple[tuple[str, datetime], ...] = ()
+    """Of what is granted and has one."""
+    requested_ends: tuple[tuple[str, datetime], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -77,14 +77,17 @@ class ModelPatient:
         default_factory=lambda: defaultdict(dict)
     )
     """Until when; None for what has no end."""
-    requested: dict[Who, set[str]] = field(default_factory=lambda: defaultdict(set))
+    requested: dict[Who, dict[str, datetime | None]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    """Likewise, by the newest request."""
     version: int = 0
 
     def decide(self, command: Command) -> Decided:
         """Say what must come of a command now, if its own end has not come."""
         who, named = Who(command.entity, command.entity_id), named_by(command.target)
         if command.type in ("DenyConsent", "WithdrawRequest"):
-            return _decided(named & self.requested[who], "consent_not_requested")
+            return _decided(named & self.requested[who].keys(), "consent_not_requested")
         granted = self.granted[who]
         if command.type == "RevokeConsent":
             return _decided(named & granted.keys(), "consent_not_granted")
@@ -97,14 +100,14 @@ class ModelPatient:
         self.version += 1
         who, target = who_of(row), row.data["target"]
         if row.type == "ConsentAsked":
-            self.requested[who].add(target)
+            self.requested[who][target] = end_of(row)
         elif row.type == "ConsentGranted":
             self.granted[who][target] = end_of(row)
-            self.requested[who].discard(target)
+            self.requested[who].pop(target, None)
         elif row.type in ("ConsentRevoked", END_CAME):
             self.granted[who].pop(target, None)
         else:
-            self.requested[who].discard(target)
+            self.requested[who].pop(target, None)
 
     def standing(self) -> Iterator[Standing]:
         """Give what is granted and has an end that no event has told of."""
@@ -125,8 +128,17 @@ class ModelPatient:
             permissions, requested = self.granted[who], self.requested[who]
             if permissions or requested:
                 yield ConsentRow(
-                    patient_id, *who, tuple(sorted(permissions)), tuple(sorted(requested))
+                    patient_id,
+                    *who,
+                    tuple(sorted(permissions)),
+                    tuple(sorted(requested)),
+                    _ends(permissions),
+                    _ends(requested),
                 )
+
+
+def _ends(until: dict[str, datetime | None]) -> tuple[tuple[str, datetime], ...]:
+    return tuple(sorted((target, end) for target, end in until.items() if end))
 
 
 def _decided(

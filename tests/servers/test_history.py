@@ -203,8 +203,8 @@ def test_a_grant_revoked_at_the_same_instant_is_kept_and_never_in_force() -> Non
     (span,) = tables.spans
     assert span == Span(
         Matter(PATIENT, "doctor", "d-1", "exams", "period"),
-        Cause(1, BEGAN, UUID(int=10**6 + 1), "clinic-a"),
-        Ending(Cause(2, BEGAN, UUID(int=10**6 + 2), None)),
+        Cause(1, BEGAN, UUID(int=10**6 + 1), "clinic-a", UUID(int=1)),
+        Ending(Cause(2, BEGAN, UUID(int=10**6 + 2), None, UUID(int=2))),
     )
     assert all(not in_force(tables.spans, moment) for moment in instants([]))
 
@@ -212,10 +212,10 @@ def test_a_grant_revoked_at_the_same_instant_is_kept_and_never_in_force() -> Non
 @pytest.mark.parametrize(
     ("odd", "reason"),
     [
-        ({"time": "yesterday"}, "its time or its causation id is none"),
+        ({"time": "yesterday"}, "its time, its id or its causation id is none"),
         ({"time": "2026-01-01T00:00:00"}, "its time has no zone"),
-        ({"time": "0001-01-01T00:00:00+14:00"}, "its time or its causation id is none"),
-        ({"causationid": "x"}, "its time or its causation id is none"),
+        ({"time": "0001-01-01T00:00:00+14:00"}, "its time, its id or its causation id is none"),
+        ({"causationid": "x"}, "its time, its id or its causation id is none"),
         ({"issuedby": "a\x00b"}, "its issuer is not text that can be kept"),
     ],
 )

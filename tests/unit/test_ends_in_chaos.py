@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 from zlib import crc32
 
@@ -12,7 +12,6 @@ import pytest
 from tests.chaos.checker import check, written
 from tests.chaos.evidence import (
     Command,
-    ConsentRow,
     Evidence,
     Held,
     Json,
@@ -104,7 +103,7 @@ class Bookkeeper:
             held=self.held,
             read_at=at(60),
             received=[_received(row) for row in self.log],
-            consents=[ConsentRow(*row) for row in _rows(model)],
+            consents=list(model.rows(PATIENT)),
             patient_versions={PATIENT: len(self.log)},
             positions=dict(head),
             published_positions=dict(head),
@@ -143,11 +142,6 @@ class Bookkeeper:
             content |= {"status": "accepted", "partition": PARTITION,
                         "version": row.stream_version, "events": [summary]}  # fmt: skip
         self.replies.append(Reply(command.id, receipt.recorded_at, content))
-
-
-def _rows(model: ModelPatient) -> list[tuple[Any, ...]]:
-    return [(row.patient_id, row.entity, row.entity_id, row.permissions, row.requested)
-            for row in model.rows(PATIENT)]  # fmt: skip
 
 
 def _received(row: LogRow) -> Received:
