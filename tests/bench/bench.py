@@ -32,6 +32,8 @@ class Sizes:
     idle_s: float
     log_sizes: tuple[int, ...]
     stream_lengths: tuple[int, ...]
+    ends: int
+    """Of consents, at one moment."""
     mirror_patients: int
     partitions: int = 8
 
@@ -51,6 +53,7 @@ FULL = Sizes(
     idle_s=3,
     log_sizes=(0, 1_000_000, 5_000_000),
     stream_lengths=(10, 1_000, 50_000),
+    ends=100_000,
     mirror_patients=1_000_000,
 )
 QUICK = Sizes(
@@ -63,6 +66,7 @@ QUICK = Sizes(
     idle_s=1,
     log_sizes=(0, 20_000, 100_000),
     stream_lengths=(10, 200, 2_000),
+    ends=5_000,
     mirror_patients=50_000,
 )
 
