@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from shared.worker.gc_tuning import collect_seldom
-from tests.bench import append, catch_up, growth, latency, midnight, throughput
-from tests.bench import append, catch_up, growth, latency, mirror, throughput
+from tests.bench import append, catch_up, growth, latency, midnight, mirror, throughput
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
 from tests.bench.machine import check_durable, facts, give_memory
 from tests.bench.progress import Steps
