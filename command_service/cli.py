@@ -11,10 +11,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from command_service.accept_log import accept_log
 from command_service.broker_users.definitions import definitions, read_user
 from command_service.broker_users.permissions import Role, rabbitmqctl_lines
 from command_service.broker_users.private_file import write_private
-from command_service.settings import CommandSettings, EventStoreSettings
+from command_service.deployment import declare_deployment
+from command_service.settings import CommandSettings, EventStoreSettings, TopologySettings
 from command_service.store.purge_receipts import PurgedReceipts, purge_receipts
 from command_service.worker import service
 from shared.cli.check import Management, tell
@@ -32,9 +34,8 @@ from shared.cli.service_commands import (
 from shared.messages import names
 from shared.postgres.database import connect_once
 from shared.postgres.retention import read_age
-from shared.rabbitmq.connection import connect, virtual_host
+from shared.rabbitmq.connection import virtual_host
 from shared.rabbitmq.policies import policy_warnings
-from shared.rabbitmq.topology import declare
 from shared.settings import ClientSettings, read_settings
 
 app = new_app(
@@ -58,13 +59,18 @@ def migrate(worker_role: WorkerRole = None) -> None:
 def topology(management: Management = None) -> None:
     """Declare the exchanges, queues and bindings. Doing it again changes nothing.
 
+    Binds the virtual host to the event store, and refuses one that belongs to another.
     Policies of the broker that would take messages away are warned of.
 
-    Example: RABBITMQ_URL=amqp://… python -m command_service topology
+    Example: RABBITMQ_URL=amqp://… EVENT_STORE_URL=postgresql://… python -m command_service topology
     """
     with clear_errors():
-        settings = read_settings(ClientSettings)
-        count = asyncio.run(_declare(settings))
+        settings = read_settings(TopologySettings)
+        count = asyncio.run(
+            declare_deployment(
+                settings.rabbitmq_url, settings.event_store_url, settings.consent_partitions
+            )
+        )
         typer.echo(f"declared {count} exchanges, queues and bindings")
         if management:
             for line in asyncio.run(policy_warnings(settings, management)):
@@ -167,9 +173,26 @@ async def _purge(url: str, older_than: timedelta, *, dry_run: bool) -> PurgedRec
         await connection.close()
 
 
-async def _declare(settings: ClientSettings) -> int:
-    async with connect(settings.rabbitmq_url, name="topology") as broker:
-        return await declare(broker, settings.consent_partitions)
+@app.command("accept-log", epilog="Example: python -m command_service accept-log")
+def accept_log_(json: AsJson = False) -> None:
+    """Take the log as it is, after a restore or a failover that lost some of it.
+
+    Begins a new generation of it: commands that waited go on, subscribers are told what they took
+    that is no more, and `python -m projection_service rebuild` makes the read model follow.
+    """
+    with clear_errors():
+        accepted = asyncio.run(accept_log(read_settings(TopologySettings)))
+    if json:
+        print_json(accepted)
+        return
+    for one in accepted.partitions:
+        if one.lost:
+            typer.echo(
+                f"partition {one.partition} goes on behind position {one.after_position}; "
+                f"{one.lost:,} events that were published are no more"
+            )
+    typer.echo(f"the log goes on in generation {accepted.generation}")
+    typer.echo("now: python -m projection_service rebuild")
 
 
 @app.command(epilog="Example: python -m command_service check")

@@ -4,6 +4,8 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from command_service.command_path import CommandPath
+from command_service.deployment import check_deployment
+from command_service.disputed_logs import DisputedLogs
 from command_service.poison_messages import PoisonMessages
 from command_service.probe import probe
 from command_service.publisher import Publisher
@@ -13,6 +15,7 @@ from command_service.settings import CommandSettings
 from command_service.settle import Settler
 from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import SnapshotWriter
+from command_service.witness import Witness
 from shared.messages import names
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
@@ -32,7 +35,8 @@ class CommandWorker:
     def __init__(
         self, path: CommandPath, publisher: Publisher, log_reader: LogReader,
         snapshots: SnapshotWriter, rehearsal: Rehearsal, dead_letters: DeadLetters,
-        consumer: Consumer, queries: Consumer,
+        consumer: Consumer, queries: Consumer, witness: Witness, store: EventStore,
+        opened: Opened, settings: CommandSettings,
     ) -> None:  # fmt: skip
         self._path = path
         self._dead_letters = dead_letters
@@ -42,17 +46,21 @@ class CommandWorker:
         self._rehearsal = rehearsal
         self._consumer = consumer
         self._queries = queries
+        go_on = settings.commands_when_set_back == "go_on"
+        self._disputed = DisputedLogs(witness, store, opened.readiness, self._begin, go_on=go_on)
 
     @classmethod
     async def open(cls, opened: Opened, settings: CommandSettings) -> "CommandWorker":
         """Open channels, and read the queues that belong to no partition."""
         broker, store = opened.broker, EventStore(opened.pool)
+        await check_deployment(opened.pool, broker)
+        witness = await Witness.open(broker, store)
         consumer = Consumer(broker, prefetch=PREFETCH)
         queries = Consumer(broker, prefetch=LOG_PREFETCH)
         OLDEST_IN_HAND.labels("commands").set_function(consumer.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         events, straight, aside = [await Outlet.open(broker) for _ in range(3)]
-        publisher = Publisher(events, straight, store, opened.may_write, opened.readiness)
+        publisher = Publisher(events, straight, store, opened.may_write, opened.readiness, witness)
         dead_letters = DeadLetters(aside, consumer, opened.readiness)
         settler = Settler(consumer, opened.replies, dead_letters)
         rehearsal = Rehearsal(store, settings.consent_partitions)
@@ -72,8 +80,9 @@ class CommandWorker:
         await consumer.open(names.UNROUTABLE)
         await queries.open(names.LOG, counts=False)
         return cls(
-            path, publisher, log_reader, snapshots, rehearsal, dead_letters, consumer, queries
-        )
+            path, publisher, log_reader, snapshots, rehearsal, dead_letters, consumer, queries,
+            witness, store, opened, settings,
+        )  # fmt: skip
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
@@ -86,9 +95,14 @@ class CommandWorker:
             self._dead_letters.run(),
             self._log_reader.run(),
             self._snapshots.run(),
+            self._disputed.run(),
         )
 
     async def take(self, lease: Lease) -> None:
+        """Begin with a partition, unless its log was set back."""
+        await self._disputed.take(lease)
+
+    async def _begin(self, lease: Lease) -> None:
         """Publish what the last owner left, and read the partition's commands.
 
         A command is rehearsed first: where none can be decided, none is taken off its queue.
@@ -100,6 +114,8 @@ class CommandWorker:
 
     async def drain(self, lease: Lease) -> None:
         """Finish the commands in hand and publish all that they caused."""
+        if await self._disputed.drop(lease.partition):
+            return
         queue = names.command_queue(lease.partition)
         self._consumer.stop(queue)
         await self._consumer.drained(queue)

@@ -184,6 +184,7 @@ def rebuild(
     """Build the read model anew out of the log, beside the old one, and switch when it is done.
 
     Workers go on meanwhile. Killed at any point, it leaves the old one as it was.
+    Where the log was set back, by a restore for example, it is made of what the log has now.
     """
     with clear_errors():
         settings = read_settings(ProjectionSettings)
@@ -196,6 +197,8 @@ def rebuild(
 
 
 def _show_rebuilt(done: Rebuilt) -> None:
+    for found in done.set_back:
+        console.print(f"{found}")
     for compared in done.compared:
         _show_compared(compared)
     what = "switched to the new read model" if done.switched else "compared, nothing was changed"

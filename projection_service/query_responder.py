@@ -12,6 +12,7 @@ import structlog
 from projection_service.history_queries import Past, is_never
 from projection_service.projections.changes import Held
 from projection_service.read_model import ReadModel
+from projection_service.set_backs import SetBacks
 from shared.messages.queries import (
     ConsentHeld,
     ConsentHistory,
@@ -67,12 +68,14 @@ class QueryResponder:
     """
 
     def __init__(
-        self, consumer: Consumer, replies: ReplyPublisher, read_model: ReadModel, past: Past
-    ) -> None:
+        self, consumer: Consumer, replies: ReplyPublisher, read_model: ReadModel, past: Past,
+        set_backs: SetBacks,
+    ) -> None:  # fmt: skip
         self._consumer = consumer
         self._replies = replies
         self._read_model = read_model
         self._past = past
+        self._set_backs = set_backs
         self._waiting: list[PendingQuery] = []
         self._versions: dict[str, int] = {}
         """Of the patients who are waited for: how far they are known to be projected."""
@@ -181,8 +184,9 @@ class QueryResponder:
         for start in range(0, len(asked), most):
             batch = asked[start : start + most]
             answers = await look_up([query for _, query in batch])
-            for (delivery, _), found in zip(batch, answers, strict=True):
-                await self._reply(delivery, found)
+            for (delivery, query), found in zip(batch, answers, strict=True):
+                refused = self._set_backs.refusal(query.patient_id)
+                await self._reply(delivery, refused or found)
 
     async def _checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
         held = await self._read_model.has_consent(asked)

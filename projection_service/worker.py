@@ -1,6 +1,8 @@
 """The projection worker: what it reads, what runs, and how a partition comes and goes."""
 
+import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Final
 
 from projection_service.history_queries import Past
@@ -8,11 +10,14 @@ from projection_service.probe import probe
 from projection_service.projector import Projector
 from projection_service.query_responder import QueryResponder
 from projection_service.read_model import ReadModel
+from projection_service.set_backs import SetBacks
 from projection_service.settings import ProjectionSettings
+from shared.errors import NoAnswer, QueryRefused
 from shared.event_log.log_client import LogClient
 from shared.messages import names
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
+from shared.rabbitmq.deployment_mark import check_log_mark
 from shared.rabbitmq.publishing import Outlet
 from shared.rabbitmq.rpc_client import Requests
 from shared.telemetry.metrics import OLDEST_IN_HAND
@@ -25,38 +30,54 @@ PREFETCH: Final = 500
 QUERY_PREFETCH: Final = 500
 
 
+LEARN_EVERY_S: Final = 1.0
+
+
 class ProjectionWorker:
     """The work of one session."""
 
     def __init__(
         self, projector: Projector, answers: QueryResponder, dead_letters: DeadLetters,
-        consumer: Consumer, queries: Consumer,
+        consumer: Consumer, queries: Consumer, set_backs: SetBacks,
+        log_client: LogClient, read_model: ReadModel,
     ) -> None:  # fmt: skip
         self._dead_letters = dead_letters
         self._projector = projector
         self._answers = answers
         self._consumer = consumer
         self._queries = queries
+        self._set_backs = set_backs
+        self._log_client = log_client
+        self._read_model = read_model
 
     @classmethod
-    async def open(cls, opened: Opened) -> "ProjectionWorker":
+    async def open(cls, opened: Opened, partitions: int) -> "ProjectionWorker":
         """Open channels, and read the queries."""
         broker, read_model = opened.broker, ReadModel(opened.pool)
         consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         queries = Consumer(broker, prefetch=QUERY_PREFETCH)
-        answers = QueryResponder(queries, opened.replies, read_model, Past(opened.pool))
+        log_id = await read_model.followed_log()
+        if log_id is not None:
+            await check_log_mark(broker, log_id)
+        log_client = LogClient(await Requests.open(broker), log_id)
+        set_backs = SetBacks(read_model, opened.readiness, partitions)
+        await set_backs.look()
+        answers = QueryResponder(queries, opened.replies, read_model, Past(opened.pool), set_backs)
         dead_letters = DeadLetters(await Outlet.open(broker), consumer, opened.readiness)
         projector = Projector(
             consumer,
             read_model,
-            LogClient(await Requests.open(broker)),
+            log_client,
             dead_letters,
             on_progress=answers.progressed,
+            set_backs=set_backs,
         )
         OLDEST_IN_HAND.labels("events").set_function(consumer.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         await queries.open(names.QUERIES, counts=False)
-        return cls(projector, answers, dead_letters, consumer, queries)
+        return cls(
+            projector, answers, dead_letters, consumer, queries, set_backs, log_client, read_model
+        )
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
@@ -66,7 +87,19 @@ class ProjectionWorker:
             self._projector.keep_up(),
             self._dead_letters.run(),
             self._answers.run(),
+            self._set_backs.run(),
+            self._learn_log(),
         )
+
+    async def _learn_log(self) -> None:
+        """Remember which log is followed, once it has said that."""
+        while self._log_client.log_id is None:
+            with suppress(NoAnswer, QueryRefused):
+                page = await self._log_client.read(0, 0, 1)
+                if page.log is not None:
+                    await self._read_model.follow_log(page.log)
+                    return
+            await asyncio.sleep(LEARN_EVERY_S)
 
     async def take(self, lease: Lease) -> None:
         """Go on where the last owner stopped."""
@@ -91,9 +124,13 @@ class ProjectionWorker:
 
 def service(settings: ProjectionSettings) -> Service:
     """Describe this service to the session that runs it."""
+
+    async def make_worker(opened: Opened) -> ProjectionWorker:
+        return await ProjectionWorker.open(opened, settings.consent_partitions)
+
     return Service(
         package="projection_service",
         database_url=settings.read_model_url,
-        make_worker=ProjectionWorker.open,
+        make_worker=make_worker,
         probe=probe(settings.consent_partitions),
     )

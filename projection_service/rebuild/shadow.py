@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal
+from uuid import UUID
 
 import asyncpg
 
@@ -13,6 +14,7 @@ from projection_service.parked import retry_parked
 from projection_service.read_model import TABLES, ReadModel
 from shared.errors import NotNow, SettingsError
 from shared.errors.connection import DATABASES
+from shared.event_log.set_back import LogPlace
 from shared.postgres.connection import Connection, Pool, Queryable, Session
 from shared.postgres.database import (
     check_partitions,
@@ -41,6 +43,7 @@ Mode = Literal["SHARE", "ACCESS EXCLUSIVE"]
 _READ_RIGHTS = statement(PACKAGE, "read_rights")
 _READ_POSITIONS = statement(PACKAGE, "read_positions")
 _READ_LIVE_POSITIONS = statement(PACKAGE, "read_live_positions")
+_READ_LIVE_LOG = statement(PACKAGE, "read_live_log")
 _STAMP_SHADOW = statement(PACKAGE, "stamp_shadow")
 _READ_PURGED_UNTIL = statement("projection_service", "read_purged_until")
 _PURGE_SHADOW = statement("projection_service", "purge_shadow")
@@ -70,9 +73,17 @@ class Shadow:
         """Read how far every partition is projected into the shadow."""
         return _positions(await self.pool.fetch(_READ_POSITIONS))
 
-    async def live_positions(self) -> dict[int, int]:
-        """Read how far every partition is projected into the read model."""
-        return _positions(await self.pool.fetch(_READ_LIVE_POSITIONS))
+    async def live_places(self) -> dict[int, LogPlace]:
+        """Read the last event of every partition that is projected into the read model."""
+        return {
+            row["partition"]: LogPlace(row["position"], row["event_id"], row["generation"])
+            for row in await self.pool.fetch(_READ_LIVE_POSITIONS)
+        }
+
+    async def followed_log(self) -> UUID | None:
+        """Read which log the read model follows; None where it does not know yet."""
+        log_id: UUID | None = await self.pool.fetchval(_READ_LIVE_LOG)
+        return log_id
 
     @asynccontextmanager
     async def held(self, mode: Mode, patience: int) -> AsyncIterator[dict[int, int]]:

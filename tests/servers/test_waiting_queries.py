@@ -13,6 +13,7 @@ from projection_service import query_responder
 from projection_service.history_queries import Past
 from projection_service.query_responder import MOST_WAITING, QueryResponder
 from projection_service.read_model import ReadModel
+from projection_service.set_backs import SetBacks
 from shared.messages import names
 from shared.postgres.connection import Pool
 from shared.postgres.database import open_pool
@@ -20,6 +21,8 @@ from shared.postgres.statements import statement
 from shared.rabbitmq.connection import connect
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
+from shared.telemetry.readiness import Readiness
+from tests.conftest import PARTITIONS
 from tests.support.amqp import Client
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
@@ -78,7 +81,10 @@ async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
             consumer = Consumer(broker, prefetch=500)
             await consumer.open(names.QUERIES)
             replies = await ReplyPublisher.open(broker, deployment.rabbitmq_url, lambda *_: None)
-            found = QueryResponder(consumer, replies, ReadModel(database), Past(database))
+            set_backs = SetBacks(ReadModel(pool), Readiness(), PARTITIONS)
+            found = QueryResponder(
+                consumer, replies, ReadModel(database), Past(database), set_backs
+            )
             task = asyncio.create_task(found.run())
             yield Responder(found, database, pool)
             task.cancel()

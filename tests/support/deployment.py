@@ -16,8 +16,7 @@ from typing import Final, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from shared.rabbitmq.connection import connect
-from shared.rabbitmq.topology import declare
+from command_service.deployment import declare_deployment
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
 from tests.sandbox.servers import in_a_loop_of_its_own
@@ -141,11 +140,8 @@ class Deployment:
 
     def declare(self) -> None:
         """Declare the topology as `topology` does, sparing a test the start of a process."""
-        in_a_loop_of_its_own(self._declare())
-
-    async def _declare(self) -> None:
-        async with connect(self.rabbitmq_url, name="test topology") as broker:
-            await declare(broker, self.partitions)
+        declared = declare_deployment(self.rabbitmq_url, self.event_store_url, self.partitions)
+        in_a_loop_of_its_own(declared)
 
     def begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
