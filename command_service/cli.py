@@ -11,11 +11,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from command_service.accept_log import accept_log
 from command_service.broker_users.definitions import definitions, read_user
 from command_service.broker_users.permissions import Role, rabbitmqctl_lines
 from command_service.broker_users.private_file import write_private
-from command_service.deployment import declare_deployment
+from command_service.log_identity.accept_log import accept_log
+from command_service.log_identity.check_log import look_at_log
+from command_service.log_identity.deployment import declare_deployment
 from command_service.settings import CommandSettings, EventStoreSettings, TopologySettings
 from command_service.store.purge_receipts import PurgedReceipts, purge_receipts
 from command_service.worker import service
@@ -211,4 +212,5 @@ def needs(settings: CommandSettings) -> Needs:
         settings.event_store_url,
         reads=[names.UNROUTABLE, names.LOG, *queues],
         writes=[names.EVENTS, ""],
+        look=look_at_log,
     )

@@ -18,9 +18,9 @@ from uuid import UUID
 import structlog
 
 from command_service import metrics
+from command_service.log_identity.witness import Witness
 from command_service.store.event_store import EventStore
 from command_service.store.recorded_event import RecordedEvent
-from command_service.witness import Witness
 from shared.errors import Fenced
 from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages import names

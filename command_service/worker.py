@@ -4,8 +4,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from command_service.command_path import CommandPath
-from command_service.deployment import check_deployment
-from command_service.disputed_logs import DisputedLogs
+from command_service.log_identity.deployment import check_deployment
+from command_service.log_identity.disputed_logs import DisputedLogs
+from command_service.log_identity.witness import Witness
 from command_service.poison_messages import PoisonMessages
 from command_service.probe import probe
 from command_service.publisher import Publisher
@@ -15,7 +16,6 @@ from command_service.settings import CommandSettings
 from command_service.settle import Settler
 from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import SnapshotWriter
-from command_service.witness import Witness
 from shared.messages import names
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters

@@ -9,6 +9,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from projection_service.log_identity.check_log import look_at_log
 from projection_service.parked import discard_parked, list_parked, retry_parked, show_parked
 from projection_service.purge_history import PurgedHistory, purge_history
 from projection_service.rebuild.diff import Compared
@@ -262,4 +263,5 @@ def needs(settings: ProjectionSettings) -> Needs:
         settings.read_model_url,
         reads=[names.QUERIES, *queues],
         writes=[names.QUERIES, ""],
+        look=look_at_log,
     )

@@ -7,10 +7,10 @@ import structlog
 
 from projection_service import metrics
 from projection_service.consent_cache import ConsentCache
+from projection_service.log_identity.set_backs import SetBacks
 from projection_service.projections.changes import Changes, Move
 from projection_service.projections.fold import fold, read
 from projection_service.read_model import ReadModel
-from projection_service.set_backs import SetBacks
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
 from shared.event_log.position_tracker import PositionTracker

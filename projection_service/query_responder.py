@@ -10,9 +10,9 @@ from typing import Final, TypeVar
 import structlog
 
 from projection_service.history_queries import Past, is_never
+from projection_service.log_identity.set_backs import SetBacks
 from projection_service.projections.changes import Held
 from projection_service.read_model import ReadModel
-from projection_service.set_backs import SetBacks
 from shared.messages.queries import (
     ConsentHeld,
     ConsentHistory,

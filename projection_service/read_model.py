@@ -40,6 +40,7 @@ _READ_PARKED = statement("projection_service", "read_parked")
 _OPEN_CHECKPOINT = statement("projection_service", "open_checkpoint")
 _MARK_SET_BACK = statement("projection_service", "mark_set_back")
 _READ_SET_BACK = statement("projection_service", "read_set_back")
+_READ_LIVE_POSITIONS = statement("projection_service", "read_live_positions")
 _FOLLOWED_LOG = statement("projection_service", "read_live_log")
 _FOLLOW_LOG = statement("projection_service", "follow_log")
 _LIST_CONSENTS = statement("projection_service", "list_consents")
@@ -62,6 +63,14 @@ class ReadModel:
         assert row is not None  # noqa: S101 - it returns one row
         generation = row["generation"] or (None if row["position"] else FIRST_GENERATION)
         return LogPlace(row["position"], row["event_id"], generation)
+
+    async def read_places(self) -> dict[int, LogPlace]:
+        """Read the last event that is projected, of every partition."""
+        rows = await self._database.fetch(_READ_LIVE_POSITIONS)
+        return {
+            row["partition"]: LogPlace(row["position"], row["event_id"], row["generation"])
+            for row in rows
+        }
 
     async def mark_set_back(self, lease: Lease, *, is_set_back: bool) -> None:
         """Say whether the log lacks what a partition's checkpoint stands on."""

@@ -6,11 +6,11 @@ from contextlib import suppress
 from typing import Final
 
 from projection_service.history_queries import Past
+from projection_service.log_identity.set_backs import SetBacks
 from projection_service.probe import probe
 from projection_service.projector import Projector
 from projection_service.query_responder import QueryResponder
 from projection_service.read_model import ReadModel
-from projection_service.set_backs import SetBacks
 from projection_service.settings import ProjectionSettings
 from shared.errors import NoAnswer, QueryRefused
 from shared.event_log.log_client import LogClient

@@ -43,7 +43,6 @@ Mode = Literal["SHARE", "ACCESS EXCLUSIVE"]
 _READ_RIGHTS = statement(PACKAGE, "read_rights")
 _READ_POSITIONS = statement(PACKAGE, "read_positions")
 _READ_LIVE_POSITIONS = statement(PACKAGE, "read_live_positions")
-_READ_LIVE_LOG = statement(PACKAGE, "read_live_log")
 _STAMP_SHADOW = statement(PACKAGE, "stamp_shadow")
 _READ_PURGED_UNTIL = statement("projection_service", "read_purged_until")
 _PURGE_SHADOW = statement("projection_service", "purge_shadow")
@@ -75,15 +74,11 @@ class Shadow:
 
     async def live_places(self) -> dict[int, LogPlace]:
         """Read the last event of every partition that is projected into the read model."""
-        return {
-            row["partition"]: LogPlace(row["position"], row["event_id"], row["generation"])
-            for row in await self.pool.fetch(_READ_LIVE_POSITIONS)
-        }
+        return await self.model.read_places()
 
     async def followed_log(self) -> UUID | None:
         """Read which log the read model follows; None where it does not know yet."""
-        log_id: UUID | None = await self.pool.fetchval(_READ_LIVE_LOG)
-        return log_id
+        return await self.model.followed_log()
 
     @asynccontextmanager
     async def held(self, mode: Mode, patience: int) -> AsyncIterator[dict[int, int]]:

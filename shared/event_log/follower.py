@@ -218,7 +218,9 @@ class Follower:
         self, arrived: Sequence[Arrived], done: list[Delivery], *, certain: bool = False
     ) -> None:
         """Apply what is next, and settle what is done with; `certain` where the log was asked."""
-        began = monotonic()
+        began, deliveries = monotonic(), len(arrived) + len(done)
+        if not deliveries:
+            return
         events = self._place(arrived, done, certain=certain)
         touched = [self._followed[number] for number in {event.partition for event in events}]
         await self._apply(events, touched)
@@ -226,8 +228,7 @@ class Follower:
         for followed in touched:
             await self._release(followed)
         partitions = sorted(followed.partition for followed in touched)
-        count = len(arrived) + len(done)
-        self._handler.on_batch(count, len(events), partitions, monotonic() - began)
+        self._handler.on_batch(deliveries, len(events), partitions, monotonic() - began)
 
     def _place(
         self, arrived: Sequence[Arrived], done: list[Delivery], *, certain: bool

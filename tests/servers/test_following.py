@@ -160,7 +160,8 @@ class Log(LogClient):
 
 
 def one(partition: int, position: int) -> CloudEvent:
-    return CloudEvent.model_validate(event_of(partition, position, position))
+    event = event_of(partition, position, position) | {"id": f"{partition}/{position}"}
+    return CloudEvent.model_validate(event)
 
 
 class Applied:

@@ -11,9 +11,9 @@ import pytest
 
 from projection_service import query_responder
 from projection_service.history_queries import Past
+from projection_service.log_identity.set_backs import SetBacks
 from projection_service.query_responder import MOST_WAITING, QueryResponder
 from projection_service.read_model import ReadModel
-from projection_service.set_backs import SetBacks
 from shared.messages import names
 from shared.postgres.connection import Pool
 from shared.postgres.database import open_pool

@@ -16,7 +16,7 @@ from typing import Final, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from command_service.deployment import declare_deployment
+from command_service.log_identity.deployment import declare_deployment
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
 from tests.sandbox.servers import in_a_loop_of_its_own

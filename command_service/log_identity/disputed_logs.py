@@ -6,9 +6,9 @@ from typing import Final
 
 import structlog
 
+from command_service.log_identity.witness import Witness
 from command_service.metrics import SET_BACK
 from command_service.store.event_store import EventStore
-from command_service.witness import Witness
 from shared.errors import Fenced
 from shared.event_log.set_back import SetBack
 from shared.telemetry.readiness import Readiness

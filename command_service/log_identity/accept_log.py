@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Final
 
-from command_service.deployment import check_deployment
+from command_service.log_identity.deployment import check_deployment
+from command_service.log_identity.witness import Witness
 from command_service.settings import TopologySettings
 from command_service.store.event_store import EventStore
-from command_service.witness import Witness
 from shared.event_log.set_back import LogPlace
 from shared.postgres.connection import Connection
 from shared.postgres.database import check_partitions, check_schema, connect_once
