@@ -16,7 +16,7 @@ from command_service.broker_users.permissions import Role, rabbitmqctl_lines
 from command_service.broker_users.private_file import write_private
 from command_service.log_identity.accept_log import accept_log
 from command_service.log_identity.check_log import look_at_log
-from command_service.log_identity.deployment import declare_deployment
+from command_service.log_identity.deployment import declare_deployment, refuse_another_deployment
 from command_service.settings import CommandSettings, EventStoreSettings, TopologySettings
 from command_service.store.purge_receipts import PurgedReceipts, purge_receipts
 from command_service.worker import service
@@ -48,12 +48,14 @@ app = new_app(
 def migrate(worker_role: WorkerRole = None) -> None:
     """Bring the event store to this version's schema. Doing it again changes nothing.
 
+    Where RABBITMQ_URL is set too, a virtual host of another deployment is refused.
     Example: EVENT_STORE_URL=postgresql://… python -m command_service migrate
     """
     with clear_errors():
         settings = read_settings(EventStoreSettings)
         partitions = settings.consent_partitions
         migrate_database(settings.event_store_url, "command_service", partitions, worker_role)
+        asyncio.run(refuse_another_deployment(settings.event_store_url))
 
 
 @app.command()

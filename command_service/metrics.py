@@ -35,8 +35,5 @@ COMMAND_SECONDS: Final = Histogram(
     buckets=DURATIONS_S,
 )
 LOG_HEAD: Final = Gauge("consent_log_head", "The last position of the log", ["partition"])
-SET_BACK: Final = Gauge(
-    "consent_log_set_back", "1 while the log lacks what was taken from it", ["partition"]
-)
 PUBLISH_BACKLOG: Final = Lag("consent_publish_backlog", "Events appended and not yet confirmed")
 REGISTRY.register(PUBLISH_BACKLOG)

@@ -16,14 +16,5 @@ BATCH_SECONDS: Final = Histogram(
 )
 LAG: Final = Lag("consent_projection_lag", "Events of the log not yet projected")
 REGISTRY.register(LAG)
-SET_BACK: Final = Gauge(
-    "consent_log_set_back", "1 while the log lacks what was taken from it", ["partition"]
-)
 PARKED_EVENTS: Final = Gauge("consent_parked_events", "Events that could not be applied")
 PARKED_PATIENTS: Final = Gauge("consent_parked_patients", "Patients whose events wait for one")
-
-
-def expect_set_back(partitions: int) -> None:
-    """Show a value for each partition from the beginning."""
-    for number in range(partitions):
-        SET_BACK.labels(number)

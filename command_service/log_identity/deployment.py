@@ -12,7 +12,13 @@ from shared.postgres.connection import Queryable
 from shared.postgres.database import connect_once
 from shared.postgres.statements import statement
 from shared.rabbitmq.connection import Broker, connect
-from shared.rabbitmq.deployment_mark import check_marks, is_marked, mark_log, mark_virtual_host
+from shared.rabbitmq.deployment_mark import (
+    check_marks,
+    is_marked,
+    mark_log,
+    mark_virtual_host,
+    refuse_another_log,
+)
 from shared.rabbitmq.topology import declare
 
 _READ_IDENTITY: Final = statement("command_service", "read_identity")
@@ -47,6 +53,15 @@ async def check_deployment(database: Queryable, broker: Broker) -> Identity:
     identity = await read_identity(database)
     await check_marks(broker, identity.log_id, identity.virtual_host)
     return identity
+
+
+async def refuse_another_deployment(event_store_url: str) -> None:
+    """Raise SettingsError where RABBITMQ_URL is set, and leads to another log's virtual host."""
+    database = await connect_once(event_store_url, "command_service", name="migrate")
+    try:
+        await refuse_another_log((await read_identity(database)).log_id)
+    finally:
+        database.terminate()
 
 
 async def declare_deployment(rabbitmq_url: str, event_store_url: str, partitions: int) -> int:

@@ -7,10 +7,10 @@ from typing import Final
 import structlog
 
 from command_service.log_identity.witness import Witness
-from command_service.metrics import SET_BACK
 from command_service.store.event_store import EventStore
 from shared.errors import Fenced
 from shared.event_log.set_back import SetBack
+from shared.telemetry.metrics import SET_BACK
 from shared.telemetry.readiness import Readiness
 from shared.values.partition import Lease
 

@@ -3,9 +3,9 @@
 import asyncio
 from typing import Final
 
-from projection_service import metrics
 from projection_service.read_model import ReadModel
 from shared.messages.queries import QueryFailed
+from shared.telemetry.metrics import SET_BACK
 from shared.telemetry.readiness import Readiness
 from shared.values.partition import partition_of
 
@@ -23,7 +23,8 @@ class SetBacks:
         self._readiness = readiness
         self._count = partitions
         self._partitions: frozenset[int] = frozenset()
-        metrics.expect_set_back(partitions)
+        for number in range(partitions):
+            SET_BACK.labels(number)
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -39,7 +40,7 @@ class SetBacks:
         found = frozenset(await self._read_model.read_set_back())
         if found != self._partitions:
             for number in range(self._count):
-                metrics.SET_BACK.labels(number).set(number in found)
+                SET_BACK.labels(number).set(number in found)
         self._partitions = found
         if found:
             self._readiness.report(LOG, "log_set_back", f"{_named(found)}: {REMEDY}")

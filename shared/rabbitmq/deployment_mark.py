@@ -5,12 +5,15 @@ and `consent.deployment` has the log's own mark as its alternate exchange, which
 declare it for another log is refused.
 """
 
+import os
+from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
-from shared.errors import SettingsError, TopologyMissing
+from shared.errors import NotConnected, SettingsError, TopologyMissing
+from shared.errors.connection import BROKER_ERRORS
 from shared.messages import names
-from shared.rabbitmq.connection import Broker, EntityNotFound, PreconditionFailed
+from shared.rabbitmq.connection import Broker, EntityNotFound, PreconditionFailed, connect
 
 KIND: Final = "fanout"
 
@@ -76,6 +79,19 @@ async def check_log_mark(broker: Broker, log_id: UUID) -> None:
         raise TopologyMissing(names.DEPLOYMENT, "exchange")
     if not await is_marked(broker, names.log_mark(log_id)):
         raise SettingsError(_another(log_id))
+
+
+async def refuse_another_log(log_id: UUID) -> None:
+    """Raise SettingsError where RABBITMQ_URL is set, and its virtual host is another log's.
+
+    A broker that can't be asked now is no matter here: the workers will ask.
+    """
+    url = os.environ.get("RABBITMQ_URL")
+    if not url:
+        return
+    with suppress(TopologyMissing, NotConnected, TimeoutError, *BROKER_ERRORS):
+        async with connect(url, name="migrate") as broker:
+            await check_log_mark(broker, log_id)
 
 
 def _another(log_id: UUID) -> str:
