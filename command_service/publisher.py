@@ -59,6 +59,8 @@ class Outbox:
     head: int
     fresh: deque[RecordedEvent] = field(default_factory=deque)
     """Just appended, to spare reading them back; always a run that ends at the head."""
+    generation: int = FIRST_GENERATION
+    """Of the log, of what is appended now."""
     newest: RecordedEvent | None = None
     """The last event that this owner has appended, or published."""
     free: asyncio.Event = field(default_factory=asyncio.Event)
@@ -173,6 +175,7 @@ class Publisher:
         self._testified.pop(lease.partition, None)
         outbox = Outbox(lease, head.published_position, head.published_position, head.position)
         outbox.offer(head.published_position)
+        outbox.generation = head.generation or FIRST_GENERATION
         self._outboxes[lease.partition] = outbox
         self._marked[lease.partition] = head.published_position
         self._wake.set()
@@ -331,10 +334,13 @@ class Publisher:
             if box.newest and box.newest.position > self._testified.get(number, 0)
         }
         if newest and self._log_id:
-            await self._witness.write(
-                {n: _place(event) for n, event in newest.items()}, self._log_id
-            )
+            places = {number: self._place(event) for number, event in newest.items()}
+            await self._witness.write(places, self._log_id)
             self._testified |= {number: event.position for number, event in newest.items()}
+
+    def _place(self, event: RecordedEvent) -> LogPlace:
+        generation = self._outboxes[event.partition].generation
+        return LogPlace(event.position, str(event.event_id), generation)
 
     async def _mark(self) -> None:
         await self._testify()
@@ -347,10 +353,6 @@ class Publisher:
             epochs = {number: self._outboxes[number].lease.epoch for number in moved}
             await self._store.mark_published(moved, epochs)
             self._marked |= moved
-
-
-def _place(event: RecordedEvent) -> LogPlace:
-    return LogPlace(event.position, str(event.event_id), event.generation or FIRST_GENERATION)
 
 
 def _straight(event: RecordedEvent) -> Outgoing:

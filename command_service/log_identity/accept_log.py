@@ -62,7 +62,7 @@ async def _accept(database: Connection, broker: Broker) -> Accepted:
         partitions.append(AcceptedPartition(number, position, lost))
         await witness.forget(number)
     places = {
-        row["partition"]: LogPlace(row["position"], str(row["event_id"]), None)
+        row["partition"]: LogPlace(row["position"], str(row["event_id"]), row["generation"])
         for row in rows
         if row["event_id"] is not None
     }

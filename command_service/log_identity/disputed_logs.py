@@ -60,6 +60,7 @@ class DisputedLogs:
             if found is None or self._go_on:
                 if found is not None:
                     await self._store.begin_generation(lease)
+                await self._witness.begin(lease)
                 await self._begin(lease)
                 return
             self._waiting[lease.partition] = found
@@ -96,6 +97,7 @@ class DisputedLogs:
             found = await self._witness.compare(number)
             if found is None and number in self._waiting:
                 del self._waiting[number]
+                await self._witness.begin(lease)
                 await self._begin(lease)
                 self._tell()
             elif found is not None and number not in self._waiting:

@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
 
+import asyncpg
 from pydantic import BaseModel, ValidationError
 
 from command_service.store.event_store import EventStore
 from shared.errors import TopologyMissing
 from shared.errors.connection import ConnectionLost
-from shared.event_log.set_back import LogPlace, SetBack, compare
+from shared.event_log.set_back import FIRST_GENERATION, LogPlace, SetBack, compare
 from shared.messages import names
 from shared.rabbitmq.connection import AmqpMessage, Broker, EntityNotFound, Properties
 from shared.rabbitmq.publishing import PERSISTENT, Outgoing, Outlet
+from shared.values.partition import Lease
 
 LOOKS: Final = 3
 """Another worker may have the message in hand for a moment."""
@@ -35,6 +37,9 @@ class Testimony(BaseModel):
     position: int
     event_id: str
     generation: int | None = None
+    """Of the whole log then, not of that event."""
+    server: str | None = None
+    timeline: int | None = None
 
 
 class Witness:
@@ -44,6 +49,7 @@ class Witness:
         self._broker = broker
         self._outlet = outlet
         self._store = store
+        self._server: tuple[str | None, int | None] | None = None
 
     @classmethod
     async def open(cls, broker: Broker, store: EventStore) -> "Witness":
@@ -51,9 +57,31 @@ class Witness:
         return cls(broker, await Outlet.open(broker), store)
 
     async def write(self, places: Mapping[int, LogPlace], log_id: UUID) -> None:
-        """Remember the last published events of some partitions, in place of those before."""
-        messages = [_message(number, place, log_id) for number, place in places.items()]
+        """Remember the last events of some partitions, in place of those before."""
+        server, timeline = self._server or await self._read_server()
+        messages = [
+            _message(
+                number,
+                Testimony(
+                    log=log_id,
+                    position=place.position,
+                    event_id=place.event_id or "",
+                    generation=place.generation,
+                    server=server,
+                    timeline=timeline,
+                ),
+            )
+            for number, place in places.items()
+        ]
         await self._outlet.publish(messages, within=WRITTEN_WITHIN_S)
+
+    async def begin(self, lease: Lease) -> None:
+        """Remember where a partition stands that was taken: another server is told by that."""
+        head = await self._store.read_head(lease.partition)
+        event_id = await self._event_id(lease.partition, head.position)
+        if head.log_id is not None and event_id is not None:
+            place = LogPlace(head.position, event_id, head.generation or FIRST_GENERATION)
+            await self.write({lease.partition: place}, head.log_id)
 
     async def forget(self, partition: int) -> None:
         """Remember nothing of a partition any more."""
@@ -68,11 +96,31 @@ class Witness:
         head = await self._store.read_head(partition)
         if told is None or told.log != head.log_id:
             return None
-        events = await self._store.read_log(partition, max(0, told.position - 1), 1)
-        there = events[0] if events and events[0].position == told.position else None
-        event_id = str(there.event_id) if there else None
+        event_id = await self._event_id(partition, told.position)
         taken = LogPlace(told.position, told.event_id, told.generation)
-        return compare(partition, taken, head.position, head.generations, event_id)
+        found = compare(partition, taken, head.position, head.generations, event_id)
+        if found is None and await self._is_left(told):
+            return SetBack(partition, told.position, head.position, None)
+        return found
+
+    async def _event_id(self, partition: int, position: int) -> str | None:
+        events = await self._store.read_log(partition, max(0, position - 1), 1)
+        there = events[0] if events and events[0].position == position else None
+        return str(there.event_id) if there else None
+
+    async def _is_left(self, told: Testimony) -> bool:
+        """Whether this is a server that another has taken over from."""
+        server, timeline = self._server = await self._read_server()
+        if server is None or timeline is None or told.timeline is None:
+            return False
+        return told.server == server and told.timeline > timeline
+
+    async def _read_server(self) -> tuple[str | None, int | None]:
+        """Read which server this is; one that does not say so is not compared."""
+        try:
+            return await self._store.read_server()
+        except asyncpg.InsufficientPrivilegeError:
+            return None, None
 
     async def _read(self, partition: int) -> Testimony | None:
         queue = names.witness_queue(partition)
@@ -108,16 +156,10 @@ def _told(body: bytes) -> Testimony | None:
         return None
 
 
-def _message(partition: int, place: LogPlace, log_id: UUID) -> Outgoing:
-    told = Testimony(
-        log=log_id,
-        position=place.position,
-        event_id=place.event_id or "",
-        generation=place.generation,
-    )
+def _message(partition: int, told: Testimony) -> Outgoing:
     properties = Properties(
         content_type="application/json",
         delivery_mode=PERSISTENT,
-        message_id=f"{partition}/{place.position}",
+        message_id=f"{partition}/{told.position}",
     )
     return Outgoing("", names.witness_queue(partition), told.model_dump_json().encode(), properties)

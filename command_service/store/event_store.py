@@ -46,6 +46,7 @@ _READ_LOG = statement("command_service", "read_log")
 _READ_LOG_OF_PATIENT = statement("command_service", "read_log_of_patient")
 _READ_TIMES = statement("command_service", "read_times")
 _READ_HEAD = statement("command_service", "read_head")
+_READ_SERVER = statement("command_service", "read_server")
 _BEGIN_GENERATION = statement("command_service", "begin_generation")
 _MARK_PUBLISHED = statement("command_service", "mark_published")
 
@@ -252,6 +253,12 @@ class EventStore:
         began = zip(row["generations"], row["after_positions"], strict=True)
         generations = [GenerationBegan(generation=g, after_position=p) for g, p in began]
         return Head(row["position"], row["published_position"], row["log_id"], generations)
+
+    async def read_server(self) -> tuple[str, int]:
+        """Read which server holds the log, and on which timeline it writes."""
+        row = await self._pool.fetchrow(_READ_SERVER)
+        assert row is not None  # noqa: S101 - it returns one row
+        return row["server"], row["timeline"]
 
     async def begin_generation(self, lease: Lease) -> None:
         """Take the log of a partition that was set back as it is."""

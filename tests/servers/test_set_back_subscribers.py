@@ -1,4 +1,4 @@
-"""A subscriber whose log was set back: it is told what is no more, and begins where the two part."""
+"""A subscriber whose log was set back: told what is no more, it begins where the two part."""
 
 import asyncio
 import json
