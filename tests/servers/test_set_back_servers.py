@@ -172,7 +172,8 @@ async def test_a_failover_to_a_standby_that_was_behind_and_the_old_primary_comin
 ) -> None:
     pair = PostgresPair(servers.event_store_server, f"standby_{uuid4().hex[:6]}")
     old_url = placed.event_store_url
-    placed.event_store_url = pair.url(old_url.rsplit("/", 1)[1])
+    database = old_url.rsplit("/", 1)[1]
+    placed.event_store_url = pair.url(database)
     workers = placed.start_both()
     async with load.running():
         await load.goes_on()
@@ -186,6 +187,7 @@ async def test_a_failover_to_a_standby_that_was_behind_and_the_old_primary_comin
     await decided_and_mended(client, placed, load)
 
     pair.primary.start()  # it takes writes, as if nothing had been
+    placed.event_store_url = pair.standby.url(database)
     zombie = replace(placed, event_store_url=old_url, workers=[])
     before = await log_size(zombie)
     left = zombie.start("command_service")
