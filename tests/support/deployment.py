@@ -128,11 +128,11 @@ class Deployment:
 
     def prepare(self) -> None:
         """Migrate both databases and declare the topology."""
-        steps = (
-            ("command_service", "migrate"),
-            ("projection_service", "migrate"),
-            ("command_service", "topology"),
-        )
+        self._all(("command_service", "migrate"), ("projection_service", "migrate"))
+        self._all(("command_service", "topology"))
+
+    def _all(self, *steps: tuple[str, str]) -> None:
+        """Run programs side by side."""
         for step, process in [(step, self.begin(*step)) for step in steps]:
             _, complaint = process.communicate(timeout=ENDS_WITHIN_S)
             if process.returncode:
