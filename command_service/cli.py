@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from command_service.broker_users.definitions import definitions, read_user
+from command_service.broker_users.import_definitions import import_definitions
 from command_service.broker_users.permissions import Role, rabbitmqctl_lines
 from command_service.broker_users.private_file import write_private
 from command_service.log_identity.accept_log import accept_log
@@ -20,7 +21,7 @@ from command_service.log_identity.deployment import declare_deployment, refuse_a
 from command_service.settings import CommandSettings, EventStoreSettings, TopologySettings
 from command_service.store.purge_receipts import PurgedReceipts, purge_receipts
 from command_service.worker import service
-from shared.cli.check import Management, tell
+from shared.cli.check import Management, management_option, tell
 from shared.cli.check_results import Needs
 from shared.cli.service_commands import (
     AsJson,
@@ -32,6 +33,7 @@ from shared.cli.service_commands import (
     print_json,
     run_worker,
 )
+from shared.errors import SettingsError
 from shared.messages import names
 from shared.postgres.database import connect_once
 from shared.postgres.retention import read_age
@@ -63,6 +65,8 @@ def topology(management: Management = None) -> None:
     """Declare the exchanges, queues and bindings. Doing it again changes nothing.
 
     Binds the virtual host to the event store, and refuses one that belongs to another.
+    What an older version declared is replaced where it must be, and keeps what waits there.
+
     Policies of the broker that would take messages away are warned of.
 
     Example: RABBITMQ_URL=amqp://… EVENT_STORE_URL=postgresql://… python -m command_service topology
@@ -101,17 +105,28 @@ def definitions_(
         list[str],
         typer.Argument(metavar="NAME=ROLE[,ROLE]...", help="Its password is in PASSWORD_<NAME>."),
     ],
-    output: Annotated[Path, typer.Option(help="The file to write, for its owner alone.")],
+    output: Annotated[
+        Path | None, typer.Option(help="A file to write, for its owner alone.")
+    ] = None,
+    management: Annotated[
+        str | None, management_option("to define them at once in a broker that runs")
+    ] = None,
 ) -> None:
-    """Write a definitions file that gives a broker its users when it boots.
+    """Define users of the broker, in one that runs or in a file that it reads when it boots.
 
     Example: PASSWORD_CLINIC_A=… python -m command_service definitions --output f clinic-a=asker
     """
     with clear_errors():
         vhost = virtual_host(read_settings(ClientSettings).rabbitmq_url)
         content = definitions(vhost, [read_user(user) for user in users])
-        write_private(output, json_module.dumps(content, indent=1), "--output")
-        typer.echo(f"defined {len(users)} users in {output}")
+        if output is not None:
+            write_private(output, json_module.dumps(content, indent=1), "--output")
+            typer.echo(f"defined {len(users)} users in {output}")
+        elif management is None:
+            raise SettingsError("give --management URL of a broker that runs, or --output FILE")
+        else:
+            asyncio.run(import_definitions(management, content))
+            typer.echo(f"defined {len(users)} users")
 
 
 @app.command()

@@ -7,14 +7,14 @@ from command_service.store.event_store import EventStore, Head
 from command_service.store.recorded_event import RecordedEvent
 from shared.messages.queries import EventPage, QueryFailed, ReadEvents
 from shared.rabbitmq.consumer import Consumer, Delivery
-from shared.rabbitmq.query_server import answer, invalid, read_query
+from shared.rabbitmq.query_server import answer, invalid, kind, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.telemetry.metrics import QUERIES
 from shared.values.partition import partition_of
 
 MOST_BYTES: Final = 1 << 20
 """How large a page grows at most, unless a single event is larger."""
-_KINDS: Final = {ReadEvents.type: ReadEvents}
+_KINDS: Final = {ReadEvents.type: kind(ReadEvents)}
 
 
 class LogReader:
@@ -38,7 +38,7 @@ class LogReader:
         query = read_query(delivery.message, _KINDS)
         found = query if isinstance(query, QueryFailed) else await self._page(query)
         body = found.to_json() if isinstance(found, QueryFailed) else found
-        await answer(self._answers, delivery.message, body)
+        await answer(self._answers, [(delivery.message, body)])
         await self._consumer.settle_one(delivery)
         status = found.error if isinstance(found, QueryFailed) else "ok"
         QUERIES.labels(ReadEvents.type, status).inc()

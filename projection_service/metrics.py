@@ -14,6 +14,9 @@ BATCH: Final = Histogram(
 BATCH_SECONDS: Final = Histogram(
     "consent_projection_batch_seconds", "From taking a batch to its commit", buckets=DURATIONS_S
 )
+QUESTIONS: Final = Counter(
+    "consent_questions", "Questions answered by HasConsent and CheckConsents", ["answer"]
+)
 LAG: Final = Lag("consent_projection_lag", "Events of the log not yet projected")
 REGISTRY.register(LAG)
 PARKED_EVENTS: Final = Gauge("consent_parked_events", "Events that could not be applied")

@@ -1,66 +1,69 @@
 """Answers queries from the read model, in batches; some wait for the projection to catch up."""
 
-from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Any, Final
 
-import structlog
-
-from projection_service.history_queries import Past, is_never
+from projection_service.answers.check_consents import Checked, Checks
+from projection_service.answers.list_patients import PatientLists
+from projection_service.answers.read_questions import Questions, read_questions
+from projection_service.answers.tally import Tally
+from projection_service.answers.version_waits import PendingQuery, VersionWaits, too_early
+from projection_service.history_queries import Past, unknown_past
 from projection_service.log_identity.set_backs import SetBacks
 from projection_service.projections.changes import Held
 from projection_service.read_model import ReadModel
 from shared.messages.queries import (
+    CheckConsents,
     ConsentHeld,
     ConsentHistory,
     Consents,
     HasConsent,
     History,
     ListConsents,
+    ListPatients,
+    Patients,
     QueryFailed,
 )
-from shared.messages.timestamp import timestamp
+from shared.postgres.connection import Queryable
 from shared.rabbitmq.consumer import Consumer, Delivery
-from shared.rabbitmq.query_server import answer, invalid, read_query
+from shared.rabbitmq.query_server import Kind, answer, kind, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
-from shared.telemetry.metrics import QUERIES
+from shared.values.oversized import LARGEST_CHECKS
 
 MAX_BATCH: Final = 200
 WAIT_FOR_VERSION_S: Final = 5.0
-LOOK_AGAIN_S: Final = 0.02
-"""How often the versions are looked up that are waited for: another worker may project them."""
-MOST_WAITING: Final = 250
-"""Half of the queries that may be in hand: those that wait must not keep the others away."""
 
 PAGES_AT_ONCE: Final = 20
 """How many pages one statement reads, so that what is in memory stays small."""
+ACTORS_AT_ONCE: Final = 1_000
+"""About how many actors one statement looks up: what comes meanwhile waits that long."""
 
-log = structlog.get_logger()
+SERVING: Final = 2
+"""How many serve the line: the database works for one while the other writes answers."""
+LONG: Final = 16_384
+"""Bytes of an answer; to encode more than one such in one go would hold up who comes meanwhile."""
 
-Query = ListConsents | HasConsent | ConsentHistory
-Found = Consents | ConsentHeld | History
-Answer = Found | QueryFailed
-Asking = TypeVar("Asking", ListConsents, HasConsent, ConsentHistory)
-LookUp = Callable[[Sequence[Asking]], Awaitable[Sequence[Answer]]]
-KINDS: Final[dict[str, type[Query]]] = {
-    kind.type: kind for kind in (ListConsents, HasConsent, ConsentHistory)
+Query = ListConsents | HasConsent | Questions | ListPatients | ConsentHistory
+Answer = Consents | ConsentHeld | Checked | Patients | History | QueryFailed
+LookUp = Callable[[Sequence[Any]], Awaitable[Sequence[Answer]]]
+
+KINDS: Final[dict[str, Kind[Query]]] = {
+    ListConsents.type: kind(ListConsents),
+    HasConsent.type: kind(HasConsent),
+    CheckConsents.type: Kind(read_questions, LARGEST_CHECKS),
+    ListPatients.type: kind(ListPatients),
+    ConsentHistory.type: kind(ConsentHistory),
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PendingQuery:
-    """A query in hand, and until when its version may be waited for."""
-
-    delivery: Delivery
-    query: Query
-    until: float
-
-
 class QueryResponder:
-    """Answers until cancelled.
+    """Answers until cancelled what comes on one queue.
+
+    Single checks are answered as they come. All others stand in a line that is served beside: so
+    nothing long holds a check up.
 
     A query that asks for a version is run once, when its patient is there. Until then only the
     versions are looked up, of all who are waited for in one statement; what this worker projects
@@ -68,183 +71,193 @@ class QueryResponder:
     """
 
     def __init__(
-        self, consumer: Consumer, replies: ReplyPublisher, read_model: ReadModel, past: Past,
+        self, consumer: Consumer, replies: ReplyPublisher, database: Queryable, most_waiting: int,
         set_backs: SetBacks,
     ) -> None:  # fmt: skip
+        """`most_waiting` of the queries in hand may wait: they must not keep the others away."""
         self._consumer = consumer
         self._replies = replies
-        self._read_model = read_model
-        self._past = past
+        self._read_model = ReadModel(database)
+        self._past = Past(database)
         self._set_backs = set_backs
-        self._waiting: list[PendingQuery] = []
-        self._versions: dict[str, int] = {}
-        """Of the patients who are waited for: how far they are known to be projected."""
+        self._waits = VersionWaits(most_waiting)
+        self._tally = Tally()
+        self._checks: list[PendingQuery] = []
+        self._line: deque[PendingQuery] = deque()
+        self._somebody_stands = asyncio.Event()
+        self._look_ups: dict[type[Query], LookUp] = {
+            ListConsents: self._read_model.list_consents,
+            Questions: Checks(database, set_backs.refusal).check,
+            ListPatients: PatientLists(database).list_patients,
+            ConsentHistory: self._past.read_history,
+        }
 
     def progressed(self, versions: Mapping[str, int]) -> None:
         """Note versions just projected, and go on at once where somebody waits for one of them."""
-        reached = self._versions.keys() & versions.keys()
-        if reached:
-            self._versions.update((patient_id, versions[patient_id]) for patient_id in reached)
+        if self._waits.note(versions):
             self._consumer.wake()
 
-    async def run(self) -> None:
-        """Take whatever has been asked, and answer it or let it wait."""
+    def loops(self) -> Iterator[Coroutine[None, None, None]]:
+        """What runs as long as the session does."""
+        yield self._run()
+        for _ in range(SERVING):
+            yield self._serve_line()
+
+    async def _run(self) -> None:
+        """Take whatever has been asked, and answer it, or let it wait or stand in the line."""
         while True:
             deliveries = await self._consumer.take(
-                MAX_BATCH, within=LOOK_AGAIN_S if self._waiting else None
+                MAX_BATCH, within=self._waits.look_again_s if self._waits else None
             )
             began = monotonic()
-            asked = await self._read(deliveries)
-            await self._answer([pending for pending in asked if not pending.query.min_version])
-            self._wait([pending for pending in asked if pending.query.min_version])
-            if self._waiting:
-                await self._answer_who_waits()
+            await self._take_up(deliveries)
+            if self._waits:
+                await self._see_who_waits()
+            await self._answer_checks()
             if deliveries:
-                log.info(
-                    "batch.answered",
-                    queries=len(deliveries),
-                    waiting=len(self._waiting),
-                    milliseconds=round((monotonic() - began) * 1000, 1),
-                )
+                seconds = monotonic() - began
+                waiting, in_line = len(self._waits), len(self._line)
+                self._tally.tell(len(deliveries), seconds, waiting=waiting, in_line=in_line)
 
-    async def _read(self, deliveries: Sequence[Delivery]) -> list[PendingQuery]:
-        asked = []
+    async def _serve_line(self) -> None:
+        """Answer the first in the line, and those behind it who ask the same, again and again."""
+        while True:
+            while not self._line:
+                self._somebody_stands.clear()
+                await self._somebody_stands.wait()
+            asked = [self._line.popleft()]
+            kind_, size = type(asked[0].query), _size(asked[0].query)
+            while self._line and isinstance(self._line[0].query, kind_):
+                size += _size(self._line[0].query)
+                if size > 1:
+                    break
+                asked.append(self._line.popleft())
+            await self._answer(asked, self._look_ups[kind_])
+
+    async def _take_up(self, deliveries: Sequence[Delivery]) -> None:
+        failed: list[tuple[Delivery, Answer]] = []
         until = monotonic() + WAIT_FOR_VERSION_S
         for delivery in deliveries:
             query = read_query(delivery.message, KINDS)
             if isinstance(query, QueryFailed):
-                await self._reply(delivery, query)
+                failed.append((delivery, query))
+                continue
+            pending = PendingQuery(delivery, query, until, _needs(query))
+            self._waits.add(pending) if pending.needs else self._go_on(pending)
+        await self._reply(failed)
+
+    def _go_on(self, pending: PendingQuery) -> None:
+        """Answer it in this turn, or when it comes first in the line."""
+        if isinstance(pending.query, HasConsent):
+            self._checks.append(pending)
+        else:
+            self._line.append(pending)
+            self._somebody_stands.set()
+
+    async def _see_who_waits(self) -> None:
+        """Go on with those whose version is there, and tell who waited long enough."""
+        if unreached := self._waits.unreached():
+            self._waits.note(await self._read_model.read_versions(unreached))
+        for pending in self._waits.take_there():
+            self._go_on(pending)
+        late: list[tuple[Delivery, Answer]] = []
+        for pending in self._waits.take_too_late(monotonic()):
+            if isinstance(pending.query, Questions):
+                self._go_on(pending)  # which of its questions come too early is in their answers
             else:
-                asked.append(PendingQuery(delivery, query, until))
-        return asked
+                (patient_id,) = pending.needs
+                late.append((pending.delivery, too_early(self._waits.version(patient_id))))
+        self._waits.forget_others()
+        await self._reply(late)
 
-    def _wait(self, asked: Sequence[PendingQuery]) -> None:
-        """Let these wait too; from here on it is noticed when their patients are projected."""
-        self._waiting += asked
-        for pending in asked:
-            self._versions.setdefault(pending.query.patient_id, 0)
+    async def _answer_checks(self) -> None:
+        """Answer all single checks, in two statements at most."""
+        checks, self._checks = self._checks, []
+        present = [pending for pending in checks if pending.query.at is None]
+        past = [pending for pending in checks if pending.query.at is not None]
+        for asked, look_up in ((present, self._check), (past, self._check_past)):
+            if asked:
+                await self._answer(asked, look_up)
 
-    async def _answer_who_waits(self) -> None:
-        """Run the queries whose version is there, and tell who waited long enough."""
-        await self._look_up_versions()
-        there = [pending for pending in self._waiting if self._is_there(pending)]
-        waiting = [pending for pending in self._waiting if not self._is_there(pending)]
-        now = monotonic()
-        giving_up = {pending for pending in waiting if pending.until <= now}
-        giving_up.update(
-            _who_gives_way([pending for pending in waiting if pending not in giving_up])
+    async def _answer(self, asked: Sequence[PendingQuery], look_up: LookUp) -> None:
+        found = await look_up([pending.query for pending in asked])
+        await self._reply(
+            [
+                (pending.delivery, self._refused(pending.query) or answer_)
+                for pending, answer_ in zip(asked, found, strict=True)
+            ]
         )
-        for pending in giving_up:
-            await self._reply(pending.delivery, too_late(self._versions[pending.query.patient_id]))
-        self._waiting = [pending for pending in waiting if pending not in giving_up]
-        self._versions = {
-            patient_id: self._versions[patient_id]
-            for patient_id in {pending.query.patient_id for pending in self._waiting}
-        }
-        await self._answer(there)
 
-    async def _look_up_versions(self) -> None:
-        """Look up all who are waited for, whoever projects them."""
-        patients = list(
-            {pending.query.patient_id for pending in self._waiting if not self._is_there(pending)}
-        )
-        if patients:
-            for patient_id, version in (await self._read_model.read_versions(patients)).items():
-                self._versions[patient_id] = max(self._versions[patient_id], version)
+    def _refused(self, query: Query) -> QueryFailed | None:
+        """Say why nothing can be answered: its log was set back; of Questions, each one is told."""
+        if isinstance(query, ListPatients):
+            return self._set_backs.refusal_of_any()
+        if isinstance(query, Questions):
+            return None
+        return self._set_backs.refusal(query.patient_id)
 
-    def _is_there(self, pending: PendingQuery) -> bool:
-        return self._versions[pending.query.patient_id] >= pending.query.min_version
-
-    async def _answer(self, asked: Sequence[PendingQuery]) -> None:
-        """Run these queries, all of a kind together, the short ones first."""
-        checks = [
-            (pending.delivery, pending.query)
-            for pending in asked
-            if isinstance(pending.query, HasConsent)
-        ]
-        lists = [
-            (pending.delivery, pending.query)
-            for pending in asked
-            if isinstance(pending.query, ListConsents)
-        ]
-        pages = [
-            (pending.delivery, pending.query)
-            for pending in asked
-            if isinstance(pending.query, ConsentHistory)
-        ]
-        await self._run([check for check in checks if check[1].at is None], self._checks, MAX_BATCH)
-        await self._run([check for check in checks if check[1].at], self._past_checks, MAX_BATCH)
-        await self._run(lists, self._read_model.list_consents, PAGES_AT_ONCE)
-        await self._run(pages, self._past.read_history, PAGES_AT_ONCE)
-
-    async def _run(
-        self, asked: Sequence[tuple[Delivery, Asking]], look_up: LookUp[Asking], most: int
-    ) -> None:
-        """Read the answers to questions of one kind, some in each statement, and send them."""
-        for start in range(0, len(asked), most):
-            batch = asked[start : start + most]
-            answers = await look_up([query for _, query in batch])
-            for (delivery, query), found in zip(batch, answers, strict=True):
-                refused = self._set_backs.refusal(query.patient_id)
-                await self._reply(delivery, refused or found)
-
-    async def _checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
+    async def _check(self, asked: Sequence[HasConsent]) -> list[Answer]:
         held = await self._read_model.has_consent(asked)
-        return [
-            _consent_held(question, answer) for question, answer in zip(asked, held, strict=True)
-        ]
+        return [_consent_held(*both) for both in zip(asked, held, strict=True)]
 
-    async def _past_checks(self, asked: Sequence[HasConsent]) -> list[Answer]:
+    async def _check_past(self, asked: Sequence[HasConsent]) -> list[Answer]:
         held = await self._past.had_consent(asked)
         return [
-            _unknown(question, answer.known_since) or _consent_held(question, answer)
-            for question, answer in zip(asked, held, strict=True)
+            (question.at and unknown_past(question.at, answer_.known_since))
+            or _consent_held(question, answer_)
+            for question, answer_ in zip(asked, held, strict=True)
         ]
 
-    async def _reply(self, delivery: Delivery, found: Answer) -> None:
-        await answer(self._replies, delivery.message, found.to_json())
-        await self._consumer.settle_one(delivery)
-        kind = delivery.message.routing_key
-        label = found.error if isinstance(found, QueryFailed) else found.status
-        QUERIES.labels(kind if kind in KINDS else "other", label).inc()
+    async def _reply(self, answered: Sequence[tuple[Delivery, Answer]]) -> None:
+        """Send these answers together, and be done with their queries."""
+        if not answered:
+            return
+        encoded = []
+        for delivery, found in answered:
+            encoded.append((delivery.message, found.to_json()))
+            if len(encoded[-1][1]) > LONG:
+                await asyncio.sleep(0)
+        await answer(self._replies, encoded)
+        await self._consumer.settle(delivery for delivery, _ in answered)
+        self._tally.count(
+            [_kind_and_status(delivery, found) for delivery, found in answered],
+            [word for _, found in answered for word in _words(found)],
+        )
 
 
-def _who_gives_way(waiting: Sequence[PendingQuery]) -> Iterator[PendingQuery]:
-    """Choose who waits no longer where too many do: of the patient whom most wait for, the newest.
-
-    Where they are spread over many patients the newest of all gives way, so that a crowd does not
-    push out who was there before it.
-    """
-    if len(waiting) <= MOST_WAITING:
-        return
-    by_patient: dict[str, deque[PendingQuery]] = defaultdict(deque)
-    for pending in reversed(waiting):
-        by_patient[pending.query.patient_id].append(pending)
-    for _ in range(len(waiting) - MOST_WAITING):
-        yield max(by_patient.values(), key=len).popleft()
+def _needs(query: Query) -> Mapping[str, int]:
+    """Say which patients must be projected to which version before a query is answered."""
+    if isinstance(query, Questions):
+        return query.needs
+    if isinstance(query, ListPatients) or not query.min_version:
+        return {}
+    return {query.patient_id: query.min_version}
 
 
-def too_late(version: int) -> QueryFailed:
-    """Say that the projection did not reach the version in time, and how far it is."""
-    return QueryFailed(
-        error="not_yet_projected",
-        message=f"the patient is projected to version {version}; ask again",
-        version=version,
-    )
+def _size(query: Query) -> float:
+    """Say how much of what one statement looks up this is."""
+    if isinstance(query, Questions):
+        return query.actors / ACTORS_AT_ONCE
+    return 1 / PAGES_AT_ONCE
 
 
 def _consent_held(asked: HasConsent, held: Held) -> ConsentHeld:
-    return ConsentHeld(has_consent=held.consent.allows(asked.permission), version=held.version)
-
-
-def _unknown(asked: HasConsent, known_since: datetime | None) -> QueryFailed | None:
-    """Say that a moment is too long ago to be answered with certainty."""
-    if known_since is None:
-        return None
-    if is_never(known_since):
-        return invalid("at", "the past is not known here before a rebuild of the read model")
-    if asked.at is not None and asked.at >= known_since:
-        return None
-    return invalid(
-        "at", f"the past is known since {timestamp(known_since)}; ask about then or later"
+    allowed = held.consent.allows(asked.permission)
+    return ConsentHeld(
+        has_consent=allowed,
+        version=held.version,
+        valid_until=held.consent.valid_until(asked.permission) if allowed else None,
     )
+
+
+def _kind_and_status(delivery: Delivery, found: Answer) -> tuple[str, str]:
+    kind_ = delivery.message.routing_key or ""
+    status = found.error if isinstance(found, QueryFailed) else found.status
+    return (kind_ if kind_ in KINDS else "other", status)
+
+
+def _words(found: Answer) -> Sequence[str]:
+    """Say how each question in a query was answered."""
+    if isinstance(found, ConsentHeld):
+        return ("yes" if found.has_consent else "no",)
+    return found.answers if isinstance(found, Checked) else ()

@@ -1,11 +1,10 @@
 """The projection worker: what it reads, what runs, and how a partition comes and goes."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from projection_service.history_queries import Past
 from projection_service.log_identity.set_backs import SetBacks
 from projection_service.probe import probe
 from projection_service.projector import Projector
@@ -21,13 +20,18 @@ from shared.rabbitmq.deployment_mark import check_log_mark
 from shared.rabbitmq.publishing import Outlet
 from shared.rabbitmq.rpc_client import Requests
 from shared.telemetry.metrics import OLDEST_IN_HAND
-from shared.values.oversized import LARGEST_EVENT
+from shared.values.oversized import LARGEST_CHECKS, LARGEST_EVENT
 from shared.values.partition import Lease
 from shared.worker.session import Opened, Service
 
 PREFETCH: Final = 500
 """Unsettled events per partition."""
 QUERY_PREFETCH: Final = 500
+CHECK_PREFETCH: Final = 300
+"""Fewer, since a CheckConsents may be larger than all else."""
+COMMITS_UNAWAITED: Final = {"synchronous_commit": "off"}
+"""Nothing here need outlive a crash of its server: the checkpoint moves in the transaction that
+changes what it covers, so what is forgotten is forgotten together, and read from the log again."""
 
 
 LEARN_EVERY_S: Final = 1.0
@@ -37,8 +41,8 @@ class ProjectionWorker:
     """The work of one session."""
 
     def __init__(
-        self, projector: Projector, answers: QueryResponder, dead_letters: DeadLetters,
-        consumer: Consumer, queries: Consumer, set_backs: SetBacks,
+        self, projector: Projector, answers: Sequence[QueryResponder], dead_letters: DeadLetters,
+        consumer: Consumer, queries: Mapping[str, Consumer], set_backs: SetBacks,
         log_client: LogClient, read_model: ReadModel,
     ) -> None:  # fmt: skip
         self._dead_letters = dead_letters
@@ -54,27 +58,38 @@ class ProjectionWorker:
     async def open(cls, opened: Opened, partitions: int) -> "ProjectionWorker":
         """Open channels, and read the queries."""
         broker, read_model = opened.broker, ReadModel(opened.pool)
-        consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
-        queries = Consumer(broker, prefetch=QUERY_PREFETCH)
         log_id = await read_model.followed_log()
         if log_id is not None:
             await check_log_mark(broker, log_id)
         log_client = LogClient(await Requests.open(broker), log_id)
         set_backs = SetBacks(read_model, opened.readiness, partitions)
         await set_backs.look()
-        answers = QueryResponder(queries, opened.replies, read_model, Past(opened.pool), set_backs)
+        consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
+        checks = Consumer(broker, prefetch=CHECK_PREFETCH, largest=LARGEST_CHECKS)
+        others = Consumer(broker, prefetch=QUERY_PREFETCH)
+        answers = [
+            QueryResponder(checks, opened.replies, opened.pool, CHECK_PREFETCH // 2, set_backs),
+            QueryResponder(others, opened.replies, opened.pool, QUERY_PREFETCH // 2, set_backs),
+        ]
         dead_letters = DeadLetters(await Outlet.open(broker), consumer, opened.readiness)
+
+        def progressed(versions: Mapping[str, int]) -> None:
+            for responder in answers:
+                responder.progressed(versions)
+
         projector = Projector(
             consumer,
             read_model,
             log_client,
             dead_letters,
-            on_progress=answers.progressed,
+            on_progress=progressed,
             set_backs=set_backs,
         )
-        OLDEST_IN_HAND.labels("events").set_function(consumer.oldest_s)
-        OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
-        await queries.open(names.QUERIES, counts=False)
+        queries = {names.CHECKS: checks, names.QUERIES: others}
+        for kind, reading in (("events", consumer), ("checks", checks), ("queries", others)):
+            OLDEST_IN_HAND.labels(kind).set_function(reading.oldest_s)
+        for queue, reading in queries.items():
+            await reading.open(queue, ordered=False)
         return cls(
             projector, answers, dead_letters, consumer, queries, set_backs, log_client, read_model
         )
@@ -83,10 +98,11 @@ class ProjectionWorker:
         """What runs as long as the session does."""
         return (
             self._consumer.keep_acknowledging(),
+            *(queries.keep_acknowledging() for queries in self._queries.values()),
             self._projector.run(),
             self._projector.keep_up(),
             self._dead_letters.run(),
-            self._answers.run(),
+            *(loop for answers in self._answers for loop in answers.loops()),
             self._set_backs.run(),
             self._learn_log(),
         )
@@ -117,9 +133,11 @@ class ProjectionWorker:
 
     async def close(self) -> None:
         """Finish the queries in hand."""
-        self._queries.stop(names.QUERIES)
-        await self._queries.drained(names.QUERIES)
-        await self._queries.close(names.QUERIES)
+        for queue, queries in self._queries.items():
+            queries.stop(queue)
+        for queue, queries in self._queries.items():
+            await queries.drained(queue)
+            await queries.close(queue)
 
 
 def service(settings: ProjectionSettings) -> Service:
@@ -133,4 +151,5 @@ def service(settings: ProjectionSettings) -> Service:
         database_url=settings.read_model_url,
         make_worker=make_worker,
         probe=probe(settings.consent_partitions),
+        database_settings=COMMITS_UNAWAITED,
     )

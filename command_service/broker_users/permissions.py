@@ -26,6 +26,7 @@ class Role(StrEnum):
     PROJECTION_SERVICE = "projection-service"
     ASKER = "asker"
     SENDER = "sender"
+    CHECKER = "checker"
     INQUIRER = "inquirer"
     SUBSCRIBER = "subscriber"
 
@@ -54,7 +55,9 @@ def _every(queue: Callable[[int], str]) -> str:
 
 
 _OURS: Final = r"consent\..*"
-_COMMANDS, _EVENTS, _QUERIES = map(re.escape, (names.COMMANDS, names.EVENTS, names.QUERIES))
+_COMMANDS, _EVENTS, _QUERIES, _CHECKS = map(
+    re.escape, (names.COMMANDS, names.EVENTS, names.QUERIES, names.CHECKS)
+)
 
 RIGHTS: Final = {
     # Declares queues that dead-letter into the default exchange, and exchanges with alternates;
@@ -63,7 +66,9 @@ RIGHTS: Final = {
         configure=(_OURS,),
         write=(_OURS, DEFAULT_EXCHANGE),
         read=(_OURS,),
-        topics=(Topic(names.COMMANDS, read=".*"), Topic(names.EVENTS, read=".*")),
+        topics=tuple(
+            Topic(exchange, read=".*") for exchange in (names.COMMANDS, names.EVENTS, names.QUERIES)
+        ),
     ),
     Role.COMMAND_SERVICE: Rights(
         write=(_EVENTS, DEFAULT_EXCHANGE),
@@ -75,15 +80,30 @@ RIGHTS: Final = {
         ),
     ),
     Role.PROJECTION_SERVICE: Rights(
-        write=(_QUERIES, DEFAULT_EXCHANGE), read=(_every(names.projection_queue), _QUERIES)
+        write=(_QUERIES, DEFAULT_EXCHANGE),
+        read=(_every(names.projection_queue), _QUERIES, _CHECKS),
+        topics=(Topic(names.QUERIES, write=f"^{names.READ_EVENTS}$"),),
     ),
     Role.ASKER: Rights(
         write=(_COMMANDS,), topics=(Topic(names.COMMANDS, write=r"^(ask|withdraw)\."),)
     ),
     Role.SENDER: Rights(write=(_COMMANDS,)),
+    Role.CHECKER: Rights(
+        write=(_QUERIES,),
+        topics=(Topic(names.QUERIES, write=f"^({names.HAS_CONSENT}|{names.CHECK_CONSENTS})$"),),
+    ),
     Role.INQUIRER: Rights(write=(_QUERIES,)),
     Role.SUBSCRIBER: Rights(read=(_EVENTS,)),
 }
+
+
+_UNLIMITED: Final = {
+    Role.SENDER: names.COMMANDS,
+    Role.INQUIRER: names.QUERIES,
+    Role.COMMAND_SERVICE: names.EVENTS,
+}
+"""To which topic exchange a role may publish everything."""
+_ARTICLES: Final = {Role.ASKER: "an", Role.CHECKER: "a"}
 
 
 def rights(user: str, roles: Sequence[Role]) -> Rights:
@@ -93,21 +113,43 @@ def rights(user: str, roles: Sequence[Role]) -> Rights:
     """
     if re.match(r"(consent|amq)(\.|$)", user):
         raise SettingsError(f"a user can't be called {user}: queues of that name are not its own")
-    if Role.ASKER in roles and {Role.SUBSCRIBER, Role.TOPOLOGY} & set(roles):
-        raise SettingsError(
-            "an asker can't be a subscriber or declare the topology as well: who declares queues "
-            "can have them dead-letter grants, past the limit to asking; make it two users"
-        )
+    for limited in (Role.ASKER, Role.CHECKER):
+        if limited in roles and {Role.SUBSCRIBER, Role.TOPOLOGY} & set(roles):
+            raise SettingsError(
+                f"{_ARTICLES[limited]} {limited} can't be a subscriber or declare the topology as "
+                "well: who declares queues can have them dead-letter what is past the limit of its "
+                "role; make it two users"
+            )
     parts = [RIGHTS[role] for role in roles]
     own = (rf"{re.escape(user)}(\..*)?",) if Role.SUBSCRIBER in roles else ()
     return Rights(
         configure=own + tuple(name for part in parts for name in part.configure),
         write=own + tuple(name for part in parts for name in part.write),
         read=own + tuple(name for part in parts for name in part.read),
-        topics=()
-        if Role.SENDER in roles
-        else tuple(topic for part in parts for topic in part.topics),
+        topics=tuple(_limits(roles)),
     )
+
+
+def _limits(roles: Sequence[Role]) -> Iterator[Topic]:
+    """Add up the limits for each exchange; there is none where one of the roles has none there."""
+    free = {exchange for role, exchange in _UNLIMITED.items() if role in roles}
+    found: dict[str, list[Topic]] = {}
+    for role in roles:
+        for topic in RIGHTS[role].topics:
+            if topic.exchange not in free:
+                found.setdefault(topic.exchange, []).append(topic)
+    for exchange, topics in found.items():
+        yield Topic(
+            exchange,
+            _either([topic.write for topic in topics]),
+            _either([topic.read for topic in topics]),
+        )
+
+
+def _either(patterns_: Sequence[str]) -> str:
+    """Write a pattern that matches what one of these does."""
+    wanted = list(dict.fromkeys(pattern for pattern in patterns_ if pattern != NOTHING))
+    return "|".join(wanted) or NOTHING
 
 
 def patterns(wanted: Rights) -> dict[str, str]:

@@ -19,7 +19,7 @@ from shared.rabbitmq.deployment_mark import (
     mark_virtual_host,
     refuse_another_log,
 )
-from shared.rabbitmq.topology import declare
+from shared.rabbitmq.upgrade import upgrade
 
 _READ_IDENTITY: Final = statement("command_service", "read_identity")
 _BIND_VIRTUAL_HOST: Final = statement("command_service", "bind_virtual_host")
@@ -76,7 +76,7 @@ async def declare_deployment(rabbitmq_url: str, event_store_url: str, partitions
         async with connect(rabbitmq_url, name="topology") as broker:
             await mark_log(broker, identity.log_id)
             await _bind(database, broker, identity)
-            return await declare(broker, partitions)
+            return await upgrade(broker, partitions)
     finally:
         database.terminate()
 

@@ -52,19 +52,25 @@ class SetBacks:
         if not self._partitions:
             return None
         number = partition_of(patient_id, self._count)
-        if number not in self._partitions:
-            return None
-        return QueryFailed(
-            error="log_set_back",
-            message=f"the log of partition {number} was set back, so that what is known of its "
-            "patients may be wrong: ask again when its operator has decided",
-        )
+        return _failed(number) if number in self._partitions else None
+
+    def refusal_of_any(self) -> QueryFailed | None:
+        """Say why nothing can be said that is about patients of all partitions."""
+        return _failed(min(self._partitions)) if self._partitions else None
 
 
 REMEDY: Final = (
     "its events are not what the read model was made of; bring the right log back, or take it as "
     "it is: `python -m command_service accept-log`, then `python -m projection_service rebuild`"
 )
+
+
+def _failed(number: int) -> QueryFailed:
+    return QueryFailed(
+        error="log_set_back",
+        message=f"the log of partition {number} was set back, so that what is known of its "
+        "patients may be wrong: ask again when its operator has decided",
+    )
 
 
 def _named(partitions: frozenset[int]) -> str:

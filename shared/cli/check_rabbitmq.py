@@ -1,14 +1,15 @@
 """What `check` finds out about the broker, without changing anything there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final
 
 from shared.cli.check_results import Finding, Needs, is_too_old
 from shared.errors import BrokerBlocked, ConsentError
 from shared.errors.connection import BROKER_ERRORS
+from shared.errors.text import said_by
 from shared.messages import names
-from shared.rabbitmq.alarm_probe import AlarmProbe
+from shared.rabbitmq.alarms.alarm_probe import AlarmProbe
 from shared.rabbitmq.connection import (
     AccessRefused,
     Broker,
@@ -58,7 +59,7 @@ async def broker_findings(needs: Needs, management: str | None) -> AsyncIterator
     except TimeoutError:
         yield Finding("broker", False, "it does not answer in time: see how it is, and its log")
     except (ConsentError, *BROKER_ERRORS) as error:
-        yield Finding("broker", False, f"not reached: {error or type(error).__name__}")
+        yield Finding("broker", False, f"not reached: {said_by(error)}")
 
 
 def server_finding(version: str) -> Finding:
@@ -73,9 +74,9 @@ async def _seen_topology(broker: Broker, partitions: int) -> Finding:
     """Look by AMQP: what is there, and for whom may declare it also with which arguments."""
     looker = _Looker(broker)
     for exchange in EXCHANGES:
-        await looker.look(f"exchange {exchange.name}", _declared_exchange(exchange))
+        await looker.look(f"exchange {exchange.name}", [_declared_exchange(exchange)])
     for queue in queues(partitions):
-        await looker.look(f"queue {queue.name}", _declared_queue(queue))
+        await looker.look(f"queue {queue.name}", _accepted(queue))
     left_out = "bindings" if looker.may_declare else "arguments and bindings"
     return _topology(looker.missing, looker.different, partitions, left_out)
 
@@ -104,7 +105,8 @@ def _topology(
         complaints.append(f"{RUN_TOPOLOGY}; missing: {_first_few(named)}")
     if named := list(different):
         complaints.append(
-            f"different: {_first_few(named)}: delete these when empty, {RUN_TOPOLOGY}"
+            f"different: {_first_few(named)}: {RUN_TOPOLOGY}, which replaces those of an older "
+            "version; others delete first, when empty"
         )
     complaints += more
     if complaints:
@@ -132,21 +134,26 @@ class _Looker:
         self.different: list[str] = []
         self.may_declare = True
 
-    async def look(self, what: str, declare: Declare) -> None:
-        """Look at one thing; a refusal closes the channel."""
-        try:
-            await declare(await self._open(), True)
-            if self.may_declare:
-                await declare(await self._open(), False)
-        except EntityNotFound:
-            self.missing.append(what)
-            self._channel = None
-        except PreconditionFailed as error:
-            self.different.append(str(error).removeprefix("PRECONDITION_FAILED - "))
-            self._channel = None
-        except AccessRefused:
-            self.may_declare = False
-            self._channel = None
+    async def look(self, what: str, accepted: Sequence[Declare]) -> None:
+        """Look at one thing, which may stand as any of these; a refusal closes the channel."""
+        complaints = []
+        for declare in accepted:
+            try:
+                await declare(await self._open(), True)
+                if self.may_declare:
+                    await declare(await self._open(), False)
+            except PreconditionFailed as error:
+                complaints.append(str(error).removeprefix("PRECONDITION_FAILED - "))
+                self._channel = None
+                continue
+            except EntityNotFound:
+                self.missing.append(what)
+                self._channel = None
+            except AccessRefused:
+                self.may_declare = False
+                self._channel = None
+            return
+        self.different.append(complaints[0])
 
     async def _open(self) -> Channel:
         if self._channel is None:
@@ -164,9 +171,13 @@ def _declared_exchange(exchange: Exchange) -> Declare:
     )
 
 
-def _declared_queue(queue: Queue) -> Declare:
+def _accepted(queue: Queue) -> list[Declare]:
+    return [_declared_queue(queue, arguments) for arguments in queue.accepted]
+
+
+def _declared_queue(queue: Queue, arguments: dict[str, Any]) -> Declare:
     return lambda channel, passive: channel.queue_declare(
-        queue.name, durable=True, passive=passive, arguments=queue.arguments
+        queue.name, durable=True, passive=passive, arguments=arguments
     )
 
 

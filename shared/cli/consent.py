@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from shared.cli.terminal import Program, shown, shown_json
+from shared.cli.check_lines import check_lines, open_lines, read_lines
+from shared.cli.ends import For, Until, end_of, local
+from shared.cli.terminal import Program, shown, shown_json, tell_version
 from shared.cli.timeline import lay_out
 from shared.cli.timeline_svg import picture
 from shared.cli.timeline_text import ASCII, UNICODE, draw
-from shared.cli.watch import read_positions
+from shared.cli.watch import read_positions, subject_of
 from shared.cli.watch import watch as watch_events
 from shared.client.client import ConsentClient
 from shared.client.subscription import Start
@@ -31,11 +33,20 @@ from shared.errors import (
     SettingsError,
 )
 from shared.errors.connection import BROKER_ERRORS
+from shared.errors.text import said_by
 from shared.event_log.log_client import Page
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent, Verb
+from shared.messages.commands import (
+    AskConsent,
+    ConsentCommand,
+    DenyConsent,
+    GrantConsent,
+    RevokeConsent,
+    Verb,
+    WithdrawRequest,
+)
 from shared.messages.events import UnknownEventError
-from shared.messages.queries import ConsentHeld, Consents, ListConsents
+from shared.messages.queries import ConsentHeld, Consents, ListConsents, PatientSeen
 from shared.messages.replies import CommandAccepted, Outcome
 from shared.messages.timestamp import REMEDY, Moment, timestamp
 from shared.messages.validation import details_of
@@ -44,7 +55,8 @@ from shared.settings import ClientSettings, PartitionSettings, read_settings
 from shared.telemetry.logs import hush_libraries, set_up_logs
 from shared.telemetry.standard_streams import guard_standard_streams
 from shared.values.partition import partition_of
-from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, Target
+from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, RecordType, Target
+from shared.worker.first_moment import honour_sigterm
 
 REFUSED: Final = 1
 """Exit code where a command is rejected, or a consent does not hold."""
@@ -52,7 +64,7 @@ WRONG_USE: Final = 2
 NO_ANSWER: Final = 3
 
 HELP: Final = f"""
-Ask, grant, revoke and check consent, over RabbitMQ.
+Ask, grant, deny, withdraw, revoke and check consent, over RabbitMQ.
 
 ENTITY is one of {", ".join(ENTITIES)}; TARGET is one of {", ".join(RECORD_TYPES)}, or all.
 RABBITMQ_URL and CONSENT_PARTITIONS say where; `--json` prints what was received.
@@ -61,6 +73,7 @@ Exit codes: 0 accepted or yes, 1 rejected or no, 2 wrong use, 3 no answer.
 """
 
 app = Program(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+app.callback()(tell_version)
 console = Console(highlight=False)
 problems = Console(stderr=True, highlight=False)
 
@@ -92,7 +105,7 @@ At = Annotated[
     ),
 ]
 
-Result = TypeVar("Result", bound=BaseModel)
+Result = TypeVar("Result")
 
 
 @app.command(epilog="Example: consent ask p-1 doctor d-1 exams")
@@ -101,29 +114,45 @@ def ask(
     entity: EntityName,
     id_: EntityId,
     target: Records = "all",
+    until: Until = None,
+    for_: For = None,
     command_id: CommandId = None,
     within: Within = 10.0,
     json: AsJson = False,
 ) -> None:
-    """Ask a patient for consent, on behalf of somebody."""
+    """Ask a patient for consent, on behalf of somebody, for ever or until some moment."""
     with _clear_errors():
-        command = AskConsent(patient_id=patient_id, by_entity=entity, by_id=id_, target=target)
+        command = AskConsent(
+            patient_id=patient_id,
+            by_entity=entity,
+            by_id=id_,
+            target=target,
+            expires_at=end_of(until, for_),
+        )
         _send(command, command_id, within, json)
 
 
-@app.command(epilog="Example: consent grant p-1 doctor d-1 exams")
+@app.command(epilog="Example: consent grant p-1 doctor d-1 exams --for 90d")
 def grant(
     patient_id: Patient,
     entity: EntityName,
     id_: EntityId,
     target: Records = "all",
+    until: Until = None,
+    for_: For = None,
     command_id: CommandId = None,
     within: Within = 10.0,
     json: AsJson = False,
 ) -> None:
-    """Grant somebody consent, on behalf of a patient."""
+    """Grant somebody consent, on behalf of a patient, for ever or until some moment."""
     with _clear_errors():
-        command = GrantConsent(patient_id=patient_id, to_entity=entity, to_id=id_, target=target)
+        command = GrantConsent(
+            patient_id=patient_id,
+            to_entity=entity,
+            to_id=id_,
+            target=target,
+            expires_at=end_of(until, for_),
+        )
         _send(command, command_id, within, json)
 
 
@@ -145,6 +174,38 @@ def revoke(
         _send(command, command_id, within, json)
 
 
+@app.command(epilog="Example: consent deny p-1 doctor d-1 exams")
+def deny(
+    patient_id: Patient,
+    entity: EntityName,
+    id_: EntityId,
+    target: Records = "all",
+    command_id: CommandId = None,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Say no to what somebody asks for, on behalf of a patient."""
+    with _clear_errors():
+        command = DenyConsent(patient_id=patient_id, to_entity=entity, to_id=id_, target=target)
+        _send(command, command_id, within, json)
+
+
+@app.command(epilog="Example: consent withdraw p-1 doctor d-1 exams")
+def withdraw(
+    patient_id: Patient,
+    entity: EntityName,
+    id_: EntityId,
+    target: Records = "all",
+    command_id: CommandId = None,
+    within: Within = 10.0,
+    json: AsJson = False,
+) -> None:
+    """Take back what was asked for and is not answered, on behalf of who asked."""
+    with _clear_errors():
+        command = WithdrawRequest(patient_id=patient_id, by_entity=entity, by_id=id_, target=target)
+        _send(command, command_id, within, json)
+
+
 @app.command("list", epilog="Example: consent list p-1")
 def list_(
     patient_id: Patient, min_version: MinVersion = 0, within: Within = 10.0, json: AsJson = False
@@ -156,16 +217,32 @@ def list_(
 
 @app.command(epilog="Example: consent check p-1 doctor d-1 exams && echo may see them")
 def check(
-    patient_id: Patient,
-    entity: EntityName,
-    id_: EntityId,
+    patient_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATIENT_ID|FILE",
+            help="The patient's id; or alone, a file of lines like `p-1 doctor d-1 exams`, - for "
+            "the standard input.",
+        ),
+    ],
+    entity: Annotated[
+        Entity | None, typer.Argument(metavar="ENTITY", help="patient, doctor or nurse.")
+    ] = None,
+    id_: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The id of that patient or other.")
+    ] = None,
     permission: Records = "all",
     at: At = None,
     min_version: MinVersion = 0,
     within: Within = 10.0,
     json: AsJson = False,
 ) -> None:
-    """Ask whether somebody may see these records of a patient, or could at some moment."""
+    """Ask whether somebody may see these records of a patient, or could; of many, line by line."""
+    if entity is None:
+        _check_lines(patient_id, at, min_version, within, json)
+        return
+    if id_ is None:
+        raise typer.BadParameter("ENTITY needs an ID behind it")
     held = _talk(
         within,
         lambda client: client.has_consent(
@@ -174,6 +251,64 @@ def check(
     )
     _print_json(held) if json else _show_held(held, at)
     if not held.has_consent:
+        raise typer.Exit(REFUSED)
+
+
+@app.command(epilog="Example: consent patients doctor d-1 exams")
+def patients(
+    entity: EntityName,
+    id_: EntityId,
+    permission: Annotated[
+        Target | None,
+        typer.Argument(metavar="[TARGET]", help="A record type, or all; anything by default."),
+    ] = None,
+    within: Within = 10.0,
+    json: Annotated[bool, typer.Option("--json", help="Print a patient on each line.")] = False,
+) -> None:
+    """List the patients whose records somebody may see."""
+
+    async def show(client: ConsentClient) -> None:
+        table = Table(title=f"{entity} {shown(id_)} may see")
+        for heading in ("patient", "may see", "until"):
+            table.add_column(heading, overflow="fold")
+        async for patient in client.patients(entity, id_, permission):
+            if json:
+                _print_json(patient)
+            else:
+                table.add_row(*map(shown, _in_columns(patient)))
+        if not json:
+            console.print(table)
+
+    _talk(within, show)
+
+
+def _in_columns(patient: PatientSeen) -> tuple[str, str, str]:
+    ends = [f"{name} {timestamp(end)}" for name, end in (patient.until or {}).items()]
+    return patient.patient_id, ", ".join(patient.permissions), ", ".join(ends)
+
+
+def _check_lines(
+    name: str, at: datetime | None, min_version: int, within: float, json: bool
+) -> None:
+    try:
+        with open_lines(name) as texts:
+            lines = read_lines(texts, at, min_version)
+            count = _talk(
+                within, lambda client: check_lines(client, lines, console, problems, json=json)
+            )
+    except OSError as error:
+        _end(
+            f"{name} can't be read ({error.strerror}): name a file, - for the standard input, or "
+            "PATIENT_ID ENTITY ID",
+            WRONG_USE,
+        )
+    if not json:
+        console.print(str(count))
+    if count.wrong:
+        raise typer.Exit(WRONG_USE)
+    if count.early:
+        raise typer.Exit(NO_ANSWER)
+    if count.no:
         raise typer.Exit(REFUSED)
 
 
@@ -259,13 +394,16 @@ def partition(patient_id: Patient) -> None:
 
 def main() -> None:
     """Run the command line."""
+    honour_sigterm()
     guard_standard_streams()
     hush_libraries()
     app()
 
 
 def _send(command: ConsentCommand, command_id: UUID | None, within: float, json: bool) -> None:
-    _show_outcome(_talk(within, lambda client: client.send(command, command_id)), json)
+    outcome = _talk(within, lambda client: client.send(command, command_id))
+    end = command.expires_at if isinstance(command, AskConsent | GrantConsent) else None
+    _show_outcome(outcome, json, end)
 
 
 def _talk(within: float, conversation: Callable[[ConsentClient], Awaitable[Result]]) -> Result:
@@ -295,8 +433,7 @@ def _clear_errors() -> Iterator[None]:
     except NoAnswer as error:
         _end(f"{error}{_remedy(error)}", NO_ANSWER)
     except BROKER_ERRORS as error:
-        why = f"{error or type(error).__name__}"
-        _end(f"the broker is not reached: {why}: check RABBITMQ_URL", NO_ANSWER)
+        _end(f"the broker is not reached: {said_by(error)}: check RABBITMQ_URL", NO_ANSWER)
 
 
 def _remedy(error: NoAnswer) -> str:
@@ -327,13 +464,14 @@ def _print_json(message: BaseModel) -> None:
     sys.stdout.write(shown_json(message.model_dump_json(exclude_none=True)) + "\n")
 
 
-def _show_outcome(outcome: Outcome, json: bool) -> None:
+def _show_outcome(outcome: Outcome, json: bool, end: datetime | None) -> None:
     accepted = isinstance(outcome, CommandAccepted)
     if json:
         _print_json(outcome)
     elif isinstance(outcome, CommandAccepted):
         what = ", ".join(f"{event.type} {event.target}" for event in outcome.events)
-        console.print(f"[green]accepted[/] {what}; version {outcome.version}")
+        until = "" if end is None else f" until {local(end)}"
+        console.print(f"[green]accepted[/] {what}{until}; version {outcome.version}")
     else:
         console.print(f"[yellow]rejected[/] {outcome.error}: {shown(outcome.message)}")
         for detail in outcome.details:
@@ -350,16 +488,22 @@ def _show_consents(found: Consents) -> None:
         table.add_row(
             entry.entity_name,
             shown(entry.entity_id),
-            ", ".join(entry.permissions),
-            ", ".join(entry.requested),
+            _listed(entry.permissions, entry.until),
+            _listed(entry.requested, entry.requested_until),
         )
     console.print(table)
+
+
+def _listed(records: Sequence[RecordType], ends: Mapping[RecordType, datetime] | None) -> str:
+    until = {record: f" until {local(end)}" for record, end in (ends or {}).items()}
+    return ", ".join(f"{record}{until.get(record, '')}" for record in records)
 
 
 def _show_held(held: ConsentHeld, at: datetime | None) -> None:
     answer = "[green]yes[/]" if held.has_consent else "[red]no[/]"
     when = "" if at is None else f" at {timestamp(at)}"
-    console.print(f"{answer}{when}, as of version {held.version}")
+    until = "" if held.valid_until is None else f" until {local(held.valid_until)}"
+    console.print(f"{answer}{when}{until}, as of version {held.version}")
 
 
 def _show_events(page: Page) -> None:
@@ -385,4 +529,4 @@ def _what_and_who(event: CloudEvent) -> tuple[str, str]:
         fact = event.event()
     except (UnknownEventError, ValidationError):
         return "which this version can't read", ""
-    return fact.target, str(fact.grantee)
+    return subject_of(fact, "\n"), str(fact.grantee)

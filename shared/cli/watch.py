@@ -14,7 +14,14 @@ from shared.cli.terminal import shown, shown_json
 from shared.client.subscription import Start, subscribe
 from shared.errors import NotHandled
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.events import ConsentEvent, UnknownEventError
+from shared.messages.events import (
+    ConsentAsked,
+    ConsentEvent,
+    ConsentExpired,
+    ConsentGranted,
+    UnknownEventError,
+)
+from shared.messages.timestamp import timestamp
 from shared.messages.topic_patterns import EVERYTHING
 from shared.rabbitmq.connection import connect
 from shared.settings import ClientSettings
@@ -123,4 +130,11 @@ def _what(event: CloudEvent) -> str:
     except (UnknownEventError, ValidationError):
         return f"{shown(event.type)}, which this version can't read"
     colour, verb = STYLES[fact.fact]
-    return f"[{colour}]{verb}[/] {shown(str(fact.grantee))}  {fact.target}"
+    return f"[{colour}]{verb}[/] {shown(str(fact.grantee))}  {subject_of(fact, '  ')}"
+
+
+def subject_of(fact: ConsentEvent, between: str) -> str:
+    """Say which records an event is about, and until when, where that has an end."""
+    if isinstance(fact, ConsentAsked | ConsentGranted | ConsentExpired) and fact.expires_at:
+        return f"{fact.target}{between}until {timestamp(fact.expires_at)}"
+    return fact.target

@@ -1,35 +1,51 @@
 """The Python client: send commands, ask queries, and wait for what comes back."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from time import monotonic
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from shared.client.history_pages import joined
-from shared.errors import BrokerBlocked, NoAnswer, NotAllowed
-from shared.errors.connection import BROKER_ERRORS
-from shared.errors.text import reason_of
+from shared.errors import BrokerBlocked, NoAnswer, NotAllowed, QueryRefused
+from shared.errors.connection import BROKER, BROKER_ERRORS, ConnectionLost, explained
+from shared.errors.text import reason_of, said_by
 from shared.event_log.log_client import PAGE, Page, query_request, read_answer, readable
 from shared.messages import names
-from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
+from shared.messages.commands import (
+    AskConsent,
+    ConsentCommand,
+    DenyConsent,
+    GrantConsent,
+    RevokeConsent,
+    WithdrawRequest,
+)
 from shared.messages.queries import (
     MOST_EVENTS,
     MOST_GRANTEES,
+    MOST_PATIENTS,
+    MOST_QUESTIONS,
     MOST_SPANS,
+    CheckConsents,
+    ConsentChecked,
     ConsentHeld,
     ConsentHistory,
     Consents,
+    ConsentsChecked,
     GranteePlace,
     HasConsent,
     History,
     ListConsents,
+    ListPatients,
+    Patients,
+    PatientSeen,
     Place,
     QueryFailed,
+    Question,
     ReadEvents,
 )
 from shared.messages.replies import CommandAccepted, CommandRejected, Outcome
@@ -47,6 +63,10 @@ _OUTCOME: TypeAdapter[CommandAccepted | CommandRejected] = TypeAdapter(
 )
 _CONSENTS: TypeAdapter[Consents | QueryFailed] = TypeAdapter(Consents | QueryFailed)
 _HELD: TypeAdapter[ConsentHeld | QueryFailed] = TypeAdapter(ConsentHeld | QueryFailed)
+_CHECKED: TypeAdapter[ConsentsChecked | QueryFailed] = TypeAdapter(
+    Annotated[ConsentsChecked | QueryFailed, Field(union_mode="left_to_right")]
+)
+_PATIENTS: TypeAdapter[Patients | QueryFailed] = TypeAdapter(Patients | QueryFailed)
 _HISTORY: TypeAdapter[History | QueryFailed] = TypeAdapter(History | QueryFailed)
 
 
@@ -56,7 +76,7 @@ class ConsentClient:
     A lost connection is opened again, and the request is sent again: a command carries its id,
     so that it is decided once. Every method raises NoAnswer when no reply came in time, and
     NotAllowed when the broker's user may not send this; a query's raises QueryRefused when the
-    answer is an error.
+    answer is an error. What is not valid raises pydantic's ValidationError before it is sent.
     """
 
     def __init__(self, url: str, *, partitions: int = 8, within: float = WITHIN_S) -> None:
@@ -68,6 +88,8 @@ class ConsentClient:
         self._open = AsyncExitStack()
         self._broker: Broker | None = None
         self._requests: Requests | None = None
+        self._next_try = 0.0
+        self._failure = ""
 
     @classmethod
     @asynccontextmanager
@@ -77,8 +99,9 @@ class ConsentClient:
         """Connect, and close the connection in the end; raises BROKER_ERRORS."""
         client = cls(url, partitions=partitions, within=within)
         try:
-            async with asyncio.timeout(within):
-                await client._connected()
+            with explained(BROKER):
+                async with asyncio.timeout(within):
+                    await client._connected()
             yield client
         finally:
             await client._open.aclose()
@@ -90,10 +113,17 @@ class ConsentClient:
         by_id: str,
         target: Target,
         *,
+        expires_at: datetime | None = None,
         command_id: UUID | None = None,
     ) -> Outcome:
-        """Ask a patient for consent."""
-        command = AskConsent(patient_id=patient_id, by_entity=by_entity, by_id=by_id, target=target)
+        """Ask a patient for consent, until a moment where one is given."""
+        command = AskConsent(
+            patient_id=patient_id,
+            by_entity=by_entity,
+            by_id=by_id,
+            target=target,
+            expires_at=expires_at,
+        )
         return await self.send(command, command_id)
 
     async def grant(
@@ -103,11 +133,21 @@ class ConsentClient:
         to_id: str,
         target: Target,
         *,
+        expires_at: datetime | None = None,
         command_id: UUID | None = None,
     ) -> Outcome:
-        """Grant consent on a patient's behalf."""
+        """Grant consent on a patient's behalf; it ends by itself at a moment that is given.
+
+        `expires_at` has a time zone, and is the first moment without the consent. A later one than
+        what stands extends it, and an earlier one changes nothing: revoke first. Whether it is in
+        the future, the services' clock says.
+        """
         command = GrantConsent(
-            patient_id=patient_id, to_entity=to_entity, to_id=to_id, target=target
+            patient_id=patient_id,
+            to_entity=to_entity,
+            to_id=to_id,
+            target=target,
+            expires_at=expires_at,
         )
         return await self.send(command, command_id)
 
@@ -126,6 +166,36 @@ class ConsentClient:
         )
         return await self.send(command, command_id)
 
+    async def deny(
+        self,
+        patient_id: str,
+        to_entity: Entity,
+        to_id: str,
+        target: Target,
+        *,
+        command_id: UUID | None = None,
+    ) -> Outcome:
+        """Say no, on a patient's behalf, to what somebody asks for."""
+        command = DenyConsent(
+            patient_id=patient_id, to_entity=to_entity, to_id=to_id, target=target
+        )
+        return await self.send(command, command_id)
+
+    async def withdraw(
+        self,
+        patient_id: str,
+        by_entity: Entity,
+        by_id: str,
+        target: Target,
+        *,
+        command_id: UUID | None = None,
+    ) -> Outcome:
+        """Take back, on behalf of who asked, what was asked for and is not answered."""
+        command = WithdrawRequest(
+            patient_id=patient_id, by_entity=by_entity, by_id=by_id, target=target
+        )
+        return await self.send(command, command_id)
+
     async def send(self, command: ConsentCommand, command_id: UUID | None = None) -> Outcome:
         """Send a command and return its outcome.
 
@@ -136,7 +206,7 @@ class ConsentClient:
             names.COMMANDS,
             names.command_key(command, self._partitions),
             type(command).__name__,
-            command.model_dump_json().encode(),
+            command.model_dump_json(exclude_none=True).encode(),
             str(command_id or uuid4()),
             persistent=True,
         )
@@ -191,6 +261,72 @@ class ConsentClient:
             at=at,
         )
         return read_answer((await self._query(query, HasConsent.type)).body, _HELD)
+
+    async def check_consents(
+        self, questions: Sequence[Question]
+    ) -> list[ConsentChecked | QueryFailed]:
+        """Ask many questions, 500 in a message; return their answers, in their order.
+
+        What is wrong with one question is its answer, a QueryFailed. Where the answers of a
+        message would be too large together, it is asked in halves.
+        """
+        answers: list[ConsentChecked | QueryFailed] = []
+        for start in range(0, len(questions), MOST_QUESTIONS):
+            answers += await self._check_some(questions[start : start + MOST_QUESTIONS])
+        return answers
+
+    async def _check_some(
+        self, questions: Sequence[Question]
+    ) -> list[ConsentChecked | QueryFailed]:
+        query = CheckConsents(questions=list(questions))
+        try:
+            answer = await self._query(query, CheckConsents.type)
+            return read_answer(answer.body, _CHECKED).answers
+        except QueryRefused as refused:
+            half = len(questions) // 2
+            if refused.error != "validation_error" or not half:
+                raise
+        return [
+            *await self._check_some(questions[:half]),
+            *await self._check_some(questions[half:]),
+        ]
+
+    async def list_patients(
+        self,
+        entity_name: Entity,
+        entity_id: str,
+        permission: Target | None = None,
+        *,
+        limit: int = MOST_PATIENTS,
+        after: str | None = None,
+    ) -> Patients:
+        """List at most 500 patients whose records somebody may see; `after` is the `next` before.
+
+        There is more as long as there is a `next`, however few a page holds.
+        """
+        query = ListPatients(
+            entity_name=entity_name,
+            entity_id=entity_id,
+            permission=permission,
+            limit=limit,
+            after=after,
+        )
+        return read_answer((await self._query(query, ListPatients.type)).body, _PATIENTS)
+
+    async def patients(
+        self, entity_name: Entity, entity_id: str, permission: Target | None = None
+    ) -> AsyncIterator[PatientSeen]:
+        """Go through all patients whose records somebody may see, sorted by their ids.
+
+        Who is among them from the beginning to the end comes once, whatever else changes.
+        """
+        page = await self.list_patients(entity_name, entity_id, permission)
+        while True:
+            for patient in page.patients:
+                yield patient
+            if page.next is None:
+                return
+            page = await self.list_patients(entity_name, entity_id, permission, after=page.next)
 
     async def history(self, patient_id: str, *, min_version: int = 0) -> History:
         """Read a patient's whole history, as it was when its first page was read."""
@@ -268,14 +404,23 @@ class ConsentClient:
         """Return what asks over the connection, which is opened where it is lost."""
         async with self._opening:
             if self._requests is None or self._broker is None or self._broker.is_lost():
-                self._requests = self._broker = None
-                await self._open.aclose()
-                broker = await self._open.enter_async_context(
-                    connect(self._url, name="consent client")
-                )
-                requests = await Requests.open(broker)
-                self._broker, self._requests = broker, requests
+                return await self._open_anew()
             return self._requests
+
+    async def _open_anew(self) -> Requests:
+        """Open the connection; what one request just failed to do the others do not try at once."""
+        if monotonic() < self._next_try:
+            raise ConnectionLost(self._failure)
+        self._requests = self._broker = None
+        await self._open.aclose()
+        try:
+            broker = await self._open.enter_async_context(connect(self._url, name="consent client"))
+            requests = await Requests.open(broker)
+        except BROKER_ERRORS as error:
+            self._next_try, self._failure = monotonic() + PAUSE_S, said_by(error)
+            raise
+        self._broker, self._requests = broker, requests
+        return requests
 
 
 def _no_answer(request: Request, within: float, failure: BaseException | None) -> NoAnswer:

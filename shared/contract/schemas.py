@@ -24,7 +24,7 @@ def schema_of(model: type[BaseModel], direction: Direction) -> Json:
     """Describe what is accepted of a received body, or what to expect of a sent one."""
     schema = model.model_json_schema(ref_template=DEFINITIONS + "{model}")
     schema = every_schema(schema, _without_title)
-    return every_schema(schema, _as_sent) if direction == "sent" else schema
+    return every_schema(schema, _as_sent if direction == "sent" else _as_received)
 
 
 def every_schema(schema: Json, change: Callable[[Json], Json]) -> Json:
@@ -46,6 +46,13 @@ def every_schema(schema: Json, change: Callable[[Json], Json]) -> Json:
 def _without_title(schema: Json) -> Json:
     """Leave out the titles, which only repeat the names of the fields."""
     return {name: value for name, value in schema.items() if name != "title"}
+
+
+def _as_received(schema: Json) -> Json:
+    """Leave out a default of null where null may not be sent: the field is left out then."""
+    if schema.get("default", "") is None and "anyOf" not in schema:
+        return {name: value for name, value in schema.items() if name != "default"}
+    return schema
 
 
 def _as_sent(schema: Json) -> Json:

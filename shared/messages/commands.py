@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from shared.messages.timestamp import End
+from shared.messages.timestamp import OptionalEnd
 from shared.values.vocabulary import Entity, Grantee, Id, RecordedId, Target
 
 Verb = Literal["ask", "grant", "revoke", "deny", "withdraw"]
@@ -43,7 +43,7 @@ class AskConsent(_Command):
     by_entity: Entity
     by_id: OtherId
     target: Target
-    expires_at: End | None = None
+    expires_at: OptionalEnd = None
     """The end that is asked for; none for a consent without one."""
 
     @property
@@ -59,7 +59,7 @@ class GrantConsent(_Command):
     to_entity: Entity
     to_id: OtherId
     target: Target
-    expires_at: End | None = None
+    expires_at: OptionalEnd = None
     """When the consent ends by itself."""
 
     @property

@@ -13,13 +13,18 @@ from shared.values.partition import partition_of
 COMMANDS: Final = "consent.commands"
 EVENTS: Final = "consent.events"
 QUERIES: Final = "consent.queries"
+CHECKS: Final = "consent.checks"
 UNKNOWN_QUERIES: Final = "consent.queries.unknown"
+MOVED_QUERIES: Final = "consent.queries.moved"
+TOPOLOGY_LOCK: Final = "consent.topology"
 UNROUTABLE: Final = "consent.unroutable"
 DEAD_LETTERS: Final = "consent.dead-letters"
 LOG: Final = "consent.log"
 
 LIST_CONSENTS: Final = "ListConsents"
 HAS_CONSENT: Final = "HasConsent"
+CHECK_CONSENTS: Final = "CheckConsents"
+LIST_PATIENTS: Final = "ListPatients"
 CONSENT_HISTORY: Final = "ConsentHistory"
 READ_EVENTS: Final = "ReadEvents"
 

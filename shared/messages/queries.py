@@ -13,6 +13,9 @@ from shared.values.vocabulary import Entity, RecordedId, RecordType, Target
 MOST_EVENTS: Final = 500
 MOST_GRANTEES: Final = 500
 MOST_SPANS: Final = 500
+MOST_PATIENTS: Final = 500
+MOST_QUESTIONS: Final = 500
+MOST_ACTORS: Final = 20
 
 
 class _Query(BaseModel):
@@ -53,8 +56,54 @@ class HasConsent(_PatientQuery):
     entity_id: RecordedId
     permission: Target = "all"
     at: Moment | None = None
-    """Asks about that moment: in force is what was granted then or before and not revoked by then;
-    a moment to come is asked about as things stand."""
+    """Asks about that moment: in force is what was granted then or before, not revoked by then, and
+    not at its end; a moment to come is asked about as things stand."""
+
+
+class Actor(BaseModel):
+    """Somebody who may hold the consent that is asked about."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    entity_name: Entity
+    entity_id: RecordedId
+
+
+class Question(BaseModel):
+    """May any of these see these records of this patient?"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    patient_id: RecordedId
+    actors: Annotated[list[Actor], Field(min_length=1, max_length=MOST_ACTORS)]
+    """Whoever asks, under each name that a consent may stand under."""
+    permission: Target = "all"
+    at: Moment | None = None
+    """As in HasConsent."""
+    min_version: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Waits until this patient is projected to that version."""
+
+
+class CheckConsents(_Query):
+    """May these see these records, question by question?"""
+
+    type: ClassVar = names.CHECK_CONSENTS
+
+    questions: Annotated[list[Question], Field(min_length=1, max_length=MOST_QUESTIONS)]
+
+
+class ListPatients(_Query):
+    """Whose records may this one see?"""
+
+    type: ClassVar = names.LIST_PATIENTS
+
+    entity_name: Entity
+    entity_id: RecordedId
+    permission: Target | None = None
+    """Lists only patients of whom this may be seen; without it, those of whom anything may be."""
+    limit: Annotated[int, Field(ge=1, le=MOST_PATIENTS)] = MOST_PATIENTS
+    after: RecordedId | None = None
+    """The `next` of the page before."""
 
 
 class Place(BaseModel):
@@ -104,6 +153,10 @@ class Entry(_Answer):
     entity_id: str
     permissions: list[RecordType]
     requested: list[RecordType]
+    until: dict[RecordType, Moment] | None = None
+    """When each of the permissions ends that ends by itself."""
+    requested_until: dict[RecordType, Moment] | None = None
+    """The ends that are asked for, by the newest request of each record type."""
 
 
 class Consents(_Answer):
@@ -123,6 +176,38 @@ class ConsentHeld(_Answer):
     status: Literal["ok"] = "ok"
     has_consent: bool
     version: int
+    valid_until: Moment | None = None
+    """The first moment without this consent, where a yes ends by itself; it may be revoked before,
+    or extended. Asked about a moment of the past: as it stood then."""
+
+
+class Basis(_Answer):
+    """The consent by which something is allowed: a disclosure names it."""
+
+    record_type: RecordType
+    entity_name: Entity
+    entity_id: str
+    event_id: UUID | None = None
+    """Of the grant; not known of one that was projected before this was kept, until a rebuild."""
+    command_id: UUID
+    since: Moment
+    until: Moment | None = None
+    """When this consent ends by itself, as it was granted."""
+
+
+class ConsentChecked(_Answer):
+    """The answer to one question; a no is the same whatever its reason."""
+
+    status: Literal["ok"] = "ok"
+    has_consent: bool
+    """Whether all that was asked about is granted, to one of the actors or another."""
+    version: int
+    granted: list[RecordType]
+    missing: list[RecordType]
+    basis: list[Basis]
+    """By which consent each record type is granted: of several, the one that stands longest."""
+    valid_until: Moment | None = None
+    """The first moment without all this, where a yes ends by itself; as in HasConsent."""
 
 
 class Change(_Answer):
@@ -135,24 +220,47 @@ class Change(_Answer):
     issued_by: str | None = None
 
 
+class Ended(_Answer):
+    """How and when a period ended."""
+
+    cause: Literal["revoked", "expired", "extended"]
+    """It expired at its end; where it was extended, another period follows at once."""
+    at: Moment
+    version: int | None = None
+    """Of the event that recorded it. An end that has come counts before it is recorded: until then
+    this and the following are left out."""
+    command_id: UUID | None = None
+    issued_by: str | None = None
+
+
 class Period(_Answer):
-    """A consent in force: from the grant on, up to and without the moment of the revoke."""
+    """A consent in force: from the grant on, up to and without the moment at which it ended."""
 
     entity_name: Entity
     entity_id: str
     record_type: RecordType
     granted: Change
-    revoked: Change | None = None
+    until: Moment | None = None
+    """When it ends by itself, as it was granted."""
+    ended: Ended | None = None
+
+
+class Answered(Change):
+    """How and when a request was answered, and through what."""
+
+    how: Literal["granted", "denied", "withdrawn"]
 
 
 class RequestMade(_Answer):
-    """Somebody asked, perhaps not for the first time; a grant answered it, or it is pending."""
+    """Somebody asked, perhaps not for the first time; it was answered, or it is pending."""
 
     entity_name: Entity
     entity_id: str
     record_type: RecordType
     asked: Change
-    answered: Change | None = None
+    until: Moment | None = None
+    """The end that was asked for."""
+    answered: Answered | None = None
 
 
 class History(_Answer):
@@ -203,9 +311,38 @@ class QueryFailed(_Answer):
     version: int | None = None
 
 
+class ConsentsChecked(_Answer):
+    """Answers CheckConsents: an answer to each question, in their order."""
+
+    status: Literal["ok"] = "ok"
+    answers: list[ConsentChecked | QueryFailed]
+    """What is wrong with one question stands in its place, and the others are answered."""
+
+
+class PatientSeen(_Answer):
+    """A patient of whom something may be seen."""
+
+    patient_id: str
+    permissions: list[RecordType]
+    until: dict[RecordType, Moment] | None = None
+    """When each of the permissions ends that ends by itself."""
+
+
+class Patients(_Answer):
+    """Answers ListPatients: a page, sorted by the code points of the patients' ids."""
+
+    status: Literal["ok"] = "ok"
+    patients: list[PatientSeen]
+    """May be fewer than `limit`, or none, where there is a `next` all the same."""
+    next: str | None = None
+    """Given where there may be more: ask again with this as `after`."""
+
+
 ANSWERS: Final[dict[type[_Query], type[_Answer]]] = {
     ListConsents: Consents,
     HasConsent: ConsentHeld,
+    CheckConsents: ConsentsChecked,
+    ListPatients: Patients,
     ConsentHistory: History,
     ReadEvents: EventPage,
 }

@@ -5,8 +5,10 @@ from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from pydantic import (
+    BeforeValidator,
     PlainSerializer,
     Strict,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
@@ -19,6 +21,7 @@ _RFC_3339: Final = re.compile(
     r"([Zz]|[+-]\d\d:\d\d)",
     re.ASCII,
 )
+_FAR_YEAR: Final = re.compile(r"\+?(9999|\d{5,})-", re.ASCII)
 FIRST_YEAR_WITHOUT_ENDS: Final = 9999
 """Who writes it means *never*, and says so by leaving the end out."""
 NANOSECONDS: Final = 9
@@ -54,17 +57,22 @@ Moment = Annotated[
 
 def _end(value: object, read: ValidatorFunctionWrapHandler) -> datetime:
     """Refuse an end that is none, or that others would read as another one."""
-    if isinstance(value, str) and (parts := _RFC_3339.fullmatch(value)):
-        if parts["second"] == "60":
-            raise _end_fault("must not be in a leap second: use the second after it")
-        if len(parts["fraction"] or "") > NANOSECONDS:
-            raise _end_fault("must have nine digits after the second at most; six of them count")
-        if value.startswith(str(FIRST_YEAR_WITHOUT_ENDS)):
+    if isinstance(value, str):
+        if _FAR_YEAR.match(value):
             raise _end_fault(_TOO_LATE)
+        if parts := _RFC_3339.fullmatch(value):
+            _refuse_what_others_read_otherwise(parts)
     end = _in_utc(value, read)
     if end.year >= FIRST_YEAR_WITHOUT_ENDS:
         raise _end_fault(_TOO_LATE)
     return end
+
+
+def _refuse_what_others_read_otherwise(parts: re.Match[str]) -> None:
+    if parts["second"] == "60":
+        raise _end_fault("must not be in a leap second: use the second after it")
+    if len(parts["fraction"] or "") > NANOSECONDS:
+        raise _end_fault("must have nine digits after the second at most; six of them count")
 
 
 def _end_fault(remedy: str) -> PydanticCustomError:
@@ -81,3 +89,25 @@ End = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 """When a consent ends by itself, in UTC, to the microsecond: the first moment without it."""
+
+
+def _no_null(value: object, info: ValidationInfo) -> object:
+    """Refuse null in a message: who writes it may mean an end that could not be worked out."""
+    if value is None and info.mode == "json":
+        raise _end_fault("must not be null: leave it out for a consent without an end")
+    return value
+
+
+OptionalEnd = Annotated[
+    End | None,
+    BeforeValidator(_no_null),
+    WithJsonSchema(
+        {
+            "description": "The first moment without it, to the microsecond: in the future, before "
+            "the year 9999, in no leap second; left out for a consent without an end.",
+            "type": "string",
+            "format": "date-time",
+        }
+    ),
+]
+"""An end, or none; in a message it is left out then."""

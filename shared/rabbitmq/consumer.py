@@ -33,6 +33,8 @@ class QueueConsumer:
     """None for a queue that every worker reads."""
     counts: bool = True
     """Whether the broker counts there how often a message comes back, as quorum queues do."""
+    ordered: bool = True
+    """Whether what comes back must come back in order; else each delivery is settled by itself."""
     stopped: bool = False
     """Whether what is delivered now is left unsettled, to go back when the channel closes."""
     in_hand: int = 0
@@ -66,7 +68,7 @@ class QueueConsumer:
         undone = (next(iter(self.arrived), None), self.let_go, min(self.held, default=None))
         first = min((tag for tag in undone if tag is not None), default=None)
         before = {tag for tag in self.settled if first is None or tag < first}
-        behind = sorted(self.settled - before) if self.held else []
+        behind = sorted(self.settled - before) if self.held or not self.ordered else []
         if self.let_go is not None:
             behind = [tag for tag in behind if tag < self.let_go]
         self.settled -= before.union(behind)
@@ -149,10 +151,11 @@ class Consumer:
         self._sources: dict[str, QueueConsumer] = {}
 
     async def open(
-        self, queue: str, lease: Lease | None = None, *, counts: bool = True
+        self, queue: str, lease: Lease | None = None, *, counts: bool = True, ordered: bool = True
     ) -> QueueConsumer:
         """Begin to read a queue; a classic one does not count what comes back."""
-        source = QueueConsumer(queue, await self._broker.channel(), lease, counts)
+        channel = await self._broker.channel()
+        source = QueueConsumer(queue, channel, lease, counts, ordered)
         source.idle.set()
         self._sources[queue] = source
         try:

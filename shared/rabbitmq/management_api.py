@@ -8,7 +8,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from shared.rabbitmq.topology import Exchange, Queue
+from shared.rabbitmq.topology import SPREAD, Exchange, Queue
 
 ANSWER_WITHIN: Final = aiohttp.ClientTimeout(total=20)
 Thing = dict[str, Any]
@@ -182,6 +182,6 @@ def _differences(what: str, mine: Thing, theirs: Thing) -> Iterator[str]:
     if "type" in mine and mine["type"] != theirs["type"]:
         yield f"{what} is a {theirs['type']}, not a {mine['type']}"
     expected, found = mine["arguments"], theirs["arguments"]
-    for name in sorted(expected.keys() | found.keys()):
+    for name in sorted((expected.keys() | found.keys()) - SPREAD.keys()):
         if expected.get(name) != found.get(name):
             yield f"{what} has {name} {found.get(name)}, not {expected.get(name)}"

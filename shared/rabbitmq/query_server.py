@@ -1,7 +1,9 @@
 """Reads queries off their queue and sends the answers."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,25 +15,41 @@ from shared.rabbitmq.publishing import Outgoing
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.values.oversized import LARGEST_ANSWER, LARGEST_REQUEST, too_large
 
-Query = TypeVar("Query", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
+Query = TypeVar("Query")
+Query_co = TypeVar("Query_co", covariant=True)
 
 
-def read_query(message: AmqpMessage, kinds: Mapping[str, type[Query]]) -> Query | QueryFailed:
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[Query_co]):
+    """How queries of one kind are read."""
+
+    read: Callable[[bytes], Query_co]
+    """Raises ValidationError."""
+    largest: int = LARGEST_REQUEST
+    """Bytes of its body."""
+
+
+def kind(model: type[Model]) -> Kind[Model]:
+    """Read queries of a kind as this model has it."""
+    return Kind(partial(read_json, model))
+
+
+def read_query(message: AmqpMessage, kinds: Mapping[str, Kind[Query]]) -> Query | QueryFailed:
     """Read a query of one of these kinds, or say what is wrong with it."""
-    name = message.routing_key or ""
-    kind = kinds.get(name)
-    if kind is None:
+    found = kinds.get(message.routing_key or "")
+    if found is None:
         known = ", ".join(kinds)
         return invalid("type", f"is not answered here; ask one of {known}, as the routing key")
-    if (fault := too_large(message.body, LARGEST_REQUEST)) is not None:
+    if (fault := too_large(message.body, found.largest)) is not None:
         return invalid("body", fault)
     try:
-        return read_json(kind, message.body)
+        return found.read(message.body)
     except ValidationError as error:
-        found = details_of(error)
-        fields = ", ".join(detail.field for detail in found)
+        details = details_of(error)
+        fields = ", ".join(detail.field for detail in details)
         return QueryFailed(
-            error="validation_error", message=f"the query is not valid: {fields}", details=found
+            error="validation_error", message=f"the query is not valid: {fields}", details=details
         )
 
 
@@ -44,14 +62,22 @@ def invalid(field: str, message: str) -> QueryFailed:
     )
 
 
-async def answer(replies: ReplyPublisher, message: AmqpMessage, body: bytes) -> None:
-    """Send an answer to whoever asked; nobody is told where no `reply_to` was given.
+async def answer(replies: ReplyPublisher, answered: Iterable[tuple[AmqpMessage, bytes]]) -> None:
+    """Send answers to whoever asked; nobody is told where no `reply_to` was given.
 
     One that nobody would read, or the broker not carry, becomes an error.
     """
+    await replies.send(
+        [
+            _outgoing(message, body)
+            for message, body in answered
+            if message.header.properties.reply_to
+        ]
+    )
+
+
+def _outgoing(message: AmqpMessage, body: bytes) -> Outgoing:
     asked = message.header.properties
-    if not asked.reply_to:
-        return
     properties = Properties(
         content_type="application/json",
         correlation_id=asked.correlation_id or asked.message_id,
@@ -59,7 +85,7 @@ async def answer(replies: ReplyPublisher, message: AmqpMessage, body: bytes) -> 
     )
     if len(body) > LARGEST_ANSWER:
         body = invalid("answer", f"is larger than {LARGEST_ANSWER:,} bytes: ask for less").to_json()
-    await replies.send([Outgoing("", asked.reply_to, body, properties)])
+    return Outgoing("", asked.reply_to or "", body, properties)
 
 
 def _type_of_answer(query_type: str) -> str:

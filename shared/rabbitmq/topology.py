@@ -25,6 +25,10 @@ LARGEST_DEAD_LETTERS: Final = 1024**3
 the broker's disk with would stop everybody. That it is the oldest is the broker's own default, so
 that a policy may have the newest wait instead (`overflow: reject-publish`)."""
 QUERY_TTL_MS: Final = 30_000
+SPREAD: Final = {"x-queue-leader-locator": "balanced"}
+"""Of a cluster's nodes, the one with the fewest leaders gets the next; else all get to the node
+where the topology is declared. It counts at the birth of a queue alone, so one that was declared
+without it stays as it is (`rabbitmq-queues rebalance quorum` spreads those)."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,21 @@ class Queue:
     arguments: dict[str, Any]
     bindings: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def accepted(self) -> tuple[dict[str, Any], ...]:
+        """The arguments that it may have: where its leader was born does not matter any more."""
+        born_elsewhere = {
+            name: value for name, value in self.arguments.items() if name not in SPREAD
+        }
+        return self.arguments, born_elsewhere
+
 
 EXCHANGES: Final = (
     Exchange(names.UNROUTABLE, "fanout"),
     Exchange(names.COMMANDS, "topic", {"alternate-exchange": names.UNROUTABLE}),
     Exchange(names.EVENTS, "topic"),
     Exchange(names.UNKNOWN_QUERIES, "fanout"),
-    Exchange(names.QUERIES, "direct", {"alternate-exchange": names.UNKNOWN_QUERIES}),
+    Exchange(names.QUERIES, "topic", {"alternate-exchange": names.UNKNOWN_QUERIES}),
 )
 
 
@@ -61,6 +73,7 @@ def _work_queue(**more: object) -> dict[str, Any]:
     """
     return {
         "x-queue-type": "quorum",
+        **SPREAD,
         "x-delivery-limit": DELIVERY_LIMIT,
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": names.DEAD_LETTERS,
@@ -77,14 +90,25 @@ def _ordered_queue() -> dict[str, Any]:
 def _dead_letters() -> dict[str, Any]:
     return {
         "x-queue-type": "quorum",
+        **SPREAD,
         "x-delivery-limit": NO_LIMIT,
         "x-max-length": MOST_DEAD_LETTERS,
         "x-max-length-bytes": LARGEST_DEAD_LETTERS,
     }
 
 
-def _query_queue() -> dict[str, Any]:
-    return {"x-queue-type": "classic", "x-message-ttl": QUERY_TTL_MS}
+def query_queue() -> dict[str, Any]:
+    """Arguments of a queue of questions: who asked does not wait for longer than they do.
+
+    Questions are worth little; but a classic queue lives on one node, and nobody can use it or
+    declare it elsewhere while that is down.
+    """
+    return {
+        "x-queue-type": "quorum",
+        **SPREAD,
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-message-ttl": QUERY_TTL_MS,
+    }
 
 
 def _witness() -> dict[str, Any]:
@@ -96,13 +120,18 @@ def queues(partitions: int) -> Iterator[Queue]:
     """Every queue of a deployment with that many partitions."""
     yield Queue(names.DEAD_LETTERS, _dead_letters())
     yield Queue(names.UNROUTABLE, _work_queue(), ((names.UNROUTABLE, ""),))
-    yield Queue(names.LOG, _query_queue(), ((names.QUERIES, names.READ_EVENTS),))
+    yield Queue(names.LOG, query_queue(), ((names.QUERIES, names.READ_EVENTS),))
+    yield Queue(
+        names.CHECKS,
+        query_queue(),
+        ((names.QUERIES, names.HAS_CONSENT), (names.QUERIES, names.CHECK_CONSENTS)),
+    )
     yield Queue(
         names.QUERIES,
-        _query_queue(),
+        query_queue(),
         (
             (names.QUERIES, names.LIST_CONSENTS),
-            (names.QUERIES, names.HAS_CONSENT),
+            (names.QUERIES, names.LIST_PATIENTS),
             (names.QUERIES, names.CONSENT_HISTORY),
             (names.UNKNOWN_QUERIES, ""),
         ),
@@ -142,31 +171,47 @@ def beyond(partitions: int) -> str:
     )
 
 
+async def check_partitions(broker: Broker, partitions: int) -> None:
+    """Raise SettingsError where the topology was declared for more partitions."""
+    if await is_declared_beyond(broker, partitions):
+        raise SettingsError(beyond(partitions))
+
+
 async def declare(broker: Broker, partitions: int) -> int:
     """Declare everything, in an order that loses nothing; return how many things there are.
 
     Doing it again changes nothing. Raises SchemaError where something of that name
     exists with other arguments, SettingsError where there are more partitions already.
     """
-    if await is_declared_beyond(broker, partitions):
-        raise SettingsError(beyond(partitions))
-    channel = await broker.channel()
+    await check_partitions(broker, partitions)
+    channel = await broker.channel(expendable=True)
     try:
         for exchange in EXCHANGES:
-            await channel.exchange_declare(
-                exchange.name,
-                exchange_type=exchange.type,
-                durable=True,
-                arguments=exchange.arguments,
-            )
-        bindings = [await _declare_queue(channel, queue) for queue in queues(partitions)]
+            await declare_exchange(channel, exchange)
+        bindings = [await _declare_queue(broker, queue) for queue in queues(partitions)]
     except aiormq.exceptions.ChannelPreconditionFailed as error:
         raise SchemaError(f"{error}: {DELETE_IT}") from None
     return len(EXCHANGES) + len(bindings) + sum(bindings)
 
 
-async def _declare_queue(channel: Channel, queue: Queue) -> int:
-    await channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
-    for exchange, key in queue.bindings:
-        await channel.queue_bind(queue.name, exchange, routing_key=key)
-    return len(queue.bindings)
+async def declare_exchange(channel: Channel, exchange: Exchange) -> None:
+    """Declare an exchange."""
+    await channel.exchange_declare(
+        exchange.name, exchange_type=exchange.type, durable=True, arguments=exchange.arguments
+    )
+
+
+async def _declare_queue(broker: Broker, queue: Queue) -> int:
+    complaints = []
+    for arguments in queue.accepted:
+        channel = await broker.channel(expendable=True)
+        try:
+            await channel.queue_declare(queue.name, durable=True, arguments=arguments)
+        except aiormq.exceptions.ChannelPreconditionFailed as error:
+            complaints.append(error)
+            continue
+        for exchange, key in queue.bindings:
+            await channel.queue_bind(queue.name, exchange, routing_key=key)
+        await broker.close_channel(channel)
+        return len(queue.bindings)
+    raise complaints[0]

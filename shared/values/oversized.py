@@ -9,6 +9,8 @@ from typing import Final
 
 LARGEST_REQUEST: Final = 65_536
 """Bytes of a command's or a query's body; a well-formed one is below 4 KiB, unless it is padded."""
+LARGEST_CHECKS: Final = 1_048_576
+"""Bytes of a CheckConsents, and of its answer: 500 questions with 20 usual ids each."""
 LARGEST_EVENT: Final = 16_384
 """Bytes of an event's body. Ours are below 8 KiB; a larger one is read from the log instead."""
 LARGEST_ANSWER: Final = 4_194_304

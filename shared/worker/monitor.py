@@ -17,7 +17,7 @@ from shared.errors.text import words_of
 from shared.event_log.log_client import LogClient
 from shared.postgres.connection import BY_INDEX, Connection, dial
 from shared.postgres.database import compare_schema
-from shared.rabbitmq.alarm_probe import AlarmProbe
+from shared.rabbitmq.alarms.alarm_probe import AlarmProbe
 from shared.rabbitmq.connection import Broker, Channel, EntityNotFound, connect
 from shared.rabbitmq.rpc_client import Requests
 from shared.rabbitmq.topology import EXCHANGES, queues

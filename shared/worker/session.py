@@ -6,9 +6,9 @@ in memory. When anything breaks, the session ends and a new one begins from the 
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
@@ -49,6 +49,8 @@ class Service:
     database_url: str
     make_worker: Callable[["Opened"], Awaitable["Worker"]]
     probe: Probe
+    database_settings: Mapping[str, str] = field(default_factory=dict)
+    """PostgreSQL's own, for the sessions in which the work is done; leases are kept in another."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ class _Database:
 @asynccontextmanager
 async def _database(service: Service, owner: str) -> AsyncIterator[_Database]:
     url, package = service.database_url, service.package
-    pool = await open_pool(url, name=owner, size=POOL_SIZE, package=package)
+    pool = await open_pool(
+        url, name=owner, size=POOL_SIZE, package=package, settings=service.database_settings
+    )
     try:
         keeping = await connect_once(url, package, name=owner)
         try:

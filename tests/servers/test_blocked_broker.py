@@ -15,7 +15,7 @@ import pytest
 from shared.client.client import ConsentClient
 from shared.errors import BrokerBlocked, NoAnswer
 from shared.errors.connection import BROKER_ERRORS
-from shared.rabbitmq.alarm_probe import AlarmProbe
+from shared.rabbitmq.alarms.alarm_probe import AlarmProbe
 from shared.rabbitmq.connection import Properties, connect
 from shared.rabbitmq.publishing import Outgoing, publish, publish_at_once, publish_in_order
 from tests.conftest import PARTITIONS

@@ -96,7 +96,7 @@ def test_with_everything_there_it_is_content_and_tells_who_owns_what(
         assert len(owners) == 1
         assert owners.pop().startswith(service)
     shown = deployment.run("command_service", "check").stdout
-    assert "✓ topology: 5 exchanges, 12 queues; bindings not compared, give --managem" in shown
+    assert "✓ topology: 5 exchanges, 13 queues; bindings not compared, give --managem" in shown
     for worker in deployment.workers:
         assert "session.lost" not in worker.log
 
@@ -239,7 +239,8 @@ def test_what_has_other_arguments_is_named_and_how_they_differ(
     api = sandbox.broker.api
     managed = sandbox.broker.management_url
     queue = f"/queues/{VHOST}/consent.log"
-    other = {"durable": True, "arguments": {"x-queue-type": "classic", "x-message-ttl": 5}}
+    limit = {"x-queue-type": "quorum", "x-delivery-limit": 100_000}
+    other = {"durable": True, "arguments": {**limit, "x-message-ttl": 5}}
     try:
         api("DELETE", queue)
         api("PUT", queue, other)

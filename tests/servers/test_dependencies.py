@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox, open_sandbox
 from tests.sandbox.servers import Server
-from tests.support.amqp import body_of, open_client
+from tests.support.amqp import Client, Json, body_of, open_client
 from tests.support.deployment import Deployment, Worker, open_deployment
 from tests.support.eventually import eventually
 from tests.support.facts import folded_log, log_size, projected, read_model
@@ -172,3 +172,50 @@ async def test_commands_in_flight_survive_every_server_going_down_in_turn(
 
     await eventually(all_there, within=90)
     assert await read_model(away) == await folded_log(away)
+
+
+@pytest.mark.timeout(300)
+async def test_what_a_crash_of_the_read_model_forgets_is_read_from_the_log_again(
+    durable: Sandbox, away: Deployment
+) -> None:
+    """Its commits don't wait for the disk; the checkpoint is forgotten with what it covers."""
+    durable.read_model_server.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
+    durable.read_model_server.execute("SELECT pg_reload_conf()")
+    away.start("command_service").wait_ready()
+    forgotten = 0
+    async with open_client(away.rabbitmq_url, PARTITIONS) as client:
+        for attempt in range(20):
+            projector = away.start("projection_service")
+            projector.wait_ready()
+            outcomes = [
+                await client.command("GrantConsent", f"p-forgotten-{number}", id_=f"d-{attempt}")
+                for number in range(20)
+            ]
+            assert await all_held(client, outcomes, f"d-{attempt}")
+            before = await projected(away)
+            projector.kill()
+            durable.read_model_server.kill()
+            await asyncio.to_thread(durable.read_model_server.start)
+            forgotten += before - await projected(away)
+            if forgotten:
+                break
+        assert forgotten, "no crash came before the disk"
+        away.start("projection_service").wait_ready()
+        assert await all_held(client, outcomes, f"d-{attempt}")
+    assert await read_model(away) == await folded_log(away)
+
+
+async def all_held(client: Client, outcomes: Sequence[Json], doctor: str) -> bool:
+    """Ask for each grant as of the version that its sender was told."""
+    answers = [
+        await client.query(
+            "HasConsent",
+            patient_id=outcome["patient_id"],
+            entity_name="doctor",
+            entity_id=doctor,
+            permission="exams",
+            min_version=outcome["version"],
+        )
+        for outcome in outcomes
+    ]
+    return all(answer["has_consent"] for answer in answers)

@@ -1,6 +1,7 @@
 """Every process under a user of its own: all work is done, and nothing beside it can be."""
 
 import asyncio
+import itertools
 import json
 import secrets
 import shlex
@@ -17,11 +18,12 @@ from aio_pika.abc import AbstractChannel
 from aiormq.abc import FieldValue
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
-from command_service.broker_users.permissions import Role, rabbitmqctl_lines
+from command_service.broker_users.permissions import Role, rabbitmqctl_lines, rights
 from shared.client.client import ConsentClient
 from shared.client.subscription import subscribe
 from shared.errors import NotAllowed
 from shared.messages.cloud_event import CloudEvent
+from shared.messages.queries import Actor, Question
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.servers.test_cli import CONSENT
@@ -33,9 +35,10 @@ from tests.support.standing import all_settled, assert_unharmed
 
 VHOST: Final = "least"
 ROLES: Final = (
-    "topology", "command-service", "projection-service", "asker", "sender", "inquirer",
-    "subscriber",
+    "topology", "command-service", "projection-service", "asker", "sender", "checker",
+    "inquirer", "subscriber",
 )  # fmt: skip
+DOCTOR: Final = Actor(entity_name="doctor", entity_id="d-1")
 DIRECT_REPLIES: Final = "amq.rabbitmq.reply-to"
 
 
@@ -193,15 +196,27 @@ async def test_what_is_at_fault_is_answered_and_set_aside_under_these_users_too(
 
 
 @pytest.mark.parametrize(
-    ("type_", "verb"), [("GrantConsent", "grant"), ("RevokeConsent", "revoke")]
+    ("type_", "verb"),
+    [("GrantConsent", "grant"), ("RevokeConsent", "revoke"), ("DenyConsent", "deny")],
 )
-async def test_an_asker_can_neither_grant_nor_revoke(
+async def test_an_asker_can_neither_grant_nor_revoke_nor_deny(
     guarded: Guarded, type_: str, verb: str
 ) -> None:
     async with client_of(guarded, "the-asker") as asker:
         with pytest.raises(ChannelAccessRefused, match=f"ACCESS_REFUSED.*topic '{verb}\\.[0-9]'"):
             await asker.send(type_, body_of(type_, "p-asker"))
     assert await log(guarded, "p-asker") == []
+
+
+async def test_an_asker_may_withdraw_what_was_asked(guarded: Guarded) -> None:
+    async with client_of(guarded, "the-asker") as asker:
+        await asker.command("AskConsent", "p-withdrawn")
+        assert (await asker.command("WithdrawRequest", "p-withdrawn"))["status"] == "accepted"
+        body = body_of("DenyConsent", "p-withdrawn")
+        withdraw = asker.key("WithdrawRequest", "p-withdrawn")
+        told = await asker.reply(await asker.send("DenyConsent", body, key=withdraw))
+        assert told["error"] == "misrouted_command"
+    assert await log(guarded, "p-withdrawn") == ["ConsentAsked", "RequestWithdrawn"]
 
 
 async def test_an_asker_is_told_at_once_that_it_may_not_grant(guarded: Guarded) -> None:
@@ -365,12 +380,24 @@ FORBIDDEN: Final[dict[str, tuple[list[str], Act]]] = {
         publish("consent.commands", "grant.0"),
     ),
     "publish straight to a queue": (
-        ["the-asker", "the-sender", "the-inquirer", "the-subscriber"],
+        ["the-asker", "the-sender", "the-checker", "the-inquirer", "the-subscriber"],
         publish("", "consent.projection.0"),
     ),
     "send a query": (
         ["the-asker", "the-sender", "the-subscriber", "the-command-service"],
         publish("consent.queries", "ReadEvents"),
+    ),
+    **{
+        f"ask {query}": (
+            ["the-asker", "the-sender", "the-checker", "the-projection-service"],
+            publish("consent.queries", query),
+        )
+        for query in ("ListConsents", "ListPatients", "ConsentHistory", "Unknown")
+    },
+    "read the log as a checker": (["the-checker"], publish("consent.queries", "ReadEvents")),
+    "check as a worker": (
+        ["the-projection-service", "the-topology"],
+        publish("consent.queries", "CheckConsents"),
     ),
     "bind to the commands": (["the-subscriber"], bind_own("consent.commands")),
     "bind to the queries": (["the-subscriber"], bind_own("consent.queries")),
@@ -398,7 +425,7 @@ FORBIDDEN: Final[dict[str, tuple[list[str], Act]]] = {
     "empty another's queue": (["the-projection-service"], purge("consent.commands.0")),
     **{
         f"read {queue}": (
-            ["the-asker", "the-sender", "the-inquirer", "the-subscriber"],
+            ["the-asker", "the-sender", "the-checker", "the-inquirer", "the-subscriber"],
             consume(queue),
         )
         for queue in READ_BY_NO_CLIENT
@@ -463,6 +490,68 @@ async def test_a_carbon_copy_in_another_partition_is_refused_and_harms_nobody(
     assert_unharmed(guarded.deployment)
 
 
+@pytest.mark.parametrize("header", ["CC", "BCC"])
+async def test_a_carbon_copy_does_not_turn_a_check_into_another_question(
+    guarded: Guarded, header: str
+) -> None:
+    async with client_of(guarded, "the-checker") as checker:
+        body = {"patient_id": "p-1", "entity_name": "doctor", "entity_id": "d-1"}
+        try:
+            sent = await checker.send(
+                "ListConsents",
+                body,
+                exchange="consent.queries",
+                key="HasConsent",
+                headers={header: ["ListConsents", "ConsentHistory", "ReadEvents"]},
+            )
+        except ChannelAccessRefused:  # RabbitMQ 4 checks where copies go, 3.10 does not
+            assert version_of(guarded) >= 4
+        else:
+            replies = [await checker.reply(sent) for _ in range(3)]
+            assert not any("consents" in reply or "events" in reply for reply in replies)
+            assert not any("periods" in reply for reply in replies)
+
+
+async def test_a_checker_checks_and_is_told_at_once_that_it_may_ask_nothing_else(
+    guarded: Guarded,
+) -> None:
+    async with ConsentClient.connect(guarded.urls["the-checker"], within=20) as checker:
+        held = await checker.has_consent("p-checked", "doctor", "d-1")
+        asked = Question(patient_id="p-checked", actors=[DOCTOR])
+        (answer,) = await checker.check_consents([asked])
+        assert (held.has_consent, answer.status) == (False, "ok")
+        with pytest.raises(NotAllowed, match="not allowed to send ListConsents"):
+            await checker.list_consents("p-checked")
+        with pytest.raises(NotAllowed, match="not allowed to send ListPatients"):
+            await checker.list_patients("doctor", "d-1")
+
+
+async def test_an_inquirer_asks_everything_and_sends_nothing(guarded: Guarded) -> None:
+    async with ConsentClient.connect(guarded.urls["the-inquirer"], within=20) as inquirer:
+        asked = Question(patient_id="p-asked", actors=[DOCTOR])
+        assert (await inquirer.check_consents([asked]))[0].status == "ok"
+        assert (await inquirer.list_patients("doctor", "d-none")).patients == []
+        assert (await inquirer.history("p-asked")).periods == []
+        assert (await inquirer.read_events(0, limit=1)).head >= 0
+        with pytest.raises(NotAllowed):
+            await inquirer.ask("p-asked", "doctor", "d-1", "exams")
+        with pytest.raises(NotAllowed):
+            await inquirer.grant("p-asked", "doctor", "d-1", "exams")
+
+
+def test_roles_that_limit_and_roles_that_do_not_add_up_for_each_exchange() -> None:
+    def limits(*roles: Role) -> dict[str, str]:
+        return {topic.exchange: topic.write for topic in rights("somebody", roles).topics}
+
+    asking, checking = r"^(ask|withdraw)\.", "^(HasConsent|CheckConsents)$"
+    commands, queries = "consent.commands", "consent.queries"
+    assert limits(Role.ASKER, Role.CHECKER) == {commands: asking, queries: checking}
+    assert limits(Role.SENDER, Role.CHECKER) == {queries: checking}
+    assert limits(Role.ASKER, Role.INQUIRER) == {commands: asking}
+    assert limits(Role.CHECKER, Role.INQUIRER, Role.SENDER) == {}
+    assert limits(Role.CHECKER, Role.PROJECTION_SERVICE) == {queries: f"{checking}|^ReadEvents$"}
+
+
 async def test_who_may_send_replies_cannot_forge_a_command_with_them(guarded: Guarded) -> None:
     """The projector needs the default exchange, which leads to every queue."""
     async with client_of(guarded, "the-projection-service") as projector:
@@ -513,8 +602,9 @@ async def test_an_asker_that_declares_queues_could_grant_so_the_verb_refuses_to_
     guarded: Guarded,
 ) -> None:
     """RabbitMQ checks no topic where a queue dead-letters: who declares one can send with it."""
-    for more in ("subscriber", "topology"):
-        said = guarded.deployment.run("command_service", "permissions", "sly", "asker", more)
+    both = itertools.product(("asker", "checker"), ("subscriber", "topology"))
+    for limited, more in both:
+        said = guarded.deployment.run("command_service", "permissions", "sly", limited, more)
         assert (said.returncode, said.stdout) == (2, "")
         assert "make it two users" in said.stderr
 

@@ -9,10 +9,9 @@ from typing import Any, Final
 
 import pytest
 
-from projection_service import query_responder
-from projection_service.history_queries import Past
+from projection_service.answers import version_waits
 from projection_service.log_identity.set_backs import SetBacks
-from projection_service.query_responder import MOST_WAITING, QueryResponder
+from projection_service.query_responder import QueryResponder
 from projection_service.read_model import ReadModel
 from shared.messages import names
 from shared.postgres.connection import Pool
@@ -27,6 +26,7 @@ from tests.support.amqp import Client
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
 
+MOST_WAITING: Final = 250
 HISTORY: Final = statement("projection_service", "read_history")
 VERSIONS: Final = statement("projection_service", "read_versions")
 
@@ -79,16 +79,16 @@ async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
     try:
         async with connect(deployment.rabbitmq_url, name="test") as broker:
             consumer = Consumer(broker, prefetch=500)
-            await consumer.open(names.QUERIES)
+            for queue in (names.QUERIES, names.CHECKS):
+                await consumer.open(queue, counts=False, ordered=False)
             replies = await ReplyPublisher.open(broker, deployment.rabbitmq_url, lambda *_: None)
             set_backs = SetBacks(ReadModel(pool), Readiness(), PARTITIONS)
-            found = QueryResponder(
-                consumer, replies, ReadModel(database), Past(database), set_backs
-            )
-            task = asyncio.create_task(found.run())
+            found = QueryResponder(consumer, replies, database, MOST_WAITING, set_backs)
+            tasks = [asyncio.create_task(loop) for loop in found.loops()]
             yield Responder(found, database, pool)
-            task.cancel()
-            await asyncio.wait([task])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
     finally:
         pool.terminate()
 
@@ -121,7 +121,7 @@ async def test_waiting_histories_are_read_once_and_only_versions_are_looked_up_m
 async def test_what_this_worker_projects_itself_is_answered_without_a_look(
     responder: Responder, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query_responder, "LOOK_AGAIN_S", 60.0)
+    monkeypatch.setattr(version_waits, "LOOK_AGAIN_S", 60.0)
     sent = await ask(client, "p-1", 3)
     await responder.looked_up(times=1)
     responder.answering.progressed({"p-1": 2, "p-2": 9})

@@ -14,22 +14,40 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 Json = dict[str, Any]
 
-VERBS = {"AskConsent": "ask", "GrantConsent": "grant", "RevokeConsent": "revoke"}
+VERBS = {
+    "AskConsent": "ask",
+    "GrantConsent": "grant",
+    "RevokeConsent": "revoke",
+    "DenyConsent": "deny",
+    "WithdrawRequest": "withdraw",
+}
 MOST_ASKED = 4
-PREFIXES = {"AskConsent": "by", "GrantConsent": "to", "RevokeConsent": "from"}
+PREFIXES = {
+    "AskConsent": "by",
+    "GrantConsent": "to",
+    "RevokeConsent": "from",
+    "DenyConsent": "to",
+    "WithdrawRequest": "by",
+}
 
 
 def body_of(
-    type_: str, patient_id: str, target: str = "exams", entity: str = "doctor", id_: str = "d-1"
+    type_: str,
+    patient_id: str,
+    target: str = "exams",
+    entity: str = "doctor",
+    id_: str = "d-1",
+    expires_at: str | None = None,
 ) -> Json:
     """Write the body of a command."""
     prefix = PREFIXES[type_]
-    return {
+    body = {
         "patient_id": patient_id,
         f"{prefix}_entity": entity,
         f"{prefix}_id": id_,
         "target": target,
     }
+    return body if expires_at is None else {**body, "expires_at": expires_at}
 
 
 @dataclass
@@ -89,7 +107,8 @@ class Client:
 
     async def command(self, type_: str, patient_id: str, **more: Any) -> Json:  # noqa: ANN401
         """Send a well-formed command and wait for its outcome."""
-        fields = {name: more.pop(name) for name in ("target", "entity", "id_") if name in more}
+        named = ("target", "entity", "id_", "expires_at")
+        fields = {name: more.pop(name) for name in named if name in more}
         body = body_of(type_, patient_id, **fields)
         return await self.reply(await self.send(type_, body, **more))
 

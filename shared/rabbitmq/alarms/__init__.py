@@ -1,0 +1,1 @@
+"""When the broker is short of memory or disk, and takes nothing from whoever publishes."""
