@@ -13,11 +13,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 from yarl import URL
 
+from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.following import Following
 from shared.client.mirror.writer import Writer
 from shared.client.mirror.writer_lock import writing
 from shared.client.subscription_queue import declare_passing
-from shared.errors import LogSetBack, NoAnswer, NotAllowed, NotNow, first_cause
+from shared.errors import NoAnswer, NotAllowed, NotNow, first_cause
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.follower import Follower
@@ -151,7 +152,8 @@ class Keeper:
     def _note(self, writer: Writer, error: Exception) -> None:
         """Write down for all readers why nothing new comes in."""
         with suppress(NotNow):
-            writer.note_trouble(reason_of(error), set_back=isinstance(error, LogSetBack))
+            set_back = isinstance(error, LogSetBack)
+            writer.note_trouble(f"{error}" if set_back else reason_of(error), set_back=set_back)
 
     def _tell(self, state: RetryCallState) -> None:
         """Say why the file is not kept, when the reason changes."""
