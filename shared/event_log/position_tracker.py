@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-from shared.event_log.set_back import FIRST_GENERATION, LogPlace
+from shared.event_log.set_back import LogPlace
 
 Thing = TypeVar("Thing")
 
@@ -30,7 +30,7 @@ class PositionTracker(Generic[Thing]):
     """Whether the first event that arrives may say that it begins before the position."""
     event_id: str | None = None
     """Of the event at the position, where it is known."""
-    generation: int | None = FIRST_GENERATION
+    generation: int | None = None
     """Of the log, of the event at the position; None where it is not known."""
     placed: int = field(init=False)
     """The newest position found to be next; up to here everything is applied, or about to be."""
