@@ -16,7 +16,7 @@ from rich.table import Table
 
 from shared.cli.check_lines import check_lines, open_lines, read_lines
 from shared.cli.ends import For, Until, end_of, local
-from shared.cli.terminal import Program, shown, shown_json
+from shared.cli.terminal import Program, shown, shown_json, tell_version
 from shared.cli.timeline import lay_out
 from shared.cli.timeline_svg import picture
 from shared.cli.timeline_text import ASCII, UNICODE, draw
@@ -33,6 +33,7 @@ from shared.errors import (
     SettingsError,
 )
 from shared.errors.connection import BROKER_ERRORS
+from shared.errors.text import said_by
 from shared.event_log.log_client import Page
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.commands import (
@@ -55,6 +56,7 @@ from shared.telemetry.logs import hush_libraries, set_up_logs
 from shared.telemetry.standard_streams import guard_standard_streams
 from shared.values.partition import partition_of
 from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, RecordType, Target
+from shared.worker.first_moment import honour_sigterm
 
 REFUSED: Final = 1
 """Exit code where a command is rejected, or a consent does not hold."""
@@ -71,6 +73,7 @@ Exit codes: 0 accepted or yes, 1 rejected or no, 2 wrong use, 3 no answer.
 """
 
 app = Program(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+app.callback()(tell_version)
 console = Console(highlight=False)
 problems = Console(stderr=True, highlight=False)
 
@@ -391,6 +394,7 @@ def partition(patient_id: Patient) -> None:
 
 def main() -> None:
     """Run the command line."""
+    honour_sigterm()
     guard_standard_streams()
     hush_libraries()
     app()
@@ -429,8 +433,7 @@ def _clear_errors() -> Iterator[None]:
     except NoAnswer as error:
         _end(f"{error}{_remedy(error)}", NO_ANSWER)
     except BROKER_ERRORS as error:
-        why = f"{error or type(error).__name__}"
-        _end(f"the broker is not reached: {why}: check RABBITMQ_URL", NO_ANSWER)
+        _end(f"the broker is not reached: {said_by(error)}: check RABBITMQ_URL", NO_ANSWER)
 
 
 def _remedy(error: NoAnswer) -> str:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from shared.client.history_pages import joined
 from shared.errors import BrokerBlocked, NoAnswer, NotAllowed, QueryRefused
-from shared.errors.connection import BROKER_ERRORS
-from shared.errors.text import reason_of
+from shared.errors.connection import BROKER, BROKER_ERRORS, ConnectionLost, explained
+from shared.errors.text import reason_of, said_by
 from shared.event_log.log_client import PAGE, Page, query_request, read_answer, readable
 from shared.messages import names
 from shared.messages.commands import (
@@ -88,6 +88,8 @@ class ConsentClient:
         self._open = AsyncExitStack()
         self._broker: Broker | None = None
         self._requests: Requests | None = None
+        self._next_try = 0.0
+        self._failure = ""
 
     @classmethod
     @asynccontextmanager
@@ -97,8 +99,9 @@ class ConsentClient:
         """Connect, and close the connection in the end; raises BROKER_ERRORS."""
         client = cls(url, partitions=partitions, within=within)
         try:
-            async with asyncio.timeout(within):
-                await client._connected()
+            with explained(BROKER):
+                async with asyncio.timeout(within):
+                    await client._connected()
             yield client
         finally:
             await client._open.aclose()
@@ -401,14 +404,23 @@ class ConsentClient:
         """Return what asks over the connection, which is opened where it is lost."""
         async with self._opening:
             if self._requests is None or self._broker is None or self._broker.is_lost():
-                self._requests = self._broker = None
-                await self._open.aclose()
-                broker = await self._open.enter_async_context(
-                    connect(self._url, name="consent client")
-                )
-                requests = await Requests.open(broker)
-                self._broker, self._requests = broker, requests
+                return await self._open_anew()
             return self._requests
+
+    async def _open_anew(self) -> Requests:
+        """Open the connection; what one request just failed to do the others do not try at once."""
+        if monotonic() < self._next_try:
+            raise ConnectionLost(self._failure)
+        self._requests = self._broker = None
+        await self._open.aclose()
+        try:
+            broker = await self._open.enter_async_context(connect(self._url, name="consent client"))
+            requests = await Requests.open(broker)
+        except BROKER_ERRORS as error:
+            self._next_try, self._failure = monotonic() + PAUSE_S, said_by(error)
+            raise
+        self._broker, self._requests = broker, requests
+        return requests
 
 
 def _no_answer(request: Request, within: float, failure: BaseException | None) -> NoAnswer:

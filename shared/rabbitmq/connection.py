@@ -134,6 +134,13 @@ def only_our_cancellation() -> Iterator[None]:
         raise ConnectionLost("the connection ended in the middle of a call") from None
 
 
+class _Connection(aio_pika.Connection):
+    """One that nothing happens to when it is forgotten, which may be in a thread without a loop."""
+
+    def __del__(self) -> None:
+        """Leave what was never open as it is; what is open is closed where it was opened."""
+
+
 @asynccontextmanager
 async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> AsyncIterator[Broker]:
     """Connect under a name that operators see in the broker's list of connections.
@@ -152,7 +159,9 @@ async def _connected(url: str, name: str, heartbeat_s: int) -> AsyncIterator[Bro
     read_odd_properties()
     address = URL(url).update_query({"name": name, "heartbeat": str(heartbeat_s)})
     with explained(BROKER):
-        connection = await aio_pika.connect(address, timeout=CONNECT_TIMEOUT_S)
+        connection = await aio_pika.connect(
+            address, timeout=CONNECT_TIMEOUT_S, connection_class=_Connection
+        )
     try:
         transport = connection.transport
         if transport is None:

@@ -93,7 +93,9 @@ class Session:
         self._show_query("ListConsents", patient_id=PATIENT, min_version=self.version)
         found = await self.client.list_consents(PATIENT, min_version=self.version)
         for entry in found.consents:
-            console.print(f"  {entry.model_dump_json()}", markup=False, soft_wrap=True)
+            console.print(
+                f"  {entry.model_dump_json(exclude_none=True)}", markup=False, soft_wrap=True
+            )
         if not found.consents:
             console.print("  nothing")
         expect(found.consents, list(expected))

@@ -20,6 +20,7 @@ from tests.support.javascript import NoNode, node_folder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRACT = (ROOT / "shared/contract/README.md").read_text(encoding="utf-8")
 PAGES = [
     ROOT / path
     for path in (
@@ -35,9 +36,9 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 LARGEST_README = 16 * 1024
 
 
-def example(name: str) -> str:
-    found = re.search(rf"<!-- test: {re.escape(name)} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found, f"README has no example {name}"
+def example(name: str, page: str = README) -> str:
+    found = re.search(rf"<!-- test: {re.escape(name)} -->\n```\w+\n(.*?)```", page, re.DOTALL)
+    assert found, f"the page has no example {name}"
     return found[1]
 
 
@@ -112,7 +113,7 @@ async def test_the_subscriber_in_javascript_tells_of_a_request(
     running: Deployment, client: Client, amqplib: Path
 ) -> None:
     script = amqplib / "subscribe.mjs"
-    script.write_text(example("subscribe.mjs"))
+    script.write_text(example("subscribe.mjs", CONTRACT))
     out = amqplib / "out.txt"
     with out.open("w") as stream:
         process = subprocess.Popen(
