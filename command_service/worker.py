@@ -58,6 +58,7 @@ class CommandWorker:
         broker, store = opened.broker, EventStore(opened.pool)
         await check_deployment(opened.pool, broker)
         witness = await Witness.open(broker, store)
+        await witness.check_server(settings.consent_partitions)
         consumer = Consumer(broker, prefetch=PREFETCH)
         queries = Consumer(broker, prefetch=LOG_PREFETCH)
         OLDEST_IN_HAND.labels("commands").set_function(consumer.oldest_s)
