@@ -16,7 +16,7 @@ from shared.event_log.log_client import LogClient
 from shared.messages import names
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
-from shared.rabbitmq.deployment_mark import check_log_mark
+from shared.rabbitmq.deployment_mark import check_log_mark, is_bound
 from shared.rabbitmq.publishing import Outlet
 from shared.rabbitmq.rpc_client import Requests
 from shared.telemetry.metrics import OLDEST_IN_HAND
@@ -59,7 +59,7 @@ class ProjectionWorker:
         """Open channels, and read the queries."""
         broker, read_model = opened.broker, ReadModel(opened.pool)
         log_id = await read_model.followed_log()
-        if log_id is not None:
+        if log_id is not None and await is_bound(broker):
             await check_log_mark(broker, log_id)
         log_client = LogClient(await Requests.open(broker), log_id)
         set_backs = SetBacks(read_model, opened.readiness, partitions)
