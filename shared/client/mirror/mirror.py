@@ -73,8 +73,7 @@ class ConsentMirror:
     ) -> None:
         self._open = False
         self._keeper.stop()
-        for reading in list(self._readings):
-            reading.close()
+        self._of_thread = threading.local()  # each is closed when no thread reads by it any more
 
     def has_consent(
         self,

@@ -40,6 +40,10 @@ class Reading:
         except (OSError, sqlite3.Error) as error:
             raise Stale(f"the mirror's file {path} is not there yet, or not whole") from error
 
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # where it was never open
+            self.close()
+
     def close(self) -> None:
         """Close the connection; sqlite3.ProgrammingError is raised for what is asked later."""
         self._connection.close()
