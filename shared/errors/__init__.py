@@ -6,6 +6,7 @@ class ConsentError(Exception):
 
     ConsentError
     ├── SettingsError        the operator must mend a setting; exit code 2
+    │   └── LogSetBack       the log does not have what was taken from it; an operator must decide
     ├── SchemaError          the operator must migrate; exit code 2
     ├── NotConnected         a server refuses us: TLS, login or address; an operator must mend it
     ├── SurroundingsWrong    a database refuses whatever is written; wait for the operator
@@ -26,6 +27,10 @@ class ConsentError(Exception):
 
 class SettingsError(ConsentError):
     """A setting is missing or wrong; the message is one line that names it and the remedy."""
+
+
+class LogSetBack(SettingsError):
+    """The log was restored to an older state, or is another one's: what was taken is not in it."""
 
 
 class SchemaError(ConsentError):

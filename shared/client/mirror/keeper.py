@@ -25,7 +25,7 @@ from shared.event_log.follower import Follower
 from shared.event_log.position_tracker import PositionTracker
 from shared.messages.topic_patterns import EVERYTHING
 from shared.rabbitmq.connection import AccessRefused, Broker, connect
-from shared.rabbitmq.consumer import Consumer
+from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
 
@@ -133,7 +133,8 @@ class Keeper:
         await consumer.open(queue, counts=False)
         follower = Follower(consumer, following.log_client, following, most=BATCH_EVENTS)
         for number, reached in enumerate(writer.reached):
-            follower.open(number, PositionTracker(reached.position))
+            track = PositionTracker[Delivery](reached.position, event_id=reached.event_id)
+            follower.open(number, track)
         log.info("mirror.started", queue=queue)
         self._began, self._said = True, ""
         try:
