@@ -19,11 +19,11 @@ from shared.client import ConsentMirror, Stale
 from shared.client.mirror import moments
 from shared.client.mirror.database import open_to_read, sql
 from shared.client.mirror.ends import NO_END, NOTHING, PLACES, allows, evolve, microseconds
-from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.moments import Moment, now, seconds_since
 from shared.client.mirror.reading import Reading
 from shared.client.mirror.writer import Writer
-from shared.errors import NotNow, SchemaError, SettingsError
+from shared.errors import LogSetBack, NotNow, SchemaError, SettingsError
+from shared.event_log.set_back import LogPlace
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import (
     ConsentAsked,
@@ -205,7 +205,7 @@ def test_what_a_writer_had_not_committed_is_not_there(path: Path) -> None:
         writer.apply([first], {})
         with pytest.raises(IndexError):
             writer.apply([recorded(revoked(), 2), recorded(granted(), 1, partition=PARTITIONS)], {})
-        assert writer.reached[0] == (1, first.id)
+        assert writer.reached[0] == LogPlace(1, first.id)
     assert allows(ends(path), "exams", 0)
 
 

@@ -8,9 +8,8 @@ from typing import Final
 
 from shared.client.mirror.database import identity, open_to_read, sql, transaction
 from shared.client.mirror.ends import NOTHING
-from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.moments import Moment, clock, seconds_since
-from shared.errors import Stale
+from shared.errors import LogSetBack, Stale
 
 READ_ENDS: Final = sql("read_ends")
 READ_PARTITIONS: Final = sql("read_partitions")
@@ -88,7 +87,7 @@ class Reading:
             self._unreadable = frozenset(row[0] for row in connection.execute(READ_UNREADABLE))
         if set_back:
             raise LogSetBack(self._trouble)
-        self._complete = [_moment(*row[2:]) for row in rows]
+        self._complete = [_moment(*row[3:]) for row in rows]
         self._looked_at = looked_at
 
     def _too_old(self, partition: int, age: float, max_age_s: float) -> str:
