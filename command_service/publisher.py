@@ -335,8 +335,8 @@ class Publisher:
         }
         if newest and self._log_id:
             places = {number: self._place(event) for number, event in newest.items()}
-            await self._witness.write(places, self._log_id)
-            self._testified |= {number: event.position for number, event in newest.items()}
+            if await self._witness.write(places, self._log_id):
+                self._testified |= {n: place.position for n, place in places.items()}
 
     def _place(self, event: RecordedEvent) -> LogPlace:
         generation = self._outboxes[event.partition].generation

@@ -1,6 +1,7 @@
 """Takes no commands for a log that was set back, until an operator has decided."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -15,7 +16,7 @@ from shared.telemetry.readiness import Readiness
 from shared.values.partition import Lease
 
 LOOK_AGAIN_S: Final = 1.0
-LOOK_AT_OTHERS_S: Final = 5.0
+LOOK_AT_OTHERS_S: Final = 15.0
 """A partition that is worked on is compared too: its log may be one that others have left."""
 LOG: Final = "log"
 """Under what the readiness keeps what is wrong with it."""
@@ -42,11 +43,11 @@ class DisputedLogs:
         self._go_on = go_on
         self._owned: dict[int, Lease] = {}
         self._waiting: dict[int, SetBack] = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._one_at_a_time: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def take(self, lease: Lease) -> None:
         """Begin with a partition, now or when its log is not disputed any more."""
-        async with self._one_at_a_time:
+        async with self._one_at_a_time[lease.partition]:
             self._owned[lease.partition] = lease
             found = await self._witness.compare(lease.partition)
             if found is not None:
@@ -68,7 +69,7 @@ class DisputedLogs:
 
     async def drop(self, partition: int) -> bool:
         """Forget a partition that is handed over; whether nothing of it was begun."""
-        async with self._one_at_a_time:
+        async with self._one_at_a_time[partition]:
             del self._owned[partition]
             waited = self._waiting.pop(partition, None) is not None
             self._tell()
@@ -90,8 +91,8 @@ class DisputedLogs:
             self._tell()
 
     async def _look(self, lease: Lease) -> None:
-        async with self._one_at_a_time:
-            number = lease.partition
+        number = lease.partition
+        async with self._one_at_a_time[number]:
             if self._owned.get(number) is not lease:
                 return
             found = await self._witness.compare(number)

@@ -56,8 +56,8 @@ class Witness:
         """Open a channel of its own."""
         return cls(broker, await Outlet.open(broker), store)
 
-    async def write(self, places: Mapping[int, LogPlace], log_id: UUID) -> None:
-        """Remember the last events of some partitions, in place of those before."""
+    async def write(self, places: Mapping[int, LogPlace], log_id: UUID) -> bool:
+        """Remember the last events of some partitions, in place of those before; whether it is."""
         server, timeline = self._server or await self._read_server()
         messages = [
             _message(
@@ -73,7 +73,7 @@ class Witness:
             )
             for number, place in places.items()
         ]
-        await self._outlet.publish(messages, within=WRITTEN_WITHIN_S)
+        return not await self._outlet.publish(messages, within=WRITTEN_WITHIN_S)
 
     async def begin(self, lease: Lease) -> None:
         """Remember where a partition stands that was taken: another server is told by that."""

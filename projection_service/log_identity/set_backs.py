@@ -9,7 +9,7 @@ from shared.telemetry.metrics import SET_BACK
 from shared.telemetry.readiness import Readiness
 from shared.values.partition import partition_of
 
-LOOK_EVERY_S: Final = 0.25
+LOOK_EVERY_S: Final = 0.5
 """Another worker may have noticed; one that notices itself looks at once."""
 LOG: Final = "log"
 """Under what the readiness keeps it."""

@@ -11,3 +11,4 @@ UPDATE checkpoints c
  WHERE c.partition = $1::integer
    AND p.partition = c.partition
    AND p.epoch = $2::bigint
+   AND (c.set_back_since IS NOT NULL) <> $3::boolean

@@ -365,11 +365,11 @@ class Follower:
         """Whether the log lacks what was taken; the handler is told when that changes."""
         track = followed.track
         found = None if track.starts_at_first else page.differs(followed.partition, taken)
-        if found is None and followed.set_back is not None:
-            raise Fenced(f"partition {followed.partition}: its log has again what was taken")
         if found != followed.set_back or not followed.compared:
             followed.compared = True
             await self._handler.on_compared(followed.partition, found)
+        if found is None and followed.set_back is not None:
+            raise Fenced(f"partition {followed.partition}: its log has again what was taken")
         if found is not None:
             self._stop_taking(followed, found)
             return True

@@ -5,7 +5,6 @@ and `consent.deployment` has the log's own mark as its alternate exchange, which
 declare it for another log is refused.
 """
 
-import os
 from contextlib import suppress
 from typing import Final
 from uuid import UUID
@@ -14,6 +13,7 @@ from shared.errors import NotConnected, SettingsError, TopologyMissing
 from shared.errors.connection import BROKER_ERRORS
 from shared.messages import names
 from shared.rabbitmq.connection import Broker, EntityNotFound, PreconditionFailed, connect
+from shared.settings import ClientSettings, read_settings
 
 KIND: Final = "fanout"
 
@@ -86,8 +86,9 @@ async def refuse_another_log(log_id: UUID) -> None:
 
     A broker that can't be asked now is no matter here: the workers will ask.
     """
-    url = os.environ.get("RABBITMQ_URL")
-    if not url:
+    try:
+        url = read_settings(ClientSettings).rabbitmq_url
+    except SettingsError:
         return
     with suppress(TopologyMissing, NotConnected, TimeoutError, *BROKER_ERRORS):
         async with connect(url, name="migrate") as broker:

@@ -109,6 +109,24 @@ async def test_the_publisher_in_javascript_gets_the_same_replies(
     assert (second["status"], second["error"]) == ("rejected", "consent_already_granted")
 
 
+async def test_the_ward_list_gets_an_answer_for_each_patient(
+    running: Deployment, client: Client, tmp_path: Path
+) -> None:
+    granted = await client.command("GrantConsent", "p-1", target="exams")
+    await client.query("ListConsents", patient_id="p-1", min_version=granted["version"])
+    script = tmp_path / "ward.py"
+    script.write_text(example("ward.py"))
+    done = subprocess.run(
+        [sys.executable, script],
+        env=running.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "p-1 yes\np-2 no\n"
+
+
 async def test_the_subscriber_in_javascript_tells_of_a_request(
     running: Deployment, client: Client, amqplib: Path
 ) -> None:
@@ -177,7 +195,7 @@ def test_every_file_that_the_reading_order_names_is_there() -> None:
 def test_every_setting_of_the_workers_is_in_the_table() -> None:
     for kind in (WorkerSettings, CommandSettings, ProjectionSettings):
         for name in kind.model_fields:
-            assert f"`{name.upper()}`" in README
+            assert f"`{name.upper()}`" in TEXT
 
 
 def test_every_verb_that_the_text_names_is_one_of_make() -> None:
@@ -191,5 +209,5 @@ def test_every_verb_that_the_text_names_is_one_of_make() -> None:
 
 def test_every_command_line_that_the_text_shows_exists() -> None:
     known = [f"{verb.words} " for verb in verbs()]
-    for shown in re.findall(r"python -m \w+_service \w+", TEXT):
+    for shown in re.findall(r"python -m \w+_service [\w-]+", TEXT):
         assert any(words.startswith(f"{shown} ") for words in known), shown

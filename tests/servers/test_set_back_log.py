@@ -146,9 +146,13 @@ async def test_a_log_that_has_its_events_again_needs_no_decision(
     ahead.restore()
     await eventually(lambda: noticed(deployment), within=60)
     right.restore()
+
+    async def is_answered_as_before() -> bool:
+        return bool((await asked(client, PATIENT, "d-lost")).get("has_consent"))
+
+    await eventually(is_answered_as_before, within=60)
     for worker in deployment.workers:
         worker.wait_ready()
-    assert (await asked(client, PATIENT, "d-lost"))["has_consent"]
     await grant(client, PATIENT, "d-new")
     await follows_the_log(deployment)
 
