@@ -5,6 +5,7 @@ import secrets
 import signal
 import socket
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.sandbox import install
@@ -48,6 +49,15 @@ ssl_options.certfile = {certificate}
 ssl_options.keyfile = {key}
 ssl_options.verify = verify_peer
 ssl_options.fail_if_no_peer_cert = false
+"""
+CLUSTER_CONFIG = """\
+cluster_partition_handling = pause_minority
+net_ticktime = 15
+"""
+JOIN_CONFIG = """\
+cluster_formation.peer_discovery_backend = classic_config
+cluster_formation.classic_config.nodes.1 = {first}
+cluster_formation.classic_config.nodes.2 = {name}
 """
 POSTGRES_TLS_USER = "encrypted"
 
@@ -208,14 +218,38 @@ def _has_pg_stat_statements(programs: Path) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Membership:
+    """What a node of a cluster must know; all of them share one name server and one secret."""
+
+    name: str
+    first: str
+    """The node that the others join; it starts before them, and has the name server."""
+    secret: str
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the others join this one."""
+        return self.name == self.first
+
+
 class RabbitmqProgram(Broker):
     """With a name server of its own (epmd), which any other broker on the machine can't see."""
 
     def __init__(
-        self, home: Home, programs: Path, ports: list[int], tls: Certificates | None
+        self,
+        home: Home,
+        programs: Path,
+        ports: list[int],
+        tls: Certificates | None,
+        cluster: Membership | None = None,
     ) -> None:
         port, management_port, self._node_port, self._names_port, tls_port = ports
-        super().__init__(port, management_port, secrets.token_hex(16))
+        super().__init__(
+            port, management_port, cluster.secret if cluster else secrets.token_hex(16)
+        )
+        self.name = cluster.name if cluster else f"consent-{secrets.token_hex(4)}@localhost"
+        self._cluster = cluster
         self._tls = tls
         self.tls_port = tls_port if tls else 0
         self._home = home
@@ -225,7 +259,8 @@ class RabbitmqProgram(Broker):
         self._environment = self._variables() | self._fewer_plugins(programs)
 
     def start(self) -> None:
-        self._start_names()
+        if self._cluster is None or self._cluster.is_first:
+            self._start_names()
         self._program = self._home.launch("broker", self._server, **self._environment)
         self._program.wait_until(self.answers, SECONDS_TO_START)
 
@@ -237,6 +272,18 @@ class RabbitmqProgram(Broker):
         """Use `put_on_disk` first for what was declared a moment before."""
         if self._program:
             self._program.end(signal.SIGKILL, SECONDS_TO_STOP)
+
+    def freeze(self) -> None:
+        """Let it do nothing any more, though nobody is told so."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen one go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._program:
+            self._program.process.send_signal(number)
 
     def ctl(self, *words: str) -> None:
         # Not with the home of links, in which this program is looked for in vain.
@@ -257,7 +304,7 @@ class RabbitmqProgram(Broker):
     def _variables(self) -> dict[str, str]:
         folder = self._home.path
         return {
-            "RABBITMQ_NODENAME": f"consent-{secrets.token_hex(4)}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_CONFIG_FILE": str(self._config()),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._plugins()),
             # Empty, lest those of the machine be read.
@@ -292,6 +339,10 @@ class RabbitmqProgram(Broker):
                 certificate=self._tls.server,
                 key=self._tls.server_key,
             )
+        if self._cluster:
+            self._home.write(".erlang.cookie", self._cluster.secret).chmod(0o400)
+            config += CLUSTER_CONFIG
+            config += "" if self._cluster.is_first else JOIN_CONFIG.format(**vars(self._cluster))
         return self._home.write("rabbitmq.conf", config)
 
     def _plugins(self) -> Path:
