@@ -67,10 +67,18 @@ class Cluster(Broker):
                 continue
         return self.nodes[-1].api(method, path, body)
 
-    def leader_of(self, vhost: str, queue: str) -> str:
-        """Name the node on which a queue's leader is."""
-        found = self.api("GET", f"/queues/{quote(vhost, safe='')}/{queue}")
-        return str(found["leader"])
+    def queues(self, vhost: str) -> list[dict[str, Any]]:
+        """Tell of the queues of a virtual host what the management API knows."""
+        found: list[dict[str, Any]] = self.api("GET", f"/queues/{quote(vhost, safe='')}")
+        return found
+
+    def is_whole(self, vhost: str) -> bool:
+        """Whether every quorum queue has a leader, and a replica on every node that is up."""
+        return all(
+            queue.get("leader") and len(queue.get("online", ())) == len(self.nodes)
+            for queue in self.queues(vhost)
+            if queue["type"] == "quorum"
+        )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -76,6 +77,8 @@ class Load:
         partition, now = partition_of(patient_id, self.deployment.partitions), monotonic()
         pause = now - self._answered_at.get(partition, now)
         self.longest_pause[partition] = max(self.longest_pause.get(partition, 0.0), pause)
+        if pause > 1:
+            print(f"pause {partition} {pause:.1f}")
         self._answered_at[partition] = now
         self._answers[partition] += 1
 
@@ -111,12 +114,14 @@ class Load:
         rows = await fetch(
             deployment.event_store_url, "SELECT * FROM events ORDER BY partition, position"
         )
+        ours = {lane.patient_id for lane in self.lanes}
+        all_rows, rows = len(rows), [row for row in rows if row["stream_id"] in ours]
         told = {str(event.id) for lane in self.lanes for event in _events(lane)}
         assert {str(row["event_id"]) for row in rows} == told
         assert len(rows) == sum(len(lane.outcomes) for lane in self.lanes)
 
         async def caught_up() -> bool:
-            return await projected(deployment) == len(rows) == await log_size(deployment)
+            return await projected(deployment) == all_rows == await log_size(deployment)
 
         await eventually(caught_up, within=60)
         assert await read_model(deployment) == await folded_log(deployment)
@@ -145,9 +150,9 @@ def _events(lane: Lane) -> list[EventSummary]:
 
 def _lanes(partitions: int, each: int) -> list[Lane]:
     found: dict[int, list[Lane]] = defaultdict(list)
-    number = 0
+    number, tag = 0, uuid4().hex[:8]
     while len(found) < partitions or min(map(len, found.values())) < each:
-        patient_id, number = f"p-{number}", number + 1
+        patient_id, number = f"{tag}-{number}", number + 1
         found[partition_of(patient_id, partitions)].append(Lane(patient_id))
     return [lane for lanes in found.values() for lane in lanes[:each]]
 
@@ -173,6 +178,8 @@ async def under_load(deployment: Deployment, *, lanes_each: int = 3) -> AsyncIte
         load.forget_pauses()
         yield load
         await load.goes_on()
+        if os.environ.get("SHOW_PAUSES"):
+            print(load.longest_pause)
         load.ends.set()
         await asyncio.gather(*sending)
     await load.end()
@@ -194,7 +201,7 @@ async def _received(url: str) -> list[Json]:
         while (message := await queue.get(fail=False)) is not None:
             await message.ack()
             found.append(json.loads(message.body))
-        await queue.delete(if_empty=False)
+        await queue.delete(if_unused=False, if_empty=False)
     return found
 
 
