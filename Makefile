@@ -65,9 +65,12 @@ lock: setup ## write the lock files anew from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --extra tracing --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --quiet \
 		-o requirements.lock
-	@$(BIN)/uv pip compile pyproject.toml --extra image --extra tracing --constraint requirements.lock --universal \
+	@$(BIN)/uv pip compile pyproject.toml --extra tracing --constraint requirements.lock --universal \
 		--python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 		--quiet -o requirements-image.lock
+	@$(BIN)/uv pip compile --group pyproject.toml:build --constraint requirements.lock --universal \
+		--python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+		--quiet -o requirements-build.lock
 
 clean: ## remove what was made here
 	rm -rf .venv tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench-results

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from command_service.broker_users.definitions import definitions, read_user
+from command_service.broker_users.import_definitions import import_definitions
 from command_service.broker_users.permissions import Role, rabbitmqctl_lines
 from command_service.broker_users.private_file import write_private
 from command_service.settings import CommandSettings, EventStoreSettings
 from command_service.store.purge_receipts import PurgedReceipts, purge_receipts
 from command_service.worker import service
-from shared.cli.check import Management, tell
+from shared.cli.check import Management, management_option, tell
 from shared.cli.check_results import Needs
 from shared.cli.service_commands import (
     AsJson,
@@ -29,6 +30,7 @@ from shared.cli.service_commands import (
     print_json,
     run_worker,
 )
+from shared.errors import SettingsError
 from shared.messages import names
 from shared.postgres.database import connect_once
 from shared.postgres.retention import read_age
@@ -94,17 +96,28 @@ def definitions_(
         list[str],
         typer.Argument(metavar="NAME=ROLE[,ROLE]...", help="Its password is in PASSWORD_<NAME>."),
     ],
-    output: Annotated[Path, typer.Option(help="The file to write, for its owner alone.")],
+    output: Annotated[
+        Path | None, typer.Option(help="A file to write, for its owner alone.")
+    ] = None,
+    management: Annotated[
+        str | None, management_option("to define them at once in a broker that runs")
+    ] = None,
 ) -> None:
-    """Write a definitions file that gives a broker its users when it boots.
+    """Define users of the broker, in one that runs or in a file that it reads when it boots.
 
     Example: PASSWORD_CLINIC_A=… python -m command_service definitions --output f clinic-a=asker
     """
     with clear_errors():
         vhost = virtual_host(read_settings(ClientSettings).rabbitmq_url)
         content = definitions(vhost, [read_user(user) for user in users])
-        write_private(output, json_module.dumps(content, indent=1), "--output")
-        typer.echo(f"defined {len(users)} users in {output}")
+        if output is not None:
+            write_private(output, json_module.dumps(content, indent=1), "--output")
+            typer.echo(f"defined {len(users)} users in {output}")
+        elif management is None:
+            raise SettingsError("give --management URL of a broker that runs, or --output FILE")
+        else:
+            asyncio.run(import_definitions(management, content))
+            typer.echo(f"defined {len(users)} users")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The path of a batch: deliveries → decode → load → decide → append → publish and settle."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from time import monotonic
 from typing import Final
@@ -11,7 +11,7 @@ import structlog
 
 from command_service import metrics
 from command_service.decode import decode, decode_unroutable, strayed
-from command_service.domain.decisions import EMPTY, Batch, Decision, Receipt, Ruling
+from command_service.domain.decisions import EMPTY, Batch, Decision, Receipt, Ruling, Stream
 from command_service.domain.received import Received
 from command_service.poison_messages import PoisonMessages
 from command_service.publisher import Publisher
@@ -58,6 +58,8 @@ class CommandPath:
         self._partitions = partitions
         self._longest_grant = longest_grant
         self.streams = StreamCache()
+        self.turn = asyncio.Lock()
+        """Held from reading states to handing events on, so that these come in the log's order."""
 
     async def run(self) -> None:
         """Handle batches until cancelled."""
@@ -80,8 +82,9 @@ class CommandPath:
     async def _handle_and_settle(self, deliveries: Sequence[Delivery]) -> None:
         began = monotonic()
         with tracing.span(tracing.PROCESS, deliveries):
-            outcomes, appended = await self.handle(deliveries)
-            self._publisher.add(appended.events)
+            async with self.turn:
+                outcomes, appended = await self.handle(deliveries)
+                self._publisher.add(appended.events)
             with tracing.span(tracing.SETTLE, deliveries):
                 await self._settler.settle(
                     [
@@ -123,7 +126,7 @@ class CommandPath:
             except Conflict:
                 self.streams.clear()
             else:
-                self._remember(batch)
+                self.remember(batch)
                 return [_outcome(ruling, appended) for ruling in rulings], appended
         raise Conflict(f"decided {MOST_DECISIONS} times, and the facts had changed each time")
 
@@ -148,25 +151,31 @@ class CommandPath:
 
     async def _load(self, received: Sequence[Received], *, receipts: bool) -> Batch:
         """Read the patients that are not in memory, and receipts beside them if wanted."""
-        patients = {request.patient_id for request in received}
-        known = {
-            patient_id: stream
-            for patient_id in patients
-            if (stream := self.streams.get(patient_id))
-        }
-        reading = self._store.read_streams(list(patients - known.keys()))
+        loading = self.load_streams({request.patient_id for request in received})
         decided: dict[UUID, Receipt] = {}
-        if not receipts:
-            read = await reading
-        else:
+        if receipts:
             ids = list({request.command_id for request in received})
-            decided, read = await asyncio.gather(self._store.read_receipts(ids), reading)
-        streams = {**dict.fromkeys(patients, EMPTY), **known, **read}
+            decided, streams = await asyncio.gather(self._store.read_receipts(ids), loading)
+        else:
+            streams = await loading
         return Batch(decided, streams, longest_grant=self._longest_grant)
 
-    def _remember(self, batch: Batch) -> None:
+    async def load_streams(self, patient_ids: Iterable[str]) -> dict[str, Stream]:
+        """Return these patients' states, from memory or from the log."""
+        states = {patient_id: self.streams.get(patient_id) for patient_id in patient_ids}
+        missing = [patient_id for patient_id, stream in states.items() if stream is None]
+        read = await self._store.read_streams(missing)
+        return {
+            patient_id: stream or read.get(patient_id, EMPTY)
+            for patient_id, stream in states.items()
+        }
+
+    def remember(self, batch: Batch, *, only_known: bool = False) -> None:
+        """Keep the states that a batch has left in the log, or only those that are kept already."""
         decided = [decision.received for decision in batch.decided.values()]
         for patient_id, partition in {r.patient_id: r.partition for r in decided}.items():
+            if only_known and self.streams.get(patient_id) is None:
+                continue
             stream = self._snapshots.offer(patient_id, batch.streams[patient_id])
             self.streams.put(partition, patient_id, stream)
 

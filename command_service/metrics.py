@@ -21,6 +21,11 @@ BATCH_SECONDS: Final = Histogram(
     buckets=DURATIONS_S,
 )
 EVENTS_APPENDED: Final = Counter("consent_events_appended", "Events appended to the log")
+ENDS_RECORDED: Final = Counter("consent_ends_recorded", "Ends of consents recorded as events")
+OLDEST_DUE_END: Final = Gauge(
+    "consent_oldest_due_end_seconds",
+    "How long ago the earliest end of a consent came that is not recorded yet",
+)
 EVENTS_PUBLISHED: Final = Counter("consent_events_published", "Events confirmed by the broker")
 EVENTS_REFUSED: Final = Counter(
     "consent_events_refused",

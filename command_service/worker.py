@@ -4,6 +4,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from command_service.command_path import CommandPath
+from command_service.expiry import Expiry
 from command_service.poison_messages import PoisonMessages
 from command_service.probe import probe
 from command_service.publisher import Publisher
@@ -11,6 +12,7 @@ from command_service.read_events import LogReader
 from command_service.rehearsal import Rehearsal
 from command_service.settings import CommandSettings
 from command_service.settle import Settler
+from command_service.store.ends import Ends
 from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import SnapshotWriter
 from shared.messages import names
@@ -31,8 +33,8 @@ class CommandWorker:
 
     def __init__(
         self, path: CommandPath, publisher: Publisher, log_reader: LogReader,
-        snapshots: SnapshotWriter, rehearsal: Rehearsal, dead_letters: DeadLetters,
-        consumer: Consumer, queries: Consumer,
+        snapshots: SnapshotWriter, rehearsal: Rehearsal, expiry: Expiry,
+        dead_letters: DeadLetters, consumer: Consumer, queries: Consumer,
     ) -> None:  # fmt: skip
         self._path = path
         self._dead_letters = dead_letters
@@ -40,6 +42,7 @@ class CommandWorker:
         self._log_reader = log_reader
         self._snapshots = snapshots
         self._rehearsal = rehearsal
+        self._expiry = expiry
         self._consumer = consumer
         self._queries = queries
 
@@ -68,18 +71,21 @@ class CommandWorker:
             settings.consent_partitions,
             settings.consent_longest_grant,
         )
+        expiry = Expiry(Ends(opened.pool), store, path, publisher)
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await consumer.open(names.UNROUTABLE)
         await queries.open(names.LOG)
         return cls(
-            path, publisher, log_reader, snapshots, rehearsal, dead_letters, consumer, queries
-        )
+            path, publisher, log_reader, snapshots, rehearsal, expiry,
+            dead_letters, consumer, queries,
+        )  # fmt: skip
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
         return (
             self._consumer.keep_acknowledging(),
             self._path.run(),
+            self._expiry.run(),
             self._publisher.run(),
             self._publisher.keep_marking(),
             self._publisher.keep_repaying(),
@@ -96,6 +102,7 @@ class CommandWorker:
         await self._rehearsal.hold(lease)
         self._path.streams.forget(lease.partition)
         await self._publisher.open(lease)
+        self._expiry.open(lease)
         await self._consumer.open(names.command_queue(lease.partition), lease)
 
     async def drain(self, lease: Lease) -> None:
@@ -103,6 +110,7 @@ class CommandWorker:
         queue = names.command_queue(lease.partition)
         self._consumer.stop(queue)
         await self._consumer.drained(queue)
+        await self._expiry.close(lease.partition)
         await self._publisher.close(lease.partition)
         await self._consumer.close(queue)
 

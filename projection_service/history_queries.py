@@ -9,13 +9,16 @@ from operator import itemgetter
 from typing import Final
 
 import asyncpg
+from immutables import Map
 
 from projection_service.projections.changes import Held, Key
 from projection_service.projections.consents import Consent
 from projection_service.read_model import key_columns
 from shared.messages.queries import (
+    Answered,
     Change,
     ConsentHistory,
+    Ended,
     HasConsent,
     History,
     Period,
@@ -60,10 +63,7 @@ class Past:
         rows = await self._database.fetch(
             _HAD_CONSENT, *key_columns(keys), moments, list(RECORD_TYPES)
         )
-        return [
-            HeldOnce(row["version"], Consent(frozenset(row["permissions"])), row["known_since"])
-            for row in rows
-        ]
+        return [HeldOnce(row["version"], _held(row), row["known_since"]) for row in rows]
 
     async def read_history(self, asked: Sequence[ConsentHistory]) -> list[History]:
         """Read a page of the history for each of these questions, in their order."""
@@ -82,6 +82,14 @@ class Past:
             histories.append(_history(question, list(page)))
             await asyncio.sleep(0)  # one page at a time, so that a check is not held up by many
         return histories
+
+
+def _held(row: asyncpg.Record) -> Consent:
+    ends = zip(row["permissions"], row["ends"], strict=True)
+    return Consent(
+        frozenset(row["permissions"]),
+        ends=Map((record_type, end) for record_type, end in ends if end is not None),
+    )
 
 
 def _columns_of(place: Place) -> tuple[str, str, str, str, int]:
@@ -125,8 +133,17 @@ def _period(row: asyncpg.Record) -> Period:
         entity_id=row["entity_id"],
         record_type=row["record_type"],
         granted=_change(row, "began"),
-        revoked=_change(row, "ended") if row["ended_version"] else None,
+        until=row["expires_at"],
+        ended=_ended(row),
     )
+
+
+def _ended(row: asyncpg.Record) -> Ended | None:
+    """Say how a period ended; its own end counts from when it comes, recorded or not."""
+    if row["ended_version"]:
+        change = dict(_change(row, "ended"))
+        return Ended(cause=row["ended_cause"] or "revoked", **change)
+    return Ended(cause="expired", at=row["expires_at"]) if row["has_come"] else None
 
 
 def _request(row: asyncpg.Record) -> RequestMade:
@@ -135,8 +152,15 @@ def _request(row: asyncpg.Record) -> RequestMade:
         entity_id=row["entity_id"],
         record_type=row["record_type"],
         asked=_change(row, "began"),
-        answered=_change(row, "ended") if row["ended_version"] else None,
+        until=row["expires_at"],
+        answered=_answered(row),
     )
+
+
+def _answered(row: asyncpg.Record) -> Answered | None:
+    if not row["ended_version"]:
+        return None
+    return Answered(how=row["ended_cause"] or "granted", **dict(_change(row, "ended")))
 
 
 def _change(row: asyncpg.Record, side: str) -> Change:

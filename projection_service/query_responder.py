@@ -2,16 +2,14 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final
 
-import structlog
-
-from projection_service import metrics
 from projection_service.answers.check_consents import Checked, Checks
 from projection_service.answers.list_patients import PatientLists
 from projection_service.answers.read_questions import Questions, read_questions
+from projection_service.answers.tally import Tally
 from projection_service.answers.version_waits import PendingQuery, VersionWaits, too_early
 from projection_service.history_queries import Past, unknown_past
 from projection_service.projections.changes import Held
@@ -32,7 +30,6 @@ from shared.postgres.connection import Queryable
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import Kind, answer, kind, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
-from shared.telemetry.metrics import QUERIES
 from shared.values.oversized import LARGEST_CHECKS
 
 MAX_BATCH: Final = 200
@@ -43,10 +40,10 @@ PAGES_AT_ONCE: Final = 20
 ACTORS_AT_ONCE: Final = 1_000
 """About how many actors one statement looks up: what comes meanwhile waits that long."""
 
+SERVING: Final = 2
+"""How many serve the line: the database works for one while the other writes answers."""
 LONG: Final = 16_384
 """Bytes of an answer; to encode more than one such in one go would hold up who comes meanwhile."""
-
-log = structlog.get_logger()
 
 Query = ListConsents | HasConsent | Questions | ListPatients | ConsentHistory
 Answer = Consents | ConsentHeld | Checked | Patients | History | QueryFailed
@@ -64,8 +61,8 @@ KINDS: Final[dict[str, Kind[Query]]] = {
 class QueryResponder:
     """Answers until cancelled what comes on one queue.
 
-    Single checks are answered as they come. All others stand in a line, of which some are answered
-    between two looks at what has come: so nothing long holds a check up.
+    Single checks are answered as they come. All others stand in a line that is served beside: so
+    nothing long holds a check up.
 
     A query that asks for a version is run once, when its patient is there. Until then only the
     versions are looked up, of all who are waited for in one statement; what this worker projects
@@ -81,8 +78,10 @@ class QueryResponder:
         self._read_model = ReadModel(database)
         self._past = Past(database)
         self._waits = VersionWaits(most_waiting)
+        self._tally = Tally()
         self._checks: list[PendingQuery] = []
         self._line: deque[PendingQuery] = deque()
+        self._somebody_stands = asyncio.Event()
         self._look_ups: dict[type[Query], LookUp] = {
             ListConsents: self._read_model.list_consents,
             Questions: Checks(database).check,
@@ -95,29 +94,42 @@ class QueryResponder:
         if self._waits.note(versions):
             self._consumer.wake()
 
-    async def run(self) -> None:
-        """Take whatever has been asked, and answer it or let it wait."""
+    def loops(self) -> Iterator[Coroutine[None, None, None]]:
+        """What runs as long as the session does."""
+        yield self._run()
+        for _ in range(SERVING):
+            yield self._serve_line()
+
+    async def _run(self) -> None:
+        """Take whatever has been asked, and answer it, or let it wait or stand in the line."""
         while True:
-            deliveries = await self._consumer.take(MAX_BATCH, within=self._patience())
+            deliveries = await self._consumer.take(
+                MAX_BATCH, within=self._waits.look_again_s if self._waits else None
+            )
             began = monotonic()
             await self._take_up(deliveries)
             if self._waits:
                 await self._see_who_waits()
             await self._answer_checks()
-            await self._answer_some_of_the_line()
             if deliveries:
-                log.info(
-                    "batch.answered",
-                    queries=len(deliveries),
-                    waiting=len(self._waits),
-                    milliseconds=round((monotonic() - began) * 1000, 1),
-                )
+                seconds = monotonic() - began
+                waiting, in_line = len(self._waits), len(self._line)
+                self._tally.tell(len(deliveries), seconds, waiting=waiting, in_line=in_line)
 
-    def _patience(self) -> float | None:
-        """Say for how many seconds to wait for what comes next."""
-        if self._line:
-            return 0.0
-        return self._waits.look_again_s if self._waits else None
+    async def _serve_line(self) -> None:
+        """Answer the first in the line, and those behind it who ask the same, again and again."""
+        while True:
+            while not self._line:
+                self._somebody_stands.clear()
+                await self._somebody_stands.wait()
+            asked = [self._line.popleft()]
+            kind_, size = type(asked[0].query), _size(asked[0].query)
+            while self._line and isinstance(self._line[0].query, kind_):
+                size += _size(self._line[0].query)
+                if size > 1:
+                    break
+                asked.append(self._line.popleft())
+            await self._answer(asked, self._look_ups[kind_])
 
     async def _take_up(self, deliveries: Sequence[Delivery]) -> None:
         failed: list[tuple[Delivery, Answer]] = []
@@ -137,6 +149,7 @@ class QueryResponder:
             self._checks.append(pending)
         else:
             self._line.append(pending)
+            self._somebody_stands.set()
 
     async def _see_who_waits(self) -> None:
         """Go on with those whose version is there, and tell who waited long enough."""
@@ -162,19 +175,6 @@ class QueryResponder:
         for asked, look_up in ((present, self._check), (past, self._check_past)):
             if asked:
                 await self._answer(asked, look_up)
-
-    async def _answer_some_of_the_line(self) -> None:
-        """Answer the first in the line, and those behind it who ask the same, as far as it goes."""
-        if not self._line:
-            return
-        asked = [self._line.popleft()]
-        kind_, size = type(asked[0].query), _size(asked[0].query)
-        while self._line and isinstance(self._line[0].query, kind_):
-            size += _size(self._line[0].query)
-            if size > 1:
-                break
-            asked.append(self._line.popleft())
-        await self._answer(asked, self._look_ups[kind_])
 
     async def _answer(self, asked: Sequence[PendingQuery], look_up: LookUp) -> None:
         found = await look_up([pending.query for pending in asked])
@@ -205,8 +205,10 @@ class QueryResponder:
                 await asyncio.sleep(0)
         await answer(self._replies, encoded)
         await self._consumer.settle(delivery for delivery, _ in answered)
-        for delivery, found in answered:
-            _count(delivery.message.routing_key or "", found)
+        self._tally.count(
+            [_kind_and_status(delivery, found) for delivery, found in answered],
+            [word for _, found in answered for word in _words(found)],
+        )
 
 
 def _needs(query: Query) -> Mapping[str, int]:
@@ -226,14 +228,22 @@ def _size(query: Query) -> float:
 
 
 def _consent_held(asked: HasConsent, held: Held) -> ConsentHeld:
-    return ConsentHeld(has_consent=held.consent.allows(asked.permission), version=held.version)
+    allowed = held.consent.allows(asked.permission)
+    return ConsentHeld(
+        has_consent=allowed,
+        version=held.version,
+        valid_until=held.consent.valid_until(asked.permission) if allowed else None,
+    )
 
 
-def _count(kind_: str, found: Answer) -> None:
+def _kind_and_status(delivery: Delivery, found: Answer) -> tuple[str, str]:
+    kind_ = delivery.message.routing_key or ""
     status = found.error if isinstance(found, QueryFailed) else found.status
-    QUERIES.labels(kind_ if kind_ in KINDS else "other", status).inc()
-    if isinstance(found, Checked):
-        for word in found.answers:
-            metrics.QUESTIONS.labels(word).inc()
-    elif isinstance(found, ConsentHeld):
-        metrics.QUESTIONS.labels("yes" if found.has_consent else "no").inc()
+    return (kind_ if kind_ in KINDS else "other", status)
+
+
+def _words(found: Answer) -> Sequence[str]:
+    """Say how each question in a query was answered."""
+    if isinstance(found, ConsentHeld):
+        return ("yes" if found.has_consent else "no",)
+    return found.answers if isinstance(found, Checked) else ()

@@ -1,20 +1,24 @@
 """The read model, over asyncpg: one statement changes it and moves the checkpoints."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Final
 
 import asyncpg
+from immutables import Map
+from pydantic import TypeAdapter
 
 from projection_service.projections.changes import Changes, Held, Key
-from projection_service.projections.consents import Consent
+from projection_service.projections.consents import NO_ENDS, Consent, Ends
 from projection_service.projections.spans import Spans
 from shared.errors import Fenced
 from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
+from shared.messages.timestamp import Moment
 from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
-from shared.values.vocabulary import Grantee
+from shared.values.vocabulary import Grantee, RecordType
 
 TABLES: Final = (
     "checkpoints",
@@ -38,7 +42,8 @@ _LIST_CONSENTS = statement("projection_service", "list_consents")
 _HAS_CONSENT = statement("projection_service", "has_consent")
 _READ_VERSIONS = statement("projection_service", "read_versions")
 
-_NO_CHANGE: Final = (None, None, None, None, None)
+_NO_CHANGE: Final = (None, None, None, None)
+_ENDS: Final[TypeAdapter[dict[RecordType, Moment]]] = TypeAdapter(dict[RecordType, Moment])
 
 
 class ReadModel:
@@ -82,6 +87,8 @@ class ReadModel:
             *key_columns(list(changes.consents)),
             [",".join(sorted(consent.permissions)) for consent in consents],
             [",".join(sorted(consent.requested)) for consent in consents],
+            [_written(consent.ends) for consent in consents],
+            [_written(consent.requested_ends) for consent in consents],
             list(changes.versions),
             list(changes.versions.values()),
             [event.partition for event in parked],
@@ -124,19 +131,32 @@ class ReadModel:
             for question in asked
         ]
         rows = await self._database.fetch(_HAS_CONSENT, *key_columns(keys))
-        return [Held(row["version"], Consent(frozenset(row["permissions"] or ()))) for row in rows]
+        return [
+            Held(
+                row["version"],
+                Consent(frozenset(row["permissions"] or ()), ends=_read_ends(row["ends"])),
+            )
+            for row in rows
+        ]
 
 
 def _span_columns(spans: Spans) -> Iterable[Sequence[object]]:
-    """Turn rows into the columns that `project` takes: 14 of what begins, 9 of what ends."""
+    """Turn rows into the columns that `project` takes: 16 of what begins, 10 of what ends."""
     begun = [
-        (*span.matter, *span.began[:-1], *(span.ended or _NO_CHANGE)[:-1], span.began.event_id)
+        (
+            *span.matter,
+            *span.began[:-1],
+            *(span.ended.cause[:-1] if span.ended else _NO_CHANGE),
+            span.expires_at,
+            span.ended and span.ended.how,
+            span.began.event_id,
+        )
         for span in spans.begun
     ]
-    ended = [(*matter, *change[:-1]) for matter, change in spans.ended.items()]
+    ended = [(*matter, *ending.cause[:-1], ending.how) for matter, ending in spans.ended.items()]
     return chain(
-        zip(*begun, strict=True) if begun else [()] * 14,
-        zip(*ended, strict=True) if ended else [()] * 9,
+        zip(*begun, strict=True) if begun else [()] * 16,
+        zip(*ended, strict=True) if ended else [()] * 10,
     )
 
 
@@ -150,7 +170,29 @@ def key_columns(keys: Sequence[Key]) -> tuple[list[str], list[str], list[str]]:
 
 
 def _consent(row: asyncpg.Record) -> Consent:
-    return Consent(frozenset(row["permissions"]), frozenset(row["requested"]))
+    return Consent(
+        frozenset(row["permissions"]),
+        frozenset(row["requested"]),
+        _read_ends(row["ends"]),
+        _read_ends(row["requested_ends"]),
+    )
+
+
+def _written(ends: Ends) -> str | None:
+    """Write ends as JSON; nothing where there are none."""
+    if not ends:
+        return None
+    return _ENDS.dump_json({named: ends[named] for named in sorted(ends)}).decode()
+
+
+def _read_ends(text: str | None) -> Ends:
+    return NO_ENDS if text is None else Map(_ENDS.validate_json(text))
+
+
+def ends_of(names: Sequence[RecordType], ends: str | None) -> dict[RecordType, datetime] | None:
+    """Read the ends of these, where they have any, from JSON."""
+    found = _read_ends(ends)
+    return {name: found[name] for name in names if name in found} or None
 
 
 def _consents(asked: ListConsents, rows: Sequence[asyncpg.Record]) -> Consents:
@@ -161,6 +203,8 @@ def _consents(asked: ListConsents, rows: Sequence[asyncpg.Record]) -> Consents:
             entity_id=row["entity_id"],
             permissions=row["permissions"],
             requested=row["requested"],
+            until=ends_of(row["permissions"], row["ends"]),
+            requested_until=ends_of(row["requested"], row["requested_ends"]),
         )
         for row in rows[: asked.limit]
         if row["entity_name"] is not None

@@ -81,7 +81,7 @@ class ProjectionWorker:
             self._projector.run(),
             self._projector.keep_up(),
             self._dead_letters.run(),
-            *(answers.run() for answers in self._answers),
+            *(loop for answers in self._answers for loop in answers.loops()),
         )
 
     async def take(self, lease: Lease) -> None:

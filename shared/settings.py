@@ -1,9 +1,11 @@
-"""Settings of both services, read from the environment."""
+"""Settings of both services, read from the environment, and the secret ones from files too."""
 
 import os
 import socket
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Final, Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -18,6 +20,10 @@ from shared.values.several_hosts import one_by_one
 Settings = TypeVar("Settings", bound=BaseSettings)
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 LogFormat = Literal["json", "console"]
+
+_URL: Final = "_url"
+_FILE: Final = "_FILE"
+"""How settings end that may be in a file, and variables that name one."""
 
 EXAMPLES: Final = {
     "RABBITMQ_URL": "amqp://user:password@host:5672/",
@@ -92,11 +98,38 @@ class WorkerSettings(ClientSettings):
 
 
 def read_settings(kind: type[Settings]) -> Settings:
-    """Read settings from the environment; raises SettingsError in one line that says what to do."""
+    """Read settings from the environment; raises SettingsError in one line that says what to do.
+
+    Whatever is a URL may hold a password, so it may be in a file instead, as `secret` has it.
+    """
+    urls = [name for name in kind.model_fields if name.endswith(_URL)]
+    given: dict[str, Any] = {name: text for name in urls if (text := secret(name.upper()))}
     try:
-        return kind()
+        return kind(**given)
     except ValidationError as error:
         raise SettingsError("; ".join(_complaints(error))) from None
+
+
+def secret(name: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Read a variable, or the file that the variable NAME_FILE names; None where neither is set.
+
+    Empty variables count as not set. Raises SettingsError where both are, or the file can't serve.
+    """
+    text, file = environment.get(name), environment.get(f"{name}{_FILE}")
+    if not file:
+        return text or None
+    if text:
+        raise SettingsError(f"{name} and {name}{_FILE} are both set: leave one of them out")
+    try:
+        content = Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise SettingsError(
+            f"{name}{_FILE}: {file} can't be read ({why}): name a file that this user may read"
+        ) from None
+    if not (kept := content.rstrip("\r\n")):
+        raise SettingsError(f"{name}{_FILE}: {file} is empty: write the value into it")
+    return kept
 
 
 def _complaints(error: ValidationError) -> list[str]:

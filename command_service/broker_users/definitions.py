@@ -14,22 +14,27 @@ from typing import Any, Final
 
 from command_service.broker_users.permissions import Role, patterns, rights
 from shared.errors import SettingsError
+from shared.settings import secret
 
 ADMINISTRATOR: Final = "administrator"
+MONITORING: Final = "monitoring"
+TAGS: Final = (ADMINISTRATOR, MONITORING)
+"""What RabbitMQ itself knows users by: who may do everything, and who may see how much waits."""
 SALT_BYTES: Final = 4
 """As RabbitMQ has it."""
 
 
 @dataclass(frozen=True)
 class User:
-    """A user to define: the roles that it has, or none for an administrator."""
+    """A user to define: the roles that it has, or else a tag of RabbitMQ's own."""
 
     name: str
     roles: tuple[Role, ...]
+    tags: tuple[str, ...] = ()
 
     @property
     def password_variable(self) -> str:
-        """The environment variable that its password is in."""
+        """The variable that its password is in, or with `_FILE` the file's name."""
         return "PASSWORD_" + re.sub(r"\W", "_", self.name).upper()
 
 
@@ -37,11 +42,11 @@ def read_user(text: str) -> User:
     """Read `clinic-a=asker,inquirer`; raises SettingsError."""
     name, _, roles = text.partition("=")
     try:
-        if roles == ADMINISTRATOR:
-            return User(name, ())
+        if roles in TAGS:
+            return User(name, (), (roles,))
         return User(name, tuple(map(Role, roles.split(","))))
     except ValueError:
-        known = ", ".join((*Role, ADMINISTRATOR))
+        known = ", ".join((*Role, *TAGS))
         raise SettingsError(f"{text!r} must be NAME=ROLE[,ROLE…] with roles of {known}") from None
 
 
@@ -59,7 +64,7 @@ def definitions(
                 "name": user.name,
                 "password_hash": password_hash(_password(user, environment), new_salt(SALT_BYTES)),
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
-                "tags": [] if user.roles else [ADMINISTRATOR],
+                "tags": list(user.tags),
             }
             for user in users
         ],
@@ -87,13 +92,13 @@ def password_hash(password: str, salt: bytes) -> str:
 
 
 def _permissions(user: User) -> dict[str, str]:
-    if not user.roles:
+    if ADMINISTRATOR in user.tags:
         return {"configure": ".*", "write": ".*", "read": ".*"}
     return patterns(rights(user.name, user.roles))
 
 
 def _password(user: User, environment: Mapping[str, str]) -> str:
-    password = environment.get(user.password_variable)
+    password = secret(user.password_variable, environment)
     if not password:
         raise SettingsError(f"{user.password_variable} is not set: give {user.name} a password")
     return password

@@ -37,7 +37,7 @@ from shared.messages.events import (
     ConsentRevoked,
     RequestWithdrawn,
 )
-from shared.values.vocabulary import Grantee, RecordType, record_types
+from shared.values.vocabulary import RECORD_TYPES, Grantee, RecordType, record_types
 
 NOTHING: Final[frozenset[RecordType]] = frozenset()
 MOST_REQUESTS: Final = 1_000
@@ -154,7 +154,10 @@ def expire(state: Patient, patient_id: str, now: datetime) -> list[ConsentEvent]
     """Return an event for each end that has come and still stands, the earliest first."""
     if state.next_end is None or now < state.next_end:
         return []
-    due = sorted((end, subject) for subject, end in state.ends.items() if end <= now)
+    due = sorted(
+        ((end, subject) for subject, end in state.ends.items() if end <= now),
+        key=lambda each: (each[0], each[1].grantee, RECORD_TYPES.index(each[1].record_type)),
+    )
     return [
         ConsentExpired(
             patient_id=patient_id,

@@ -1,9 +1,11 @@
--- Receipts can be found by their age; adding to them waits while the index is made
+-- Receipts can be found by their age; adding to them goes on while the index is made
 -- depends: 0005-snapshots
+-- transaction: false
 
 -- migrate: apply
 
-CREATE INDEX command_receipts_recorded_at_idx ON command_receipts (recorded_at);
+DROP INDEX CONCURRENTLY IF EXISTS command_receipts_recorded_at_idx;
+CREATE INDEX CONCURRENTLY command_receipts_recorded_at_idx ON command_receipts (recorded_at);
 
 -- migrate: rollback
 

@@ -3,25 +3,46 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeAlias
+from uuid import UUID
 
 import asyncpg
+from pydantic_core import to_json
 
 from projection_service.answers.read_questions import Asked, Questions
 from projection_service.answers.version_waits import too_early
 from projection_service.history_queries import unknown_past
-from shared.messages.queries import Actor, Basis, ConsentChecked, QueryFailed, Question
+from shared.messages.queries import Actor, QueryFailed, Question
+from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
 from shared.rabbitmq.query_server import invalid
 from shared.values.oversized import LARGEST_CHECKS
-from shared.values.vocabulary import RECORD_TYPES, record_types
+from shared.values.vocabulary import RECORD_TYPES, RecordType, record_types
 
 _CHECK_CONSENTS = statement("projection_service", "check_consents")
 _CHECKED_CONSENTS = statement("projection_service", "checked_consents")
 
-_BEFORE: Final = b'{"status":"ok","answers":['
-_AFTER: Final = b"]}"
+Json: TypeAlias = dict[str, Any]
+
+
+class Held(NamedTuple):
+    """A consent by which something is allowed."""
+
+    number: int
+    """Of the actor who holds it, among all who are asked about."""
+    actor: Actor
+    event_id: UUID | None
+    command_id: UUID | None
+    since: datetime | None
+    until: datetime | None
+
+    def stands_longer_than(self, other: "Held") -> bool:
+        """Compare the ends; of two that stand as long, the actor named first holds the better."""
+        if self.until == other.until:
+            return self.number < other.number
+        return other.until is not None and (self.until is None or self.until > other.until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +65,8 @@ class _Found:
 
     version: int = 0
     known_since: datetime | None = None
-    basis: dict[str, tuple[asyncpg.Record, Actor]] = field(default_factory=dict)
-    """For each record type that is granted, by which row, and to which actor."""
+    consents: dict[RecordType, Held] = field(default_factory=dict)
+    """By record type; of several the one that stands longest."""
 
 
 class Checks:
@@ -58,103 +79,119 @@ class Checks:
         """Answer all questions of these messages."""
         every = [question for questions in asked for question in questions.each]
         found = [_Found() for _ in every]
-        numbered = list(enumerate(every))
-        present = [(n, q) for n, q in numbered if isinstance(q, Question) and q.at is None]
-        past = [(n, q) for n, q in numbered if isinstance(q, Question) and q.at is not None]
-        if present:
-            _note(found, present, await self._database.fetch(_CHECK_CONSENTS, *_columns(present)))
-        if past:
-            ats = [question.at for _, question in past for _ in question.actors]
-            rows = await self._database.fetch(
-                _CHECKED_CONSENTS, *_columns(past), ats, list(RECORD_TYPES)
-            )
-            _note(found, past, rows)
-        answers = iter([_answer(*both) for both in zip(every, found, strict=True)])
+        both = zip(every, found, strict=True)
+        wanted = [(question, here) for question, here in both if isinstance(question, Question)]
+        await self._look_up_present([one for one in wanted if one[0].at is None])
+        await self._look_up_past([one for one in wanted if one[0].at is not None])
+        answers = map(_answer, every, found)
         return [_encode([next(answers) for _ in questions.each]) for questions in asked]
 
+    async def _look_up_present(self, wanted: Sequence[tuple[Question, _Found]]) -> None:
+        if wanted:
+            _note(wanted, await self._database.fetch(_CHECK_CONSENTS, *_columns(wanted)))
 
-def _columns(asked: Sequence[tuple[int, Question]]) -> Iterator[list[str]]:
+    async def _look_up_past(self, wanted: Sequence[tuple[Question, _Found]]) -> None:
+        if wanted:
+            ats = [question.at for question, _ in wanted for _ in question.actors]
+            arguments = (*_columns(wanted), ats, list(RECORD_TYPES))
+            _note(wanted, await self._database.fetch(_CHECKED_CONSENTS, *arguments))
+
+
+def _columns(wanted: Sequence[tuple[Question, _Found]]) -> Iterator[list[str]]:
     """Turn questions into the columns that statements take: a row for each of their actors."""
-    questions = [question for _, question in asked]
+    questions = [question for question, _ in wanted]
     yield [question.patient_id for question in questions for _ in question.actors]
     yield [actor.entity_name for question in questions for actor in question.actors]
     yield [actor.entity_id for question in questions for actor in question.actors]
     yield [question.permission for question in questions for _ in question.actors]
 
 
-def _note(
-    found: Sequence[_Found],
-    asked: Sequence[tuple[int, Question]],
-    rows: Sequence[asyncpg.Record],
-) -> None:
+def _note(wanted: Sequence[tuple[Question, _Found]], rows: Sequence[asyncpg.Record]) -> None:
     """Note of each question by which consents its actors hold what it asks about."""
-    places = [(number, actor) for number, question in asked for actor in question.actors]
-    for row in rows:
-        number, actor = places[row["number"] - 1]
-        one = found[number]
-        one.version = row["version"]
-        one.known_since = row.get("known_since")
-        record_type = row["record_type"]
+    places = [(found, actor) for question, found in wanted for actor in question.actors]
+    for number, version, record_type, event, command, since, until, *known_since in rows:
+        found, actor = places[number - 1]
+        found.version = version
+        if known_since:
+            (found.known_since,) = known_since
         if record_type is not None:
-            best = one.basis.get(record_type)
-            if best is None or row["number"] < best[0]["number"]:
-                one.basis[record_type] = (row, actor)
+            held = Held(number, actor, event, command, since, until)
+            best = found.consents.get(record_type)
+            if best is None or held.stands_longer_than(best):
+                found.consents[record_type] = held
 
 
-def _answer(asked: Asked, found: _Found) -> ConsentChecked | QueryFailed:
+def _answer(asked: Asked, found: _Found) -> Json:
+    """Write an answer as ConsentChecked and QueryFailed have it: a model for each takes longer."""
     if isinstance(asked, QueryFailed):
-        return asked
+        return _failed(asked)
     if found.version < asked.min_version:
-        return too_early(found.version)
-    if asked.at is not None and (failed := unknown_past(asked.at, found.known_since)):
-        return failed
-    wanted = record_types(asked.permission)
-    granted = [record_type for record_type in wanted if record_type in found.basis]
-    return ConsentChecked.model_construct(
-        has_consent=len(granted) == len(wanted),
-        version=found.version,
-        granted=granted,
-        missing=[record_type for record_type in wanted if record_type not in found.basis],
-        basis=[
-            _basis(*found.basis[record_type])
-            for record_type in granted
-            if found.basis[record_type][0]["command_id"] is not None
+        return _failed(too_early(found.version))
+    if asked.at is not None and (unknown := unknown_past(asked.at, found.known_since)):
+        return _failed(unknown)
+    wanted, held = record_types(asked.permission), found.consents
+    granted = [record_type for record_type in wanted if record_type in held]
+    answer: Json = {
+        "status": "ok",
+        "has_consent": len(granted) == len(wanted),
+        "version": found.version,
+        "granted": granted,
+        "missing": [record_type for record_type in wanted if record_type not in held],
+        "basis": [
+            basis for record_type in granted if (basis := _basis(record_type, held[record_type]))
         ],
-    )
+    }
+    ends = [end for record_type in granted if (end := held[record_type].until) is not None]
+    if answer["has_consent"] and ends:
+        answer["valid_until"] = timestamp(min(ends))
+    return answer
 
 
-def _basis(row: asyncpg.Record, actor: Actor) -> Basis:
-    return Basis.model_construct(
-        record_type=row["record_type"],
-        entity_name=actor.entity_name,
-        entity_id=actor.entity_id,
-        event_id=row["event_id"],
-        command_id=row["command_id"],
-        since=row["since"],
-    )
+def _failed(failed: QueryFailed) -> Json:
+    return failed.model_dump(exclude_none=True)
 
 
-def _encode(answers: Sequence[ConsentChecked | QueryFailed]) -> Checked:
+def _basis(record_type: RecordType, held: Held) -> Json | None:
+    """Name a consent; None where it is older than what is known of the past."""
+    if held.command_id is None or held.since is None:
+        return None
+    basis: Json = {
+        "record_type": record_type,
+        "entity_name": held.actor.entity_name,
+        "entity_id": held.actor.entity_id,
+    }
+    if held.event_id is not None:
+        basis["event_id"] = str(held.event_id)
+    basis["command_id"] = str(held.command_id)
+    basis["since"] = timestamp(held.since)
+    if held.until is not None:
+        basis["until"] = timestamp(held.until)
+    return basis
+
+
+def _encode(answers: Sequence[Json]) -> Checked:
     """Encode the answers; say how many fit where they are too large together."""
-    encoded = [answer.to_json() for answer in answers]
-    body = b"".join((_BEFORE, b",".join(encoded), _AFTER))
-    if len(body) > LARGEST_CHECKS:
-        failed = _too_large(encoded, len(body))
-        return Checked(failed.to_json(), failed.error, [failed.error] * len(answers))
-    return Checked(body, "ok", [_word(answer) for answer in answers])
+    body = _body(answers)
+    if len(body) <= LARGEST_CHECKS:
+        return Checked(body, "ok", [_word(answer) for answer in answers])
+    failed = _too_large(answers, len(body))
+    return Checked(failed.to_json(), failed.error, [failed.error] * len(answers))
 
 
-def _word(answer: ConsentChecked | QueryFailed) -> str:
-    if isinstance(answer, QueryFailed):
-        return answer.error
-    return "yes" if answer.has_consent else "no"
+def _body(answers: Sequence[Json]) -> bytes:
+    return to_json({"status": "ok", "answers": answers})
 
 
-def _too_large(encoded: Sequence[bytes], size: int) -> QueryFailed:
-    room, fit = LARGEST_CHECKS - len(_BEFORE) - len(_AFTER) + 1, 0
-    while room >= len(encoded[fit]) + 1:
-        room -= len(encoded[fit]) + 1
-        fit += 1
+def _word(answer: Json) -> str:
+    if answer["status"] == "error":
+        return str(answer["error"])
+    return "yes" if answer["has_consent"] else "no"
+
+
+def _too_large(answers: Sequence[Json], size: int) -> QueryFailed:
+    room = LARGEST_CHECKS - len(_body([])) + 1
+    sizes = accumulate(len(to_json(answer)) + 1 for answer in answers)
+    fit = sum(1 for end in sizes if end <= room)
     return invalid(
         "questions",
         f"have an answer of {size:,} bytes, and at most {LARGEST_CHECKS:,} are sent: "

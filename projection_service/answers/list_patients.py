@@ -7,6 +7,7 @@ from typing import Final
 
 import asyncpg
 
+from projection_service.read_model import ends_of
 from shared.messages.queries import ListPatients, Patients, PatientSeen
 from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
@@ -47,7 +48,11 @@ def _page(asked: ListPatients, rows: Sequence[asyncpg.Record]) -> Patients:
     more = len(rows) > len(shown) or (bool(shown) and not shown[-1]["is_seen"])
     return Patients(
         patients=[
-            PatientSeen(patient_id=row["patient_id"], permissions=row["permissions"])
+            PatientSeen(
+                patient_id=row["patient_id"],
+                permissions=row["permissions"],
+                until=ends_of(row["permissions"], row["ends"]),
+            )
             for row in shown
             if row["is_seen"]
         ],

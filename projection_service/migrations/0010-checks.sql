@@ -1,5 +1,5 @@
 -- By which event each period of consent began, and whose records somebody may see
--- depends: 0005-discarded-events
+-- depends: 0009-consents-that-end
 
 -- migrate: apply
 

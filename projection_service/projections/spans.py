@@ -19,7 +19,8 @@ from shared.messages.events import (
 from shared.values.vocabulary import Entity, RecordType
 
 Kind = Literal["period", "request"]
-"""A period lasts from a grant to its revoke; a request from its ask to the grant that answers."""
+"""A period lasts from a grant until it is revoked, extended or at its end; a request from its ask
+until it is granted, denied or withdrawn."""
 
 
 class Cause(NamedTuple):
@@ -31,6 +32,17 @@ class Cause(NamedTuple):
     command_id: UUID
     issued_by: str | None
     event_id: UUID
+
+
+How = Literal["expired", "extended", "denied", "withdrawn"]
+"""How a span ended, where it was not by a revoke, or by the grant that answers a request."""
+
+
+class Ending(NamedTuple):
+    """When a span ended, through what, and how."""
+
+    cause: Cause
+    how: How | None = None
 
 
 class Matter(NamedTuple):
@@ -49,7 +61,9 @@ class Span:
 
     matter: Matter
     began: Cause
-    ended: Cause | None = None
+    ended: Ending | None = None
+    expires_at: datetime | None = None
+    """When it ends by itself, or is asked to."""
 
 
 @dataclass(slots=True)
@@ -57,7 +71,7 @@ class Spans:
     """What a batch of events does to the history."""
 
     begun: list[Span] = field(default_factory=list)
-    ended: dict[Matter, Cause] = field(default_factory=dict)
+    ended: dict[Matter, Ending] = field(default_factory=dict)
     """How what was open before the batch ends."""
     _open: dict[Matter, list[Span]] = field(default_factory=dict)
     """What has begun in the batch and not ended."""
@@ -73,38 +87,59 @@ class Spans:
     ) -> None:
         """Apply an event to a consent, as it was stored and as the batch has left it before.
 
-        A grant of what is granted begins nothing, a revoke of what is not ends nothing:
-        so at every moment exactly that is in force which the events up to it have granted.
+        A grant that adds nothing begins nothing, a revoke of what is not granted ends nothing:
+        so at every moment exactly that is in force which the events up to it have granted, and
+        whose end has not come.
         """
         target = event.target
-        whose = (patient_id, *event.grantee, target)
+        period = Matter(patient_id, *event.grantee, target, "period")
+        request = period._replace(kind="request")
         match event:
             case ConsentAsked():
-                self._begin(Matter(*whose, "request"), change)
+                self._begin(request, change, event.expires_at)
             case ConsentGranted():
-                if target not in before.permissions:
-                    self._begin(Matter(*whose, "period"), change)
-                if target in before.requested:
-                    self._end(Matter(*whose, "request"), change, target in stored.requested)
-            case ConsentRevoked() | ConsentExpired():
-                if target in before.permissions:
-                    self._end(Matter(*whose, "period"), change, target in stored.permissions)
-            case ConsentDenied() | RequestWithdrawn():
-                if target in before.requested:
-                    self._end(Matter(*whose, "request"), change, target in stored.requested)
+                if target not in before.permissions or event.expires_at != before.ends.get(target):
+                    self._close(period, _ending(before, target, change, "extended"), stored, before)
+                    self._begin(period, change, event.expires_at)
+                self._answer(request, Ending(change), stored, before)
+            case ConsentRevoked():
+                self._close(period, _ending(before, target, change), stored, before)
+            case ConsentExpired():
+                if before.ends.get(target) == event.expires_at:
+                    self._close(period, _ending(before, target, change, "expired"), stored, before)
+            case ConsentDenied():
+                self._answer(request, Ending(change, "denied"), stored, before)
+            case RequestWithdrawn():
+                self._answer(request, Ending(change, "withdrawn"), stored, before)
             case _:
                 assert_never(event)
 
-    def _begin(self, matter: Matter, change: Cause) -> None:
-        span = Span(matter, change)
+    def _close(self, period: Matter, ending: Ending, stored: Consent, before: Consent) -> None:
+        if period.record_type in before.permissions:
+            self._end(period, ending, period.record_type in stored.permissions)
+
+    def _answer(self, request: Matter, ending: Ending, stored: Consent, before: Consent) -> None:
+        if request.record_type in before.requested:
+            self._end(request, ending, request.record_type in stored.requested)
+
+    def _begin(self, matter: Matter, change: Cause, expires_at: datetime | None) -> None:
+        span = Span(matter, change, expires_at=expires_at)
         self.begun.append(span)
         self._open.setdefault(matter, []).append(span)
 
-    def _end(self, matter: Matter, change: Cause, was_stored: bool) -> None:
+    def _end(self, matter: Matter, ending: Ending, was_stored: bool) -> None:
         for span in self._open.pop(matter, ()):
-            span.ended = change
+            span.ended = ending
         if was_stored:
-            self.ended.setdefault(matter, change)
+            self.ended.setdefault(matter, ending)
+
+
+def _ending(consent: Consent, target: RecordType, change: Cause, how: How | None = None) -> Ending:
+    """Say how a period ends: by itself, where its end had come before the change was recorded."""
+    end = consent.ends.get(target)
+    if end is None or change.at < end:
+        return Ending(change, how)
+    return Ending(change._replace(at=end), "expired")
 
 
 def change_of(event: CloudEvent) -> Cause | str:

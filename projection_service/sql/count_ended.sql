@@ -7,4 +7,4 @@
 SELECT count(*) FILTER (WHERE kind = 'period') AS periods,
        count(*) FILTER (WHERE kind = 'request') AS requests
   FROM consent_history
- WHERE ended_at <= $1::timestamptz
+ WHERE ended_at <= $1::timestamptz OR (kind = 'period' AND expires_at <= $1::timestamptz)

@@ -17,10 +17,11 @@ BEGIN
         'GRANT SELECT, INSERT, UPDATE, DELETE ON workers TO %I',
         'GRANT SELECT, INSERT, UPDATE (position) ON checkpoints TO %I',
         'GRANT SELECT, INSERT, UPDATE (version) ON patients TO %I',
-        'GRANT SELECT, INSERT, UPDATE (permissions, requested), DELETE ON patient_consent TO %I',
+        'GRANT SELECT, INSERT, UPDATE (permissions, requested, ends, requested_ends), DELETE
+            ON patient_consent TO %I',
         'GRANT SELECT, INSERT, DELETE ON parked_events TO %I',
         'GRANT SELECT, INSERT ON consent_history TO %I',
-        'GRANT UPDATE (ended_version, ended_at, ended_command, ended_issuer)
+        'GRANT UPDATE (ended_version, ended_at, ended_command, ended_issuer, ended_cause)
             ON consent_history TO %I',
         'GRANT SELECT ON history_horizon TO %I',
         'GRANT INSERT ON discarded_events TO %I'

@@ -14,40 +14,45 @@
 --   $7  entity_ids    text[]
 --   $8  permissions   text[]   each a list, joined by commas
 --   $9  requested     text[]   likewise; where both are empty, the consent is removed
+--   $10 ends            text[]   JSON: by record type, when what is granted ends; null where never
+--   $11 requested_ends  text[]   likewise of what is asked for
 --   per patient that changed
---   $10 patient_ids  text[]
---   $11 versions     bigint[]
+--   $12 patient_ids  text[]
+--   $13 versions     bigint[]
 --   per event that could not be applied
---   $12 partitions   integer[]
---   $13 positions    bigint[]
---   $14 patient_ids  text[]
---   $15 events       text[]   JSON
---   $16 reasons      text[]
+--   $14 partitions   integer[]
+--   $15 positions    bigint[]
+--   $16 patient_ids  text[]
+--   $17 events       text[]   JSON
+--   $18 reasons      text[]
 --   per period of consent, or request, that begins
---   $17 patient_ids     text[]
---   $18 entity_names    text[]
---   $19 entity_ids      text[]
---   $20 record_types    text[]
---   $21 kinds           text[]         'period' or 'request'
---   $22 began_versions  bigint[]
---   $23 began_ats       timestamptz[]
---   $24 began_commands  uuid[]
---   $25 began_issuers   text[]
---   $26 ended_versions  bigint[]       null where it does not end in the same batch; so the next 3
---   $27 ended_ats       timestamptz[]
---   $28 ended_commands  uuid[]
---   $29 ended_issuers   text[]
---   $30 began_events    uuid[]
+--   $19 patient_ids     text[]
+--   $20 entity_names    text[]
+--   $21 entity_ids      text[]
+--   $22 record_types    text[]
+--   $23 kinds           text[]         'period' or 'request'
+--   $24 began_versions  bigint[]
+--   $25 began_ats       timestamptz[]
+--   $26 began_commands  uuid[]
+--   $27 began_issuers   text[]
+--   $28 ended_versions  bigint[]       null where it does not end in the same batch; so the next 3
+--   $29 ended_ats       timestamptz[]
+--   $30 ended_commands  uuid[]
+--   $31 ended_issuers   text[]
+--   $32 expires_ats     timestamptz[]  when it ends by itself, or is asked to; null where never
+--   $33 ended_causes    text[]         null where revoked, or answered by a grant
+--   $34 began_events    uuid[]
 --   per period or request that was open before, and ends
---   $31 patient_ids     text[]
---   $32 entity_names    text[]
---   $33 entity_ids      text[]
---   $34 record_types    text[]
---   $35 kinds           text[]
---   $36 ended_versions  bigint[]
---   $37 ended_ats       timestamptz[]
---   $38 ended_commands  uuid[]
---   $39 ended_issuers   text[]
+--   $35 patient_ids     text[]
+--   $36 entity_names    text[]
+--   $37 entity_ids      text[]
+--   $38 record_types    text[]
+--   $39 kinds           text[]
+--   $40 ended_versions  bigint[]
+--   $41 ended_ats       timestamptz[]
+--   $42 ended_commands  uuid[]
+--   $43 ended_issuers   text[]
+--   $44 ended_causes    text[]
 --
 -- Returns   (partition) of each checkpoint that was moved.
 -- Fenced    no rows: another worker has taken a partition; nothing was changed.
@@ -71,15 +76,20 @@ WITH given AS (
     RETURNING c.partition
 ), changed AS (
     SELECT patient_id, entity_name, entity_id, string_to_array(permissions, ',') AS permissions,
-           string_to_array(requested, ',') AS requested
-      FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[])
-           AS changed (patient_id, entity_name, entity_id, permissions, requested)
+           string_to_array(requested, ',') AS requested,
+           ends::jsonb AS ends, requested_ends::jsonb AS requested_ends
+      FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
+                  $11::text[])
+           AS changed (patient_id, entity_name, entity_id, permissions, requested, ends,
+                       requested_ends)
      WHERE EXISTS (SELECT FROM moved)
 ), kept AS (
-    INSERT INTO patient_consent (patient_id, entity_name, entity_id, permissions, requested)
+    INSERT INTO patient_consent (
+        patient_id, entity_name, entity_id, permissions, requested, ends, requested_ends)
     SELECT * FROM changed WHERE cardinality(permissions) + cardinality(requested) > 0
     ON CONFLICT (patient_id, entity_name, entity_id)
-    DO UPDATE SET permissions = EXCLUDED.permissions, requested = EXCLUDED.requested
+    DO UPDATE SET permissions = EXCLUDED.permissions, requested = EXCLUDED.requested,
+                  ends = EXCLUDED.ends, requested_ends = EXCLUDED.requested_ends
 ), removed AS (
     DELETE FROM patient_consent c
      USING changed
@@ -89,12 +99,12 @@ WITH given AS (
        AND c.entity_id = changed.entity_id
 ), versioned AS (
     INSERT INTO patients (patient_id, version)
-    SELECT * FROM unnest($10::text[], $11::bigint[]) WHERE EXISTS (SELECT FROM moved)
+    SELECT * FROM unnest($12::text[], $13::bigint[]) WHERE EXISTS (SELECT FROM moved)
     ON CONFLICT (patient_id) DO UPDATE SET version = EXCLUDED.version
 ), parked AS (
     INSERT INTO parked_events (partition, position, patient_id, event, reason)
     SELECT partition, position, patient_id, event::json, reason
-      FROM unnest($12::integer[], $13::bigint[], $14::text[], $15::text[], $16::text[])
+      FROM unnest($14::integer[], $15::bigint[], $16::text[], $17::text[], $18::text[])
            AS parked (partition, position, patient_id, event, reason)
      WHERE EXISTS (SELECT FROM moved)
 ), begun AS (
@@ -102,11 +112,11 @@ WITH given AS (
     INSERT INTO consent_history (
         patient_id, entity_name, entity_id, record_type, kind,
         began_version, began_at, began_command, began_issuer,
-        ended_version, ended_at, ended_command, ended_issuer, began_event)
-    SELECT * FROM unnest($17::text[], $18::text[], $19::text[], $20::text[], $21::text[],
-                         $22::bigint[], $23::timestamptz[], $24::uuid[], $25::text[],
-                         $26::bigint[], $27::timestamptz[], $28::uuid[], $29::text[],
-                         $30::uuid[])
+        ended_version, ended_at, ended_command, ended_issuer, expires_at, ended_cause, began_event)
+    SELECT * FROM unnest($19::text[], $20::text[], $21::text[], $22::text[], $23::text[],
+                         $24::bigint[], $25::timestamptz[], $26::uuid[], $27::text[],
+                         $28::bigint[], $29::timestamptz[], $30::uuid[], $31::text[],
+                         $32::timestamptz[], $33::text[], $34::uuid[])
      WHERE EXISTS (SELECT FROM moved)
     ON CONFLICT (patient_id, entity_name, entity_id, record_type, kind, began_version) DO NOTHING
 ), ended AS (
@@ -115,14 +125,14 @@ WITH given AS (
     INSERT INTO consent_history (
         patient_id, entity_name, entity_id, record_type, kind,
         began_version, began_at, began_command, began_issuer,
-        ended_version, ended_at, ended_command, ended_issuer)
+        ended_version, ended_at, ended_command, ended_issuer, ended_cause)
     SELECT ended.patient_id, ended.entity_name, ended.entity_id, ended.record_type, ended.kind,
            open.began_version, open.began_at, open.began_command, open.began_issuer,
-           ended.version, ended.at, ended.command, ended.issuer
-      FROM unnest($31::text[], $32::text[], $33::text[], $34::text[], $35::text[],
-                  $36::bigint[], $37::timestamptz[], $38::uuid[], $39::text[])
+           ended.version, ended.at, ended.command, ended.issuer, ended.cause
+      FROM unnest($35::text[], $36::text[], $37::text[], $38::text[], $39::text[],
+                  $40::bigint[], $41::timestamptz[], $42::uuid[], $43::text[], $44::text[])
            AS ended (patient_id, entity_name, entity_id, record_type, kind,
-                     version, at, command, issuer)
+                     version, at, command, issuer, cause)
      CROSS JOIN LATERAL (
            SELECT h.began_version, h.began_at, h.began_command, h.began_issuer
              FROM consent_history h
@@ -146,6 +156,7 @@ WITH given AS (
      WHERE EXISTS (SELECT FROM moved)
     ON CONFLICT (patient_id, entity_name, entity_id, record_type, kind, began_version)
     DO UPDATE SET ended_version = EXCLUDED.ended_version, ended_at = EXCLUDED.ended_at,
-                  ended_command = EXCLUDED.ended_command, ended_issuer = EXCLUDED.ended_issuer
+                  ended_command = EXCLUDED.ended_command, ended_issuer = EXCLUDED.ended_issuer,
+                  ended_cause = EXCLUDED.ended_cause
 )
 SELECT partition FROM moved

@@ -1,6 +1,6 @@
 -- purge_history
 -- Remove what had ended by a moment from the next rows of the history, in the order of its key.
--- No projector waits for this: it never changes what has ended.
+-- No projector waits for this: it never changes what has ended, but to note that it did.
 --
 --   $1  until          timestamptz
 --   $2  patient_id     text     the key of the last row looked at before; '' and 0 to begin
@@ -25,7 +25,8 @@ WITH looked_at AS (
      USING looked_at l
      WHERE (h.patient_id, h.entity_name, h.entity_id, h.record_type, h.kind, h.began_version)
          = (l.patient_id, l.entity_name, l.entity_id, l.record_type, l.kind, l.began_version)
-       AND h.ended_at <= $1::timestamptz
+       AND (h.ended_at <= $1::timestamptz
+            OR (h.kind = 'period' AND h.expires_at <= $1::timestamptz))
     RETURNING h.kind
 )
 SELECT (SELECT count(*) FROM removed WHERE removed.kind = 'period') AS periods,

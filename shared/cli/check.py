@@ -1,12 +1,11 @@
 """Looks whether everything that a service needs is there, and says what to do where it is not."""
 
 import asyncio
-import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import typer
@@ -20,9 +19,11 @@ from shared.cli.check_results import Finding, Needs, Ownership
 from shared.cli.service_commands import print_json
 from shared.cli.terminal import can_show, shown
 from shared.errors import SettingsError
+from shared.settings import secret
 from shared.values.database_url import place_of
 from shared.values.several_hosts import one_by_one, place_of_broker
 
+_URL_SETTING: Final = "RABBITMQ_MANAGEMENT_URL"
 _PASSWORD: Final = "RABBITMQ_MANAGEMENT_PASSWORD"  # noqa: S105 - a variable's name
 
 
@@ -30,7 +31,7 @@ def _with_password(
     context: typer.Context, parameter: typer.CallbackParam, text: str | None
 ) -> str | None:
     """Add the password to the URL; raises BadParameter where it was on the command line."""
-    if text is None:
+    if text is None and (text := _secret(_URL_SETTING)) is None:
         return None
     try:
         url = URL(one_by_one(text)[0])
@@ -41,24 +42,35 @@ def _with_password(
     if url.password is not None and on_the_line:
         raise typer.BadParameter(
             "every user of this machine can read a command line: leave the password out and set "
-            f"{_PASSWORD}, or set the whole URL as RABBITMQ_MANAGEMENT_URL"
+            f"{_PASSWORD}, or set the whole URL as {_URL_SETTING}"
         )
-    password = os.environ.get(_PASSWORD)
+    password = _secret(_PASSWORD)
     if url.user is None or url.password is not None or password is None:
         return text
     user, at, hosts = text.rpartition("@")
     return f"{user}:{quote(password, safe='')}{at}{hosts}"
 
 
-Management = Annotated[
-    str | None,
-    typer.Option(
+def _secret(name: str) -> str | None:
+    try:
+        return secret(name)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def management_option(purpose: str) -> Any:  # noqa: ANN401 - what typer makes of it
+    """Describe an option for the management API, whose password is never on a command line."""
+    return typer.Option(
         metavar="URL",
-        envvar="RABBITMQ_MANAGEMENT_URL",
+        envvar=_URL_SETTING,
         callback=_with_password,
-        help="RabbitMQ's management API, http://user@host:15672, to compare bindings, "
-        f"and look for harmful policies; the password is in {_PASSWORD}.",
-    ),
+        help=f"RabbitMQ's management API, http://user@host:15672, {purpose}; "
+        f"the password is in {_PASSWORD}.",
+    )
+
+
+Management = Annotated[
+    str | None, management_option("to compare bindings, and look for harmful policies")
 ]
 MARKS: Final = ("✓", "✗")
 ASCII_MARKS: Final = ("ok", "NO")

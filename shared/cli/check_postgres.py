@@ -10,6 +10,7 @@ import asyncpg
 from shared.cli.check_results import Finding, Needs, Ownership, is_too_old
 from shared.errors import ConsentError
 from shared.errors.connection import DATABASES
+from shared.errors.text import said_by
 from shared.postgres.connection import Pool
 from shared.postgres.database import check_partitions, check_schema, open_pool
 from shared.postgres.statements import statement
@@ -35,7 +36,7 @@ async def database_findings(needs: Needs) -> AsyncIterator[Finding]:
     try:
         pool = await _open(needs)
     except DATABASE_ERRORS as error:
-        yield Finding("database", False, f"not reached: {error or type(error).__name__}")
+        yield Finding("database", False, f"not reached: {said_by(error)}")
         return
     try:
         server = await _server(pool, needs)
@@ -97,7 +98,7 @@ async def _server(pool: Pool, needs: Needs) -> Finding:
             given = await check_surroundings(session, needs.database_url, DATABASES[needs.package])
             version = await session.fetchval("SHOW server_version")
     except DATABASE_ERRORS as error:
-        return Finding("database", False, f"{error or type(error).__name__}")
+        return Finding("database", False, f"{said_by(error)}")
     few = too_few_connections(given)
     return Finding("database", False, few) if few else server_finding(version)
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from shared.cli.check_results import Finding, Needs, is_too_old
 from shared.errors import BrokerBlocked, ConsentError
 from shared.errors.connection import BROKER_ERRORS
+from shared.errors.text import said_by
 from shared.messages import names
 from shared.rabbitmq.alarms.alarm_probe import AlarmProbe
 from shared.rabbitmq.connection import (
@@ -58,7 +59,7 @@ async def broker_findings(needs: Needs, management: str | None) -> AsyncIterator
     except TimeoutError:
         yield Finding("broker", False, "it does not answer in time: see how it is, and its log")
     except (ConsentError, *BROKER_ERRORS) as error:
-        yield Finding("broker", False, f"not reached: {error or type(error).__name__}")
+        yield Finding("broker", False, f"not reached: {said_by(error)}")
 
 
 def server_finding(version: str) -> Finding:

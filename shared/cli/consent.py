@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +14,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from shared.cli.check_lines import check_lines, open_lines, read_lines
 from shared.cli.ends import For, Until, end_of, local
-from shared.cli.terminal import Program, shown, shown_json
+from shared.cli.terminal import Program, shown, shown_json, tell_version
 from shared.cli.timeline import lay_out
 from shared.cli.timeline_svg import picture
 from shared.cli.timeline_text import ASCII, UNICODE, draw
@@ -32,6 +33,7 @@ from shared.errors import (
     SettingsError,
 )
 from shared.errors.connection import BROKER_ERRORS
+from shared.errors.text import said_by
 from shared.event_log.log_client import Page
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.commands import (
@@ -44,7 +46,7 @@ from shared.messages.commands import (
     WithdrawRequest,
 )
 from shared.messages.events import UnknownEventError
-from shared.messages.queries import ConsentHeld, Consents, ListConsents
+from shared.messages.queries import ConsentHeld, Consents, ListConsents, PatientSeen
 from shared.messages.replies import CommandAccepted, Outcome
 from shared.messages.timestamp import REMEDY, Moment, timestamp
 from shared.messages.validation import details_of
@@ -53,7 +55,8 @@ from shared.settings import ClientSettings, PartitionSettings, read_settings
 from shared.telemetry.logs import hush_libraries, set_up_logs
 from shared.telemetry.standard_streams import guard_standard_streams
 from shared.values.partition import partition_of
-from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, Target
+from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, RecordType, Target
+from shared.worker.first_moment import honour_sigterm
 
 REFUSED: Final = 1
 """Exit code where a command is rejected, or a consent does not hold."""
@@ -70,6 +73,7 @@ Exit codes: 0 accepted or yes, 1 rejected or no, 2 wrong use, 3 no answer.
 """
 
 app = Program(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+app.callback()(tell_version)
 console = Console(highlight=False)
 problems = Console(stderr=True, highlight=False)
 
@@ -101,7 +105,7 @@ At = Annotated[
     ),
 ]
 
-Result = TypeVar("Result", bound=BaseModel)
+Result = TypeVar("Result")
 
 
 @app.command(epilog="Example: consent ask p-1 doctor d-1 exams")
@@ -213,16 +217,32 @@ def list_(
 
 @app.command(epilog="Example: consent check p-1 doctor d-1 exams && echo may see them")
 def check(
-    patient_id: Patient,
-    entity: EntityName,
-    id_: EntityId,
+    patient_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATIENT_ID|FILE",
+            help="The patient's id; or alone, a file of lines like `p-1 doctor d-1 exams`, - for "
+            "the standard input.",
+        ),
+    ],
+    entity: Annotated[
+        Entity | None, typer.Argument(metavar="ENTITY", help="patient, doctor or nurse.")
+    ] = None,
+    id_: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The id of that patient or other.")
+    ] = None,
     permission: Records = "all",
     at: At = None,
     min_version: MinVersion = 0,
     within: Within = 10.0,
     json: AsJson = False,
 ) -> None:
-    """Ask whether somebody may see these records of a patient, or could at some moment."""
+    """Ask whether somebody may see these records of a patient, or could; of many, line by line."""
+    if entity is None:
+        _check_lines(patient_id, at, min_version, within, json)
+        return
+    if id_ is None:
+        raise typer.BadParameter("ENTITY needs an ID behind it")
     held = _talk(
         within,
         lambda client: client.has_consent(
@@ -231,6 +251,64 @@ def check(
     )
     _print_json(held) if json else _show_held(held, at)
     if not held.has_consent:
+        raise typer.Exit(REFUSED)
+
+
+@app.command(epilog="Example: consent patients doctor d-1 exams")
+def patients(
+    entity: EntityName,
+    id_: EntityId,
+    permission: Annotated[
+        Target | None,
+        typer.Argument(metavar="[TARGET]", help="A record type, or all; anything by default."),
+    ] = None,
+    within: Within = 10.0,
+    json: Annotated[bool, typer.Option("--json", help="Print a patient on each line.")] = False,
+) -> None:
+    """List the patients whose records somebody may see."""
+
+    async def show(client: ConsentClient) -> None:
+        table = Table(title=f"{entity} {shown(id_)} may see")
+        for heading in ("patient", "may see", "until"):
+            table.add_column(heading, overflow="fold")
+        async for patient in client.patients(entity, id_, permission):
+            if json:
+                _print_json(patient)
+            else:
+                table.add_row(*map(shown, _in_columns(patient)))
+        if not json:
+            console.print(table)
+
+    _talk(within, show)
+
+
+def _in_columns(patient: PatientSeen) -> tuple[str, str, str]:
+    ends = [f"{name} {timestamp(end)}" for name, end in (patient.until or {}).items()]
+    return patient.patient_id, ", ".join(patient.permissions), ", ".join(ends)
+
+
+def _check_lines(
+    name: str, at: datetime | None, min_version: int, within: float, json: bool
+) -> None:
+    try:
+        with open_lines(name) as texts:
+            lines = read_lines(texts, at, min_version)
+            count = _talk(
+                within, lambda client: check_lines(client, lines, console, problems, json=json)
+            )
+    except OSError as error:
+        _end(
+            f"{name} can't be read ({error.strerror}): name a file, - for the standard input, or "
+            "PATIENT_ID ENTITY ID",
+            WRONG_USE,
+        )
+    if not json:
+        console.print(str(count))
+    if count.wrong:
+        raise typer.Exit(WRONG_USE)
+    if count.early:
+        raise typer.Exit(NO_ANSWER)
+    if count.no:
         raise typer.Exit(REFUSED)
 
 
@@ -316,6 +394,7 @@ def partition(patient_id: Patient) -> None:
 
 def main() -> None:
     """Run the command line."""
+    honour_sigterm()
     guard_standard_streams()
     hush_libraries()
     app()
@@ -354,8 +433,7 @@ def _clear_errors() -> Iterator[None]:
     except NoAnswer as error:
         _end(f"{error}{_remedy(error)}", NO_ANSWER)
     except BROKER_ERRORS as error:
-        why = f"{error or type(error).__name__}"
-        _end(f"the broker is not reached: {why}: check RABBITMQ_URL", NO_ANSWER)
+        _end(f"the broker is not reached: {said_by(error)}: check RABBITMQ_URL", NO_ANSWER)
 
 
 def _remedy(error: NoAnswer) -> str:
@@ -410,16 +488,22 @@ def _show_consents(found: Consents) -> None:
         table.add_row(
             entry.entity_name,
             shown(entry.entity_id),
-            ", ".join(entry.permissions),
-            ", ".join(entry.requested),
+            _listed(entry.permissions, entry.until),
+            _listed(entry.requested, entry.requested_until),
         )
     console.print(table)
+
+
+def _listed(records: Sequence[RecordType], ends: Mapping[RecordType, datetime] | None) -> str:
+    until = {record: f" until {local(end)}" for record, end in (ends or {}).items()}
+    return ", ".join(f"{record}{until.get(record, '')}" for record in records)
 
 
 def _show_held(held: ConsentHeld, at: datetime | None) -> None:
     answer = "[green]yes[/]" if held.has_consent else "[red]no[/]"
     when = "" if at is None else f" at {timestamp(at)}"
-    console.print(f"{answer}{when}, as of version {held.version}")
+    until = "" if held.valid_until is None else f" until {local(held.valid_until)}"
+    console.print(f"{answer}{when}{until}, as of version {held.version}")
 
 
 def _show_events(page: Page) -> None:

@@ -53,7 +53,7 @@ Until = Annotated[
 For = Annotated[
     timedelta | None,
     typer.Option(
-        "--for", parser=read_for, metavar="AGE", help="End it by itself after so long, as 90d."
+        "--for", parser=read_for, metavar="DURATION", help="End it by itself after so long, as 90d."
     ),
 ]
 

@@ -11,10 +11,10 @@ import typer
 from pydantic_core import to_json
 from pydantic_settings import BaseSettings
 
-from shared.cli.terminal import Program, shown_json
+from shared.cli.terminal import Program, shown_json, tell_version
 from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsure
 from shared.errors.connection import BROKER_ERRORS
-from shared.errors.text import words_of
+from shared.errors.text import said_by, words_of
 from shared.postgres.database import migrate
 from shared.rabbitmq.lenient_decoding import bound_headers
 from shared.settings import WorkerSettings
@@ -59,16 +59,17 @@ def new_app(help_: str, settings: type[BaseSettings] | None = None) -> typer.Typ
     A program's own is given its settings, to name them. It has no shell completion, since no
     shell completes what follows `python -m`.
     """
-    epilog = (
-        f"Settings, from the environment: {_names(settings)}. {EXIT_CODES}" if settings else None
-    )
-    return Program(
+    epilog = f"{_told(settings)} {EXIT_CODES}" if settings else None
+    app = Program(
         help=help_,
         epilog=epilog,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+    if settings:
+        app.callback()(tell_version)
+    return app
 
 
 @contextmanager
@@ -82,8 +83,8 @@ def clear_errors() -> Iterator[None]:
     except (NotNow, Unsure) as error:
         _end(str(error), NOT_REACHED)
     except BROKER_ERRORS as error:
-        why = f"{error or type(error).__name__}"
-        _end(f"not reached: {why}: check its URL, and whether the server runs", NOT_REACHED)
+        why = f"{said_by(error)}: check its URL, and whether the server runs"
+        _end(f"not reached: {why}", NOT_REACHED)
     except asyncpg.UndefinedTableError as error:
         _end(f"the schema is missing or older than this ({error}): run `migrate`", MUST_BE_MENDED)
     except asyncpg.PostgresError as error:
@@ -97,7 +98,15 @@ def print_json(value: object) -> None:
 
 def migrate_database(url: str, service: str, partitions: int, worker_role: str | None) -> None:
     """Bring a database to this version's schema, and say by which migrations."""
-    applied = asyncio.run(migrate(url, service, partitions, worker_role=worker_role))
+    applied = asyncio.run(
+        migrate(
+            url,
+            service,
+            partitions,
+            worker_role=worker_role,
+            tell=lambda line: typer.echo(line, err=True),
+        )
+    )
     typer.echo(f"applied {', '.join(applied)}" if applied else "nothing to apply")
 
 
@@ -124,8 +133,9 @@ def run_worker(service: Service, settings: WorkerSettings) -> None:
         )
 
 
-def _names(settings: type[BaseSettings]) -> str:
-    return ", ".join(name.upper() for name in settings.model_fields)
+def _told(settings: type[BaseSettings]) -> str:
+    names = ", ".join(name.upper() for name in settings.model_fields)
+    return f"Settings, from the environment: {names}; a URL may be in a file that …_URL_FILE names."
 
 
 def _end(line: str, code: int) -> NoReturn:

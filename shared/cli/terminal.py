@@ -4,7 +4,8 @@ import io
 import json
 import sys
 from contextlib import suppress
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -22,6 +23,23 @@ class Program(typer.Typer):
                 with suppress(OSError):  # it may be closed
                     stream.reconfigure(errors="backslashreplace")
         return super().__call__(*args, **kwargs)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"consent {version('consent')}\n")
+        raise typer.Exit
+
+
+def tell_version(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and end."
+        ),
+    ] = False,
+) -> None:
+    """Be the callback of a program's own command line, for options before any verb."""
 
 
 def can_show(text: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.cells import cell_len, set_cell_size
 
-from shared.messages.queries import Change, History, Period, RequestMade
+from shared.messages.queries import Change, Ended, History, Period, RequestMade
 from shared.messages.timestamp import timestamp
 from shared.values.legible import visible
 
@@ -99,8 +99,11 @@ class Row:
 class Entry:
     """A change, in words."""
 
-    change: Change
+    at: datetime
+    version: int
     what: str
+    command_id: str = ""
+    issued_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +112,37 @@ class Timeline:
 
     title: str
     axis: Axis
+    now: datetime
     rows: list[Row]
     changes: list[Entry]
     notes: list[str]
 
+    @property
+    def shows_what_comes(self) -> bool:
+        """Whether the axis goes on behind now, since something is to end."""
+        return self.now < self.axis.end
+
 
 def lay_out(history: History, now: datetime) -> Timeline:
     """Lay out a history, as seen at a moment."""
-    changes = sorted(_changes(history), key=lambda entry: entry.change.version)
-    moments = [entry.change.at for entry in changes] or [now]
-    end = max(now, *moments)
+    changes = sorted(set(_changes(history)), key=lambda entry: (entry.at, entry.version))
+    moments = [entry.at for entry in changes] or [now]
+    now = max(now, *moments)
+    begin = min(*moments, now - SHORTEST)
     return Timeline(
         title=f"Patient {visible(history.patient_id)}, version {history.version}",
-        axis=Axis(min(*moments, end - SHORTEST), end),
+        axis=Axis(begin, _end_of_axis(history, begin, now)),
+        now=now,
         rows=_rows(history),
         changes=changes,
         notes=list(_notes(history)),
     )
+
+
+def _end_of_axis(history: History, begin: datetime, now: datetime) -> datetime:
+    """Say until when to draw: to the last end to come, as far as a third of all."""
+    to_come = [period.until for period in history.periods if not period.ended and period.until]
+    return max(now, min(max(to_come, default=now), now + (now - begin) / 2))
 
 
 def _rows(history: History) -> list[Row]:
@@ -143,13 +160,52 @@ def _rows(history: History) -> list[Row]:
 
 
 def _changes(history: History) -> Iterator[Entry]:
+    extensions = {
+        (period.entity_name, period.entity_id, period.record_type, period.ended.version)
+        for period in history.periods
+        if period.ended and period.ended.cause == "extended"
+    }
     for period in history.periods:
-        yield Entry(period.granted, f"{period.record_type} granted to {_grantee(period)}")
-        if period.revoked is not None:
-            yield Entry(period.revoked, f"{period.record_type} revoked from {_grantee(period)}")
+        key = (period.entity_name, period.entity_id, period.record_type, period.granted.version)
+        yield _entry(period.granted, _granting(period, extends=key in extensions))
+        if period.ended is not None and period.ended.cause != "extended":
+            yield _entry(period.ended, _ending(period, period.ended))
     for ask in history.requests:
         pending = ", pending" if ask.answered is None else ""
-        yield Entry(ask.asked, f"{_grantee(ask)} asked for {ask.record_type}{pending}")
+        end = f" {_until(ask.until)}" if ask.until else ""
+        yield _entry(ask.asked, f"{_grantee(ask)} asked for {ask.record_type}{end}{pending}")
+        if ask.answered is not None and ask.answered.how != "granted":
+            yield _entry(ask.answered, _answering(ask))
+
+
+def _entry(change: Change | Ended, what: str) -> Entry:
+    """Write a change down; an end that is not recorded yet comes before what happens then."""
+    command_id = str(change.command_id or "")
+    return Entry(change.at, change.version or 0, what, command_id, visible(change.issued_by or ""))
+
+
+def _granting(period: Period, *, extends: bool) -> str:
+    if extends:
+        end = _until(period.until) if period.until else "without end"
+        return f"{period.record_type} extended for {_grantee(period)} {end}"
+    end = f" {_until(period.until)}" if period.until else ""
+    return f"{period.record_type} granted to {_grantee(period)}{end}"
+
+
+def _ending(period: Period, ended: Ended) -> str:
+    if ended.cause == "revoked":
+        return f"{period.record_type} revoked from {_grantee(period)}"
+    return f"{period.record_type} ended for {_grantee(period)}, as granted"
+
+
+def _answering(ask: RequestMade) -> str:
+    if ask.answered and ask.answered.how == "denied":
+        return f"{ask.record_type} denied to {_grantee(ask)}"
+    return f"{_grantee(ask)} no longer asks for {ask.record_type}"
+
+
+def _until(end: datetime) -> str:
+    return f"until {end:%Y-%m-%d %H:%M:%S}"
 
 
 def _notes(history: History) -> Iterator[str]:

@@ -4,7 +4,7 @@ from typing import Final
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from shared.cli.timeline import Row, Timeline, cut
-from shared.messages.queries import Change, Period, RequestMade
+from shared.messages.queries import Change, Ended, Period, RequestMade
 from shared.messages.timestamp import timestamp
 from shared.values.legible import visible
 
@@ -49,20 +49,20 @@ def picture(timeline: Timeline) -> str:
         before = row.grantee
     if not timeline.rows:
         _text(svg, 24, TOP + 18, "nothing was ever granted or asked", fill=FAINT)
-    _draw_legend(svg, height - 24)
+    _draw_legend(svg, timeline, height - 24)
     return tostring(svg, encoding="unicode") + "\n"
 
 
 def _draw_axis(svg: Element, timeline: Timeline, bottom: int) -> None:
-    axis = timeline.axis
+    axis, now = timeline.axis, _x(timeline, timeline.axis.share(timeline.now))
     free_from = LABELS + 126.0
     _text(svg, LABELS, TOP - 14, f"{axis.begin:%Y-%m-%d %H:%M}", fill=FAINT, size=11)
-    _text(svg, WIDTH - RIGHT, TOP - 14, "now", fill=FAINT, size=11, anchor="end")
-    for x in (float(LABELS), float(WIDTH - RIGHT)):
-        _draw(svg, "line", x1=x, x2=x, y1=TOP - 8, y2=bottom, stroke=LINE)
+    _text(svg, now, TOP - 14, "now", fill=FAINT, size=11, anchor="end")
+    for x, stroke in ((float(LABELS), LINE), (float(WIDTH - RIGHT), LINE), (now, FAINT)):
+        _draw(svg, "line", x1=x, x2=x, y1=TOP - 8, y2=bottom, stroke=stroke)
     for tick in axis.ticks(MOST_TICKS):
         x = _x(timeline, axis.share(tick.at))
-        if free_from <= x <= WIDTH - RIGHT - 70:
+        if free_from <= x <= WIDTH - RIGHT - 70 and not now - 70 < x < now + 45:
             _draw(svg, "line", x1=x, x2=x, y1=TOP - 8, y2=bottom, stroke=LINE)
             _text(svg, x, TOP - 14, tick.label, fill=FAINT, size=11, anchor="middle")
             free_from = x + 90
@@ -85,22 +85,51 @@ def _draw_row(svg: Element, timeline: Timeline, row: Row, top: int, *, named: bo
 
 def _draw_period(svg: Element, timeline: Timeline, period: Period, middle: float) -> None:
     begin = _x(timeline, timeline.axis.share(period.granted.at))
-    title = f"granted {_when_and_by_whom(period.granted)}"
-    if period.revoked is None:
-        end = float(WIDTH - RIGHT)
-        title += "\nin force"
+    if period.ended is None:
+        end = _x(timeline, timeline.axis.share(timeline.now))
+        _draw_what_comes(svg, timeline, period, middle)
     else:
-        end = max(begin + 2, _x(timeline, timeline.axis.share(period.revoked.at)))
-        title += f"\nrevoked {_when_and_by_whom(period.revoked)}"
+        end = max(begin + 2, _x(timeline, timeline.axis.share(period.ended.at)))
     top = middle - BAR / 2
-    bar = _draw(
-        svg, "rect", x=begin, y=top, width=end - begin, height=BAR, fill=GREEN, opacity=0.85
-    )
-    _named(bar, title)
-    if period.revoked is None:
-        _draw_arrow(svg, end, middle)
+    width = end - begin
+    bar = _draw(svg, "rect", x=begin, y=top, width=width, height=BAR, fill=GREEN, opacity=0.85)
+    _named(bar, _told(period))
+    if period.ended is not None and period.ended.cause != "extended":
+        _draw_edge(svg, end, middle, RED if period.ended.cause == "revoked" else INK)
+
+
+def _told(period: Period) -> str:
+    told = f"granted {_when_and_by_whom(period.granted)}"
+    if period.until is not None:
+        told += f"\nuntil {timestamp(period.until)}"
+    if period.ended is None:
+        return f"{told}\nin force"
+    return f"{told}\n{period.ended.cause} {_when_and_by_whom(period.ended)}"
+
+
+def _draw_what_comes(svg: Element, timeline: Timeline, period: Period, middle: float) -> None:
+    """Draw the time from now to the end of a period, or to where the axis ends."""
+    begin, end = _x(timeline, timeline.axis.share(timeline.now)), float(WIDTH - RIGHT)
+    ends_here = period.until is not None and period.until <= timeline.axis.end
+    if ends_here and period.until:
+        end = _x(timeline, timeline.axis.share(period.until))
+    if timeline.shows_what_comes:
+        _draw_to_come(svg, begin, end, middle)
+    if ends_here:
+        _draw_edge(svg, end, middle, INK)
     else:
-        _draw(svg, "rect", x=end - 2, y=top - 3, width=3, height=BAR + 6, fill=RED)
+        _draw_arrow(svg, end, middle)
+
+
+def _draw_to_come(svg: Element, begin: float, end: float, middle: float) -> None:
+    top, width = middle - BAR / 2 + 1, end - begin
+    bar = _draw(svg, "rect", x=begin, y=top, width=width, height=BAR - 2, fill=GREEN)
+    for name, value in (("fill-opacity", "0.15"), ("stroke", GREEN), ("stroke-dasharray", "3 3")):
+        bar.set(name, value)
+
+
+def _draw_edge(svg: Element, x: float, middle: float, fill: str) -> None:
+    _draw(svg, "rect", x=x - 2, y=middle - BAR / 2 - 3, width=3, height=BAR + 6, fill=fill)
 
 
 def _draw_arrow(svg: Element, x: float, middle: float) -> None:
@@ -110,9 +139,8 @@ def _draw_arrow(svg: Element, x: float, middle: float) -> None:
 
 def _draw_waiting(svg: Element, timeline: Timeline, ask: RequestMade, middle: float) -> None:
     begin = _x(timeline, timeline.axis.share(ask.asked.at))
-    end = float(WIDTH - RIGHT)
-    if ask.answered is not None:
-        end = _x(timeline, timeline.axis.share(ask.answered.at))
+    until = timeline.now if ask.answered is None else ask.answered.at
+    end = _x(timeline, timeline.axis.share(until))
     line = _draw(svg, "line", x1=begin, x2=end, y1=middle, y2=middle, stroke=AMBER)
     line.set("stroke-width", "2")
     line.set("stroke-dasharray", "3 4")
@@ -120,17 +148,20 @@ def _draw_waiting(svg: Element, timeline: Timeline, ask: RequestMade, middle: fl
 
 def _draw_ask(svg: Element, timeline: Timeline, ask: RequestMade, middle: float) -> None:
     x = _x(timeline, timeline.axis.share(ask.asked.at))
-    answer = "pending" if ask.answered is None else f"answered {_when_and_by_whom(ask.answered)}"
+    end = f"\nuntil {timestamp(ask.until)}" if ask.until else ""
+    answer = "pending"
+    if ask.answered is not None:
+        answer = f"{ask.answered.how} {_when_and_by_whom(ask.answered)}"
     group = SubElement(svg, "g")
-    _named(group, f"asked {_when_and_by_whom(ask.asked)}\n{answer}")
+    _named(group, f"asked {_when_and_by_whom(ask.asked)}{end}\n{answer}")
     _draw(group, "circle", cx=x, cy=middle, r=7.5, fill=AMBER, stroke="#ffffff")
     _text(group, x, middle + 4, "?", fill="#ffffff", size=11, weight="700", anchor="middle")
 
 
-def _draw_legend(svg: Element, middle: float) -> None:
+def _draw_legend(svg: Element, timeline: Timeline, middle: float) -> None:
     _draw(svg, "rect", x=LABELS, y=middle - 7, width=30, height=BAR, fill=GREEN, opacity=0.85)
     _text(svg, LABELS + 38, middle + 4, "in force", fill=FAINT)
-    _draw(svg, "rect", x=LABELS + 110, y=middle - 10, width=3, height=BAR + 6, fill=RED)
+    _draw_edge(svg, LABELS + 112, middle, RED)
     _text(svg, LABELS + 120, middle + 4, "revoked", fill=FAINT)
     _draw_arrow(svg, LABELS + 190, middle)
     _text(svg, LABELS + 212, middle + 4, "still in force", fill=FAINT)
@@ -143,15 +174,21 @@ def _draw_legend(svg: Element, middle: float) -> None:
     line.set("stroke-width", "2")
     line.set("stroke-dasharray", "3 4")
     _text(svg, LABELS + 428, middle + 4, "waiting for an answer", fill=FAINT)
+    if any(period.until for row in timeline.rows for period in row.periods):
+        _draw_to_come(svg, 24, 54, middle)
+        _text(svg, 62, middle + 4, "to come", fill=FAINT)
+        _draw_edge(svg, 138, middle, INK)
+        _text(svg, 146, middle + 4, "its own end", fill=FAINT)
 
 
 def _x(timeline: Timeline, share: float) -> float:
     return round(LABELS + share * (WIDTH - RIGHT - LABELS), 2)
 
 
-def _when_and_by_whom(change: Change) -> str:
+def _when_and_by_whom(change: Change | Ended) -> str:
     issuer = f", issued by {visible(change.issued_by)}" if change.issued_by else ""
-    return f"{timestamp(change.at)} by command {change.command_id}{issuer}"
+    command = f" by command {change.command_id}" if change.command_id else ""
+    return f"{timestamp(change.at)}{command}{issuer}"
 
 
 def _draw(parent: Element, tag: str, **attributes: float | str) -> Element:

@@ -1,9 +1,8 @@
 """Draws a time line in a terminal: bars on one axis, and the changes in words below. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
 from typing import Final
 
 from rich.cells import cell_len, set_cell_size
@@ -11,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shared.cli.timeline import Axis, Entry, Row, Timeline, cut
-from shared.values.legible import visible
+from shared.cli.timeline import Entry, Row, Timeline, cut
+from shared.messages.queries import Period
 
 NARROW: Final = 64
 """Below, a grantee's name gets a line of its own."""
@@ -26,8 +25,10 @@ class Glyphs:
     """What a time line is drawn with; each means something without its colour too."""
 
     in_force: str
-    now: str
+    to_come: str
+    on: str
     revoked: str
+    end: str
     moment: str
     asked: str
     waiting: str
@@ -35,8 +36,11 @@ class Glyphs:
     tick: str
 
 
-UNICODE: Final = Glyphs("━", "▶", "┫", "╋", "?", "┄", "─", "┬")
-ASCII: Final = Glyphs("=", ">", "|", "+", "?", ".", "-", "+")
+UNICODE: Final = Glyphs("━", "╌", "▶", "┫", "┤", "╋", "?", "┄", "─", "┬")
+ASCII: Final = Glyphs("=", "~", ">", "|", "]", "+", "?", ".", "-", "+")
+
+Cells = list[tuple[str, str]]
+"""A line of a drawing: what stands in each column, and its style."""
 
 
 def draw(timeline: Timeline, width: int, glyphs: Glyphs = UNICODE) -> RenderableType:
@@ -53,7 +57,7 @@ def _chart(timeline: Timeline, width: int, glyphs: Glyphs) -> Iterator[Text]:
     indent = _label_width(timeline, width)
     columns = max(10, width - indent - 1)
     types = max(cell_len(row.record_type) for row in timeline.rows)
-    for line in _axis(timeline.axis, columns, glyphs):
+    for line in _axis(timeline, columns, glyphs):
         yield Text(" " * indent, no_wrap=True) + line
     before = ""
     for row in timeline.rows:
@@ -61,9 +65,9 @@ def _chart(timeline: Timeline, width: int, glyphs: Glyphs) -> Iterator[Text]:
             yield Text(row.grantee, style="bold", no_wrap=True, overflow="ellipsis")
         name = "" if width < NARROW or row.grantee == before else row.grantee
         label = _label(name, row.record_type, indent - types - 2, indent)
-        yield label + _bar(row, timeline.axis, columns, glyphs)
+        yield label + _bar(row, timeline, columns, glyphs)
         before = row.grantee
-    yield _legend(glyphs)
+    yield _legend(timeline, glyphs)
 
 
 def _label_width(timeline: Timeline, width: int) -> int:
@@ -78,58 +82,95 @@ def _label(name: str, record_type: str, room: int, indent: int) -> Text:
     return label.append(set_cell_size(record_type, indent - room), style="not bold")
 
 
-def _bar(row: Row, axis: Axis, columns: int, glyphs: Glyphs) -> Text:
+def _bar(row: Row, timeline: Timeline, columns: int, glyphs: Glyphs) -> Text:
     """Draw one row; what is drawn later in here hides what was before."""
-    cells: list[tuple[str, str]] = [(" ", "")] * columns
+    cells: Cells = [(" ", "")] * columns
 
     def at(moment: datetime) -> int:
-        return round(axis.share(moment) * (columns - 1))
+        return round(timeline.axis.share(moment) * (columns - 1))
 
+    now = at(timeline.now)
     for ask in row.requests:
-        until = columns if ask.answered is None else at(ask.answered.at)
+        until = now + 1 if ask.answered is None else at(ask.answered.at)
         cells[at(ask.asked.at) : until] = [(glyphs.waiting, "yellow")] * (until - at(ask.asked.at))
     for period in row.periods:
-        first = at(period.granted.at)
-        last = columns - 1 if period.revoked is None else at(period.revoked.at)
-        cells[first : last + 1] = [(glyphs.in_force, "green")] * (last + 1 - first)
-        cells[last] = (glyphs.now, "bold green") if not period.revoked else (glyphs.revoked, "red")
+        if period.ended is None:
+            _draw_on(cells, period, timeline, at, glyphs)
+        else:
+            _draw_over(cells, period, at, glyphs)
     for ask in row.requests:
         cells[at(ask.asked.at)] = (glyphs.asked, "bold yellow")
     for period in row.periods:
-        if period.revoked is not None and at(period.granted.at) == at(period.revoked.at):
+        over = period.ended is not None and period.ended.cause != "extended"
+        if over and period.ended and at(period.ended.at) <= at(period.granted.at):
             cells[at(period.granted.at)] = (glyphs.moment, "red")
     return Text.assemble(*cells, no_wrap=True)
 
 
-def _axis(axis: Axis, columns: int, glyphs: Glyphs) -> Iterator[Text]:
+def _draw_over(cells: Cells, period: Period, at: Callable[[datetime], int], glyphs: Glyphs) -> None:
+    """Draw a period that has ended; one that was extended goes on with the next."""
+    assert period.ended is not None  # noqa: S101 - the caller looked
+    first = at(period.granted.at)
+    last = max(first, at(period.ended.at))
+    cells[first : last + 1] = [(glyphs.in_force, "green")] * (last + 1 - first)
+    if period.ended.cause == "revoked":
+        cells[last] = (glyphs.revoked, "red")
+    elif period.ended.cause == "expired":
+        cells[last] = (glyphs.end, "red")
+
+
+def _draw_on(
+    cells: Cells,
+    period: Period,
+    timeline: Timeline,
+    at: Callable[[datetime], int],
+    glyphs: Glyphs,
+) -> None:
+    """Draw a period that is in force: up to now, and on to its end, or to where the axis ends."""
+    first, now = at(period.granted.at), at(timeline.now)
+    ends_here = period.until is not None and period.until <= timeline.axis.end
+    last = at(period.until) if ends_here and period.until else len(cells) - 1
+    cells[first : now + 1] = [(glyphs.in_force, "green")] * (now + 1 - first)
+    cells[now + 1 : last + 1] = [(glyphs.to_come, "green")] * (last - now)
+    cells[last] = (glyphs.end, "yellow") if ends_here else (glyphs.on, "bold green")
+
+
+def _axis(timeline: Timeline, columns: int, glyphs: Glyphs) -> Iterator[Text]:
     """Draw the labels and the line with its ticks; a label that finds no room is left out."""
-    marks = [(0, f"{axis.begin:%Y-%m-%d %H:%M}")]
-    end = (columns - len("now"), "now")
+    axis, now = timeline.axis, round(timeline.axis.share(timeline.now) * (columns - 1))
+    labels, line = [" "] * columns, [glyphs.axis] * columns
+
+    def put(column: int, label: str, begin: int) -> None:
+        around = labels[max(0, begin - 2) : begin + len(label) + 2]
+        if begin + len(label) <= columns and not "".join(around).strip():
+            labels[begin : begin + len(label)] = label
+            line[column] = glyphs.tick
+
+    put(now, "now", min(now, columns - len("now")))
+    begin = f"{axis.begin:%Y-%m-%d %H:%M}"
+    put(0, begin[: max(0, min(now, columns - len("now")) - 2)], 0)
+    if timeline.shows_what_comes:
+        end = f"{axis.end:%Y-%m-%d}"
+        put(columns - 1, end, columns - len(end))
     for tick in axis.ticks(max(1, columns // TICK_EVERY)):
         column = round(axis.share(tick.at) * (columns - 1))
-        last, label = marks[-1]
-        if last + len(label) + 2 <= column and column + len(tick.label) + 2 <= end[0]:
-            marks.append((column, tick.label))
-    labels = "".join(
-        set_cell_size(label, following - column)
-        for (column, label), (following, _) in pairwise([*marks, end])
-    )
-    line = [glyphs.axis] * columns
-    for column in [*(column for column, _ in marks), columns - 1]:
-        line[column] = glyphs.tick
-    yield Text(labels + end[1], style="dim", no_wrap=True)
+        put(column, tick.label, column)
+    yield Text("".join(labels), style="dim", no_wrap=True)
     yield Text("".join(line), style="dim", no_wrap=True)
 
 
-def _legend(glyphs: Glyphs) -> Text:
+def _legend(timeline: Timeline, glyphs: Glyphs) -> Text:
     legend = Text.assemble(
         (glyphs.in_force, "green"), " in force  ",
-        (glyphs.now, "bold green"), " still  ",
+        (glyphs.on, "bold green"), " still  ",
         (glyphs.revoked, "red"), " revoked  ",
         (glyphs.asked, "bold yellow"), " asked  ",
         (glyphs.waiting, "yellow"), " waiting  ",
-        (glyphs.moment, "red"), " granted and revoked",
+        (glyphs.moment, "red"), " granted and over",
     )  # fmt: skip
+    if any(period.until for row in timeline.rows for period in row.periods):
+        legend.append(f"\n{glyphs.to_come}", "green").append(" to come  ")
+        legend.append(glyphs.end, "red").append(" its own end")
     legend.stylize("dim")
     return legend
 
@@ -150,12 +191,11 @@ def _wide(changes: Sequence[Entry], *, whole_ids: bool) -> Table:
     table.add_column("command", no_wrap=True)
     table.add_column("issued by", overflow="fold")
     for entry in changes:
-        command_id = str(entry.change.command_id)
         table.add_row(
             Text(_when(entry)),
             Text(entry.what),
-            Text(command_id if whole_ids else command_id[:SHORT_ID], style="dim"),
-            Text(visible(entry.change.issued_by or ""), style="dim"),
+            Text(entry.command_id if whole_ids else entry.command_id[:SHORT_ID], style="dim"),
+            Text(entry.issued_by, style="dim"),
         )
     return table
 
@@ -163,16 +203,14 @@ def _wide(changes: Sequence[Entry], *, whole_ids: bool) -> Table:
 def _narrow(changes: Sequence[Entry]) -> Group:
     lines = []
     for entry in changes:
-        issuer = f", issued by {visible(entry.change.issued_by)}" if entry.change.issued_by else ""
+        command = f", command {entry.command_id[:SHORT_ID]}" if entry.command_id else ""
+        issuer = f", issued by {entry.issued_by}" if entry.issued_by else ""
         lines += [
-            Text(
-                f"{_when(entry)} UTC, command {str(entry.change.command_id)[:SHORT_ID]}",
-                style="dim",
-            ),
+            Text(f"{_when(entry)} UTC{command}", style="dim"),
             Text(f"  {entry.what}{issuer}"),
         ]
     return Group(*lines)
 
 
 def _when(entry: Entry) -> str:
-    return f"{entry.change.at:%Y-%m-%d %H:%M:%S}"
+    return f"{entry.at:%Y-%m-%d %H:%M:%S}"

@@ -1,8 +1,21 @@
-"""For other services: send commands, ask queries, subscribe to events."""
+"""For other services: send commands, ask queries, subscribe to events, keep a mirror."""
 
 from shared.client.client import ConsentClient
+from shared.client.mirror.mirror import ConsentMirror
 from shared.client.parking import Parking
 from shared.client.subscription import Start, subscribe
+from shared.errors import Stale
 from shared.messages.cloud_event import CloudEvent
+from shared.messages.queries import Actor, Question
 
-__all__ = ["CloudEvent", "ConsentClient", "Parking", "Start", "subscribe"]
+__all__ = [
+    "Actor",
+    "CloudEvent",
+    "ConsentClient",
+    "ConsentMirror",
+    "Parking",
+    "Question",
+    "Stale",
+    "Start",
+    "subscribe",
+]

@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, Field, TypeAdapter
 
 from shared.client.history_pages import joined
-from shared.errors import BrokerBlocked, NoAnswer, NotAllowed
-from shared.errors.connection import BROKER_ERRORS
-from shared.errors.text import reason_of
+from shared.errors import BrokerBlocked, NoAnswer, NotAllowed, QueryRefused
+from shared.errors.connection import BROKER, BROKER_ERRORS, ConnectionLost, explained
+from shared.errors.text import reason_of, said_by
 from shared.event_log.log_client import PAGE, Page, query_request, read_answer, readable
 from shared.messages import names
 from shared.messages.commands import (
@@ -28,6 +28,7 @@ from shared.messages.queries import (
     MOST_EVENTS,
     MOST_GRANTEES,
     MOST_PATIENTS,
+    MOST_QUESTIONS,
     MOST_SPANS,
     CheckConsents,
     ConsentChecked,
@@ -87,6 +88,8 @@ class ConsentClient:
         self._open = AsyncExitStack()
         self._broker: Broker | None = None
         self._requests: Requests | None = None
+        self._next_try = 0.0
+        self._failure = ""
 
     @classmethod
     @asynccontextmanager
@@ -96,8 +99,9 @@ class ConsentClient:
         """Connect, and close the connection in the end; raises BROKER_ERRORS."""
         client = cls(url, partitions=partitions, within=within)
         try:
-            async with asyncio.timeout(within):
-                await client._connected()
+            with explained(BROKER):
+                async with asyncio.timeout(within):
+                    await client._connected()
             yield client
         finally:
             await client._open.aclose()
@@ -261,13 +265,31 @@ class ConsentClient:
     async def check_consents(
         self, questions: Sequence[Question]
     ) -> list[ConsentChecked | QueryFailed]:
-        """Ask 1 to 500 questions at once; return their answers, in their order.
+        """Ask many questions, 500 in a message; return their answers, in their order.
 
-        What is wrong with one question is its answer, a QueryFailed.
+        What is wrong with one question is its answer, a QueryFailed. Where the answers of a
+        message would be too large together, it is asked in halves.
         """
+        answers: list[ConsentChecked | QueryFailed] = []
+        for start in range(0, len(questions), MOST_QUESTIONS):
+            answers += await self._check_some(questions[start : start + MOST_QUESTIONS])
+        return answers
+
+    async def _check_some(
+        self, questions: Sequence[Question]
+    ) -> list[ConsentChecked | QueryFailed]:
         query = CheckConsents(questions=list(questions))
-        answer = await self._query(query, CheckConsents.type)
-        return read_answer(answer.body, _CHECKED).answers
+        try:
+            answer = await self._query(query, CheckConsents.type)
+            return read_answer(answer.body, _CHECKED).answers
+        except QueryRefused as refused:
+            half = len(questions) // 2
+            if refused.error != "validation_error" or not half:
+                raise
+        return [
+            *await self._check_some(questions[:half]),
+            *await self._check_some(questions[half:]),
+        ]
 
     async def list_patients(
         self,
@@ -382,14 +404,23 @@ class ConsentClient:
         """Return what asks over the connection, which is opened where it is lost."""
         async with self._opening:
             if self._requests is None or self._broker is None or self._broker.is_lost():
-                self._requests = self._broker = None
-                await self._open.aclose()
-                broker = await self._open.enter_async_context(
-                    connect(self._url, name="consent client")
-                )
-                requests = await Requests.open(broker)
-                self._broker, self._requests = broker, requests
+                return await self._open_anew()
             return self._requests
+
+    async def _open_anew(self) -> Requests:
+        """Open the connection; what one request just failed to do the others do not try at once."""
+        if monotonic() < self._next_try:
+            raise ConnectionLost(self._failure)
+        self._requests = self._broker = None
+        await self._open.aclose()
+        try:
+            broker = await self._open.enter_async_context(connect(self._url, name="consent client"))
+            requests = await Requests.open(broker)
+        except BROKER_ERRORS as error:
+            self._next_try, self._failure = monotonic() + PAUSE_S, said_by(error)
+            raise
+        self._broker, self._requests = broker, requests
+        return requests
 
 
 def _no_answer(request: Request, within: float, failure: BaseException | None) -> NoAnswer:

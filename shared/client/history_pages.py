@@ -8,7 +8,8 @@ from shared.messages.queries import History, Period, RequestMade
 def joined(pages: Sequence[History]) -> History:
     """Join pages, read one after the other, as all of it was at the version of the first.
 
-    What began later is left out, and what ended later is open: so nobody sees half a change.
+    What began later is left out, and what was ended later is open: so nobody sees half a change.
+    What has come to its own end has ended: that is no change.
     """
     first = pages[0]
     return first.model_copy(
@@ -33,8 +34,10 @@ def joined(pages: Sequence[History]) -> History:
 
 
 def _period_at(version: int, period: Period) -> Period:
-    later = period.revoked is not None and period.revoked.version > version
-    return period.model_copy(update={"revoked": None}) if later else period
+    ended = period.ended
+    if ended is None or ended.cause == "expired" or (ended.version or 0) <= version:
+        return period
+    return period.model_copy(update={"ended": None})
 
 
 def _request_at(version: int, request: RequestMade) -> RequestMade:

@@ -168,7 +168,13 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "patient_id": "p-1",
         "version": 2,
         "consents": [
-            {"entity_name": "doctor", "entity_id": "d-1", "permissions": ["exams"], "requested": []}
+            {
+                "entity_name": "doctor",
+                "entity_id": "d-1",
+                "permissions": ["exams"],
+                "requested": [],
+                "until": {"exams": _END},
+            }
         ],
     },
     "HasConsent": {
@@ -178,7 +184,62 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "permission": "exams",
         "min_version": 2,
     },
-    "HasConsentAnswer": {"status": "ok", "has_consent": True, "version": 2},
+    "HasConsentAnswer": {
+        "status": "ok", "has_consent": True, "version": 2, "valid_until": _END,
+    },
+    "CheckConsents": {
+        "questions": [
+            {
+                "patient_id": "p-1",
+                "actors": [
+                    {"entity_name": "doctor", "entity_id": "d-1"},
+                    {"entity_name": "patient", "entity_id": "p-9"},
+                ],
+                "permission": "exams",
+                "min_version": 2,
+            },
+            {"patient_id": "p-1", "actors": [{"entity_name": "nurse", "entity_id": "n-7"}]},
+        ],
+    },
+    "CheckConsentsAnswer": {
+        "status": "ok",
+        "answers": [
+            {
+                "status": "ok",
+                "has_consent": True,
+                "version": 2,
+                "granted": ["exams"],
+                "missing": [],
+                "basis": [
+                    {
+                        "record_type": "exams",
+                        "entity_name": "doctor",
+                        "entity_id": "d-1",
+                        "event_id": _GRANTED_EVENT,
+                        "command_id": _GRANTED,
+                        "since": "2026-11-23T08:05:00.000000Z",
+                        "until": _END,
+                    }
+                ],
+                "valid_until": _END,
+            },
+            {
+                "status": "ok",
+                "has_consent": False,
+                "version": 2,
+                "granted": [],
+                "missing": ["exams", "consultations", "conditions", "er_visits"],
+                "basis": [],
+            },
+        ],
+    },
+    "ListPatients": {
+        "entity_name": "doctor", "entity_id": "d-1", "permission": "exams", "limit": 500,
+    },
+    "ListPatientsAnswer": {
+        "status": "ok",
+        "patients": [{"patient_id": "p-1", "permissions": ["exams"], "until": {"exams": _END}}],
+    },
     "ConsentHistory": {"patient_id": "p-1", "min_version": 2, "limit": 500},
     "ConsentHistoryAnswer": {
         "status": "ok",
@@ -190,6 +251,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                 "entity_id": "d-1",
                 "record_type": "exams",
                 "granted": _GRANT,
+                "until": _END,
             }
         ],
         "requests": [
@@ -198,7 +260,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                 "entity_id": "d-1",
                 "record_type": "exams",
                 "asked": _ASK,
-                "answered": _GRANT,
+                "until": _END,
+                "answered": {"how": "granted", **_GRANT},
             }
         ],
         "complete": True,

@@ -19,6 +19,8 @@ class ConsentError(Exception):
     ├── Unsure               what was asked for was done or was not: look; exit code 3
     ├── NoAnswer             no reply came in time; ask again with the same command id
     ├── NotHandled           a subscriber's handler failed, and the event can't be parked
+    ├── Stale                what a mirror knows may be too old; ask HasConsent, or later
+    │   └── LogSetBack       the mirror's log is not the one that it was made from
     └── QueryRefused         the query was answered with an error
     """
 
@@ -90,6 +92,14 @@ class NoAnswer(ConsentError):
 
 class NotHandled(ConsentError):
     """A handler kept failing on an event, which could be parked nowhere; the cause says why."""
+
+
+class Stale(ConsentError):
+    """A mirror may not know what has happened since too long ago; the message says of what."""
+
+
+class LogSetBack(Stale):
+    """The log has lost what a mirror took from it, or it is another deployment's."""
 
 
 class QueryRefused(ConsentError):

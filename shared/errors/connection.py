@@ -49,6 +49,8 @@ def explained(server: Server) -> Iterator[None]:
         raise type(error)(_no_room(error, server)) from error
     except asyncpg.TargetServerAttributeNotMatched as error:
         raise NotConnected(_no_such_host(server)) from error
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"{server.name} does not answer in time") from error
     except (OSError, AMQPError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         line = _tls(error, server) or _login(error, server) or _address(error, server)
         if line is not None:

@@ -39,6 +39,11 @@ def words_of(error: BaseException) -> str:
     return _words(error) or type(error).__name__
 
 
+def said_by(error: BaseException) -> str:
+    """Say what an error of a server says; one without words is named by its kind."""
+    return str(error) or type(error).__name__
+
+
 def _words(error: BaseException) -> str:
     if isinstance(error, asyncpg.PostgresError):
         return _database_words(error)

@@ -56,8 +56,8 @@ class HasConsent(_PatientQuery):
     entity_id: RecordedId
     permission: Target = "all"
     at: Moment | None = None
-    """Asks about that moment: in force is what was granted then or before and not revoked by then;
-    a moment to come is asked about as things stand."""
+    """Asks about that moment: in force is what was granted then or before, not revoked by then, and
+    not at its end; a moment to come is asked about as things stand."""
 
 
 class Actor(BaseModel):
@@ -153,6 +153,10 @@ class Entry(_Answer):
     entity_id: str
     permissions: list[RecordType]
     requested: list[RecordType]
+    until: dict[RecordType, Moment] | None = None
+    """When each of the permissions ends that ends by itself."""
+    requested_until: dict[RecordType, Moment] | None = None
+    """The ends that are asked for, by the newest request of each record type."""
 
 
 class Consents(_Answer):
@@ -172,6 +176,9 @@ class ConsentHeld(_Answer):
     status: Literal["ok"] = "ok"
     has_consent: bool
     version: int
+    valid_until: Moment | None = None
+    """The first moment without this consent, where a yes ends by itself; it may be revoked before,
+    or extended. Asked about a moment of the past: as it stood then."""
 
 
 class Basis(_Answer):
@@ -184,6 +191,8 @@ class Basis(_Answer):
     """Of the grant; not known of one that was projected before this was kept, until a rebuild."""
     command_id: UUID
     since: Moment
+    until: Moment | None = None
+    """When this consent ends by itself, as it was granted."""
 
 
 class ConsentChecked(_Answer):
@@ -196,7 +205,9 @@ class ConsentChecked(_Answer):
     granted: list[RecordType]
     missing: list[RecordType]
     basis: list[Basis]
-    """By which consent each record type is granted."""
+    """By which consent each record type is granted: of several, the one that stands longest."""
+    valid_until: Moment | None = None
+    """The first moment without all this, where a yes ends by itself; as in HasConsent."""
 
 
 class Change(_Answer):
@@ -209,24 +220,47 @@ class Change(_Answer):
     issued_by: str | None = None
 
 
+class Ended(_Answer):
+    """How and when a period ended."""
+
+    cause: Literal["revoked", "expired", "extended"]
+    """It expired at its end; where it was extended, another period follows at once."""
+    at: Moment
+    version: int | None = None
+    """Of the event that recorded it. An end that has come counts before it is recorded: until then
+    this and the following are left out."""
+    command_id: UUID | None = None
+    issued_by: str | None = None
+
+
 class Period(_Answer):
-    """A consent in force: from the grant on, up to and without the moment of the revoke."""
+    """A consent in force: from the grant on, up to and without the moment at which it ended."""
 
     entity_name: Entity
     entity_id: str
     record_type: RecordType
     granted: Change
-    revoked: Change | None = None
+    until: Moment | None = None
+    """When it ends by itself, as it was granted."""
+    ended: Ended | None = None
+
+
+class Answered(Change):
+    """How and when a request was answered, and through what."""
+
+    how: Literal["granted", "denied", "withdrawn"]
 
 
 class RequestMade(_Answer):
-    """Somebody asked, perhaps not for the first time; a grant answered it, or it is pending."""
+    """Somebody asked, perhaps not for the first time; it was answered, or it is pending."""
 
     entity_name: Entity
     entity_id: str
     record_type: RecordType
     asked: Change
-    answered: Change | None = None
+    until: Moment | None = None
+    """The end that was asked for."""
+    answered: Answered | None = None
 
 
 class History(_Answer):
@@ -276,6 +310,8 @@ class PatientSeen(_Answer):
 
     patient_id: str
     permissions: list[RecordType]
+    until: dict[RecordType, Moment] | None = None
+    """When each of the permissions ends that ends by itself."""
 
 
 class Patients(_Answer):

@@ -1,6 +1,6 @@
 """Opens a service's database and brings it to the schema that this version needs."""
 
-import logging
+import asyncio
 from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from importlib.resources import as_file, files
@@ -8,24 +8,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
-from pogo_core.error import BadMigrationError
 from pogo_core.migration import Migration, topological_sort
-from pogo_core.util import migrate as pogo
 
 from shared.errors import NotConnected, SchemaError, SettingsError
 from shared.errors.connection import DATABASES, SOME_DATABASE
+from shared.postgres.apply_migrations import Tell, apply_missing
 from shared.postgres.connection import BY_INDEX, Connection, Pool, Queryable, dial
 from shared.postgres.statements import statement
 from shared.postgres.surroundings import check_surroundings
 
 MIGRATION_LOCK: Final = 0xC045E47
 """One number for everybody who migrates a consent database, so that they wait for each other."""
+LOOK_AGAIN_S: Final = 0.2
 COMMAND_TIMEOUT_S: Final = 30
-
-_SILENT = logging.getLogger("consent.migrations")
-"""The library says each step as a warning; our command line says them itself."""
-_SILENT.addHandler(logging.NullHandler())
-_SILENT.propagate = False
 
 _COUNT_PARTITIONS = statement("shared.postgres", "count_partitions")
 _MAKE_PARTITIONS = statement("shared.postgres", "make_partitions")
@@ -74,12 +69,17 @@ async def _nothing_to_reset(_: object) -> None:
 
 
 async def migrate(
-    url: str, package: str, partitions: int, *, worker_role: str | None = None
+    url: str,
+    package: str,
+    partitions: int,
+    *,
+    worker_role: str | None = None,
+    tell: Tell = lambda _: None,
 ) -> list[str]:
     """Apply what is missing of the shared and the package's migrations; return their names.
 
-    Everything happens under one lock, each migration in a transaction of its own. The lock
-    belongs to the connection: it ends with a process that is killed.
+    Everything happens under one lock, which belongs to the connection: it ends with a process that
+    is killed. `tell` hears what it waits for.
     With `worker_role`, that role has in the end what the package's worker needs, and no more.
     Raises SettingsError where the database was made with another number of partitions, or is in
     another encoding than UTF-8, or the role can't be bound.
@@ -87,11 +87,11 @@ async def migrate(
     connection = await connect_once(url, package, name="migrate")
     try:
         await check_surroundings(connection, url, DATABASES[package])
-        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+        await _take_lock(connection)
         before = await _applied(connection)
         _refuse_another_service(before, package)
         for source in ("shared.postgres", package):
-            await _apply(connection, source)
+            await apply_missing(connection, source, tell)
         await _make_partitions(connection, partitions)
         await check_partitions(connection, partitions)
         if worker_role is not None:
@@ -99,6 +99,20 @@ async def migrate(
         return sorted(await _applied(connection) - before)
     finally:
         await connection.close()
+
+
+async def _take_lock(connection: Connection) -> None:
+    """Wait for the lock, but never inside a statement.
+
+    Who builds an index beside the work waits for every statement that was there before, and so
+    would for one that waits for the lock, which the builder holds.
+    """
+    while not await _has_lock(connection):  # noqa: ASYNC110 - another process has the lock
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+async def _has_lock(connection: Connection) -> bool:
+    return bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", MIGRATION_LOCK))
 
 
 async def _make_partitions(connection: Connection, partitions: int) -> None:
@@ -214,15 +228,6 @@ def _too_mighty(role: str, excess: Sequence[str]) -> str:
         "give the worker a role that owns nothing, is in no other role and has no attribute but "
         "LOGIN; revoke what everybody (PUBLIC) has"
     )
-
-
-async def _apply(connection: Connection, package: str) -> None:
-    with as_file(files(package) / "migrations") as folder:
-        try:
-            await pogo.apply(connection, Path(folder), schema_name="public", logger=_SILENT)
-        except BadMigrationError as error:
-            cause = error.__cause__ or error
-            raise SchemaError(f"{error}: {cause}") from cause
 
 
 async def _applied(connection: Connection) -> set[str]:

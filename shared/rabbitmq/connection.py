@@ -142,6 +142,13 @@ def only_our_cancellation() -> Iterator[None]:
         raise ConnectionLost("the connection ended in the middle of a call") from None
 
 
+class _Connection(aio_pika.Connection):
+    """One that nothing happens to when it is forgotten, which may be in a thread without a loop."""
+
+    def __del__(self) -> None:
+        """Leave what was never open as it is; what is open is closed where it was opened."""
+
+
 @asynccontextmanager
 async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> AsyncIterator[Broker]:
     """Connect under a name that operators see in the broker's list of connections.
@@ -208,7 +215,9 @@ async def _dial(
         try:
             with explained(BROKER):
                 address = URL(host).update_query(parameters)
-                return host, await aio_pika.connect(address, timeout=seconds)
+                return host, await aio_pika.connect(
+                    address, timeout=seconds, connection_class=_Connection
+                )
         except BROKER_ERRORS as error:
             _failed_at[host] = monotonic()
             told.append(error)

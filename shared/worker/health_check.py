@@ -18,7 +18,7 @@ def health_check(port: int, host: str = "") -> tuple[bool, str]:
         answer = connection.getresponse()
         return answer.status == 200, answer.read().decode()
     except (OSError, HTTPException) as error:
-        return False, f"no answer on port {port}: {error or type(error).__name__}"
+        return False, f"no answer on port {port}: {str(error) or type(error).__name__}"
     finally:
         connection.close()
 

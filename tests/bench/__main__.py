@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from shared.worker.gc_tuning import collect_seldom
-from tests.bench import append, catch_up, growth, latency, throughput
+from tests.bench import append, catch_up, growth, latency, midnight, mirror, throughput
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
 from tests.bench.machine import check_durable, facts, give_memory
 from tests.bench.progress import Steps
@@ -20,6 +20,8 @@ SECTIONS = {
     "catch-up": catch_up.measure,
     "latency": latency.measure,
     "growth": growth.measure,
+    "midnight": midnight.measure,
+    "mirror": mirror.measure,
 }
 
 Quick = Annotated[bool, typer.Option("--quick", help="Far less work: does it all still run?")]

@@ -2,7 +2,8 @@
 
 `python -m tests.bench.bare steps COUNT` consumes commands, publishes for each a message of an
 event's size with confirm, and a reply. `… acknowledge COUNT` consumes and acknowledges events.
-Both run as a worker does: a process of its own, uvloop, the same queues and prefetch.
+`… echo` answers each check with the same, and never ends.
+All run as a worker does: a process of its own, uvloop, the same queues and prefetch.
 
 This is the fastest way through aio-pika's underlay that was found: whatever has arrived is handled
 at once, all that it causes is written in one piece, deliveries are acknowledged together, and
@@ -35,6 +36,7 @@ WINDOW = 100
 EVENT = b"x" * 512
 """As large as the event of a grant."""
 REPLY = b"x" * 300
+ANSWER = b'{"status":"ok","has_consent":true,"version":1}'
 
 app = typer.Typer(add_completion=False)
 Total = Annotated[int, typer.Argument(help="How many messages there are.")]
@@ -194,6 +196,38 @@ def steps(total: Total) -> None:
 def acknowledge_all(total: Total) -> None:
     """Consume and acknowledge."""
     uvloop.run(_acknowledge(total))
+
+
+async def _echo() -> None:
+    async with connect(os.environ["RABBITMQ_URL"], name="bare echo") as broker:
+        inbox, replies = Inbox(), await broker.channel()
+        await inbox.read(broker, 0, names.CHECKS, projection_worker.CHECK_PREFETCH)
+        typer.echo("ready")
+        while True:
+            batch = await inbox.take()
+            frames = [frame for _, _, delivery in batch for frame in _echoed(delivery)]
+            await replies.write_queue.put(ChannelFrame.marshall(replies.number, frames))
+            await acknowledge(batch)
+
+
+def _echoed(delivery: AmqpMessage) -> tuple[Basic.Publish, ContentHeader, ContentBody]:
+    asked = delivery.header.properties
+    properties = Basic.Properties(
+        content_type="application/json",
+        correlation_id=asked.correlation_id,
+        message_type="HasConsentAnswer",
+    )
+    return (
+        Basic.Publish(exchange="", routing_key=asked.reply_to or ""),
+        ContentHeader(body_size=len(ANSWER), properties=properties),
+        ContentBody(ANSWER),
+    )
+
+
+@app.command()
+def echo() -> None:
+    """Consume checks, and answer each with the same, until ended."""
+    uvloop.run(_echo())
 
 
 if __name__ == "__main__":

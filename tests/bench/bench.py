@@ -32,6 +32,9 @@ class Sizes:
     idle_s: float
     log_sizes: tuple[int, ...]
     stream_lengths: tuple[int, ...]
+    ends: int
+    """Of consents, at one moment."""
+    mirror_patients: int
     partitions: int = 8
 
     @property
@@ -50,6 +53,8 @@ FULL = Sizes(
     idle_s=3,
     log_sizes=(0, 1_000_000, 5_000_000),
     stream_lengths=(10, 1_000, 50_000),
+    ends=100_000,
+    mirror_patients=1_000_000,
 )
 QUICK = Sizes(
     runs=1,
@@ -61,6 +66,8 @@ QUICK = Sizes(
     idle_s=1,
     log_sizes=(0, 20_000, 100_000),
     stream_lengths=(10, 200, 2_000),
+    ends=5_000,
+    mirror_patients=50_000,
 )
 
 

@@ -6,27 +6,42 @@ of the domain that there is.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
 from zlib import crc32
 
-from tests.chaos.evidence import Command, ConsentRow, Evidence, Json, LogRow, Receipt, Received
+from tests.chaos.evidence import Command, Evidence, Json, LogRow, Receipt, Received
+from tests.chaos.patients import (
+    END_CAME,
+    EVENT_OF,
+    PREFIX_OF,
+    TOO_LATE,
+    Decided,
+    ModelPatient,
+    Standing,
+    Who,
+    end_of,
+    who_of,
+)
 
-RECORD_TYPES = frozenset({"exams", "consultations", "conditions", "er_visits"})
-EVENT_OF = {
-    "AskConsent": "ConsentAsked",
-    "GrantConsent": "ConsentGranted",
-    "RevokeConsent": "ConsentRevoked",
+VERB_OF = {
+    "ConsentAsked": "asked",
+    "ConsentGranted": "granted",
+    "ConsentRevoked": "revoked",
+    "ConsentDenied": "denied",
+    "RequestWithdrawn": "withdrawn",
+    END_CAME: "expired",
 }
-PREFIX_OF = {"ConsentAsked": "by", "ConsentGranted": "to", "ConsentRevoked": "from"}
-VERB_OF = {"ConsentAsked": "asked", "ConsentGranted": "granted", "ConsentRevoked": "revoked"}
 
 MOST_UNANSWERED = 0.25
 """Of honest direct replies: a wire that is cut at that moment takes those under way with it."""
 ANSWERED_BESIDE_NEIGHBOURS_S = 5.0
 MOST_MB = 300
+CLOCKS_DIFFER = timedelta(milliseconds=50)
+"""By so much at most, on one machine."""
+TOLD_WITHIN = timedelta(seconds=15)
+"""So long after an end its event may come, where the partition changed hands."""
 
 
 class Finding(NamedTuple):
@@ -36,58 +51,6 @@ class Finding(NamedTuple):
     patient_id: str | None = None
     at: datetime | None = None
     """About when it went wrong, where that can be said."""
-
-
-class Who(NamedTuple):
-    """Somebody who may see something of a patient."""
-
-    entity: str
-    id: str
-
-
-class Decided(NamedTuple):
-    """What the model says of a command: why not, or which record types it touches."""
-
-    error: str | None
-    touched: frozenset[str]
-
-
-@dataclass
-class ModelPatient:
-    """A patient as simple as can be."""
-
-    granted: dict[Who, set[str]] = field(default_factory=lambda: defaultdict(set))
-    requested: dict[Who, set[str]] = field(default_factory=lambda: defaultdict(set))
-    version: int = 0
-
-    def decide(self, command: Command) -> Decided:
-        """Say what must come of a command now."""
-        named = RECORD_TYPES if command.target == "all" else frozenset({command.target})
-        granted = self.granted[Who(command.entity, command.entity_id)]
-        revoking = command.type == "RevokeConsent"
-        touched = named & granted if revoking else named - granted
-        refusal = "consent_not_granted" if revoking else "consent_already_granted"
-        return Decided(None if touched else refusal, touched)
-
-    def apply(self, type_: str, who: Who, target: str) -> None:
-        """Let an event have happened."""
-        self.version += 1
-        if type_ == "ConsentAsked":
-            self.requested[who].add(target)
-        elif type_ == "ConsentGranted":
-            self.granted[who].add(target)
-            self.requested[who].discard(target)
-        else:
-            self.granted[who].discard(target)
-
-    def rows(self, patient_id: str) -> Iterator[ConsentRow]:
-        """Give the rows that the read model must have of this patient."""
-        for who in self.granted.keys() | self.requested.keys():
-            permissions, requested = self.granted[who], self.requested[who]
-            if permissions or requested:
-                yield ConsentRow(
-                    patient_id, *who, tuple(sorted(permissions)), tuple(sorted(requested))
-                )
 
 
 def check(evidence: Evidence) -> list[Finding]:
@@ -107,6 +70,18 @@ class Story:
         self.of_patient: dict[str, list[Command]] = defaultdict(list)
         for command in evidence.commands:
             self.of_patient[command.patient_id].append(command)
+        self._log_of: dict[str, list[LogRow]] = defaultdict(list)
+        for row in sorted(evidence.log, key=lambda row: (row.stream_id, row.stream_version)):
+            self._log_of[row.stream_id].append(row)
+
+    @property
+    def patients(self) -> set[str]:
+        """Everybody of whom somebody spoke."""
+        return self.of_patient.keys() | self._log_of.keys()
+
+    def log_of(self, patient_id: str) -> list[LogRow]:
+        """Return a patient's history."""
+        return self._log_of.get(patient_id, [])
 
     def caused(self, receipt: Receipt) -> list[LogRow | None]:
         """Return the rows of the log that a receipt points at."""
@@ -126,42 +101,134 @@ def check_receipts(story: Story) -> Iterator[Finding]:
     for id_ in story.commands.keys() - story.receipts.keys():
         yield Finding(f"command {id_} has no receipt", story.commands[id_].patient_id)
     for id_ in story.receipts.keys() - story.commands.keys():
-        yield Finding(f"there is a receipt for {id_}, which nobody sent")
+        if not _is_of_ends(story, story.receipts[id_]):
+            yield Finding(f"there is a receipt for {id_}, which nobody sent")
     for id_ in story.receipts.keys() & story.commands.keys():
         if story.receipts[id_].patient_id != story.commands[id_].patient_id:
             yield Finding(f"the receipt of {id_} names another patient")
 
 
+def _is_of_ends(story: Story, receipt: Receipt) -> bool:
+    """Whether it is what the services write themselves, of ends that came."""
+    rows = story.caused(receipt)
+    return bool(rows) and all(
+        row is not None
+        and (row.type, row.causation_id, row.stream_id)
+        == (END_CAME, receipt.command_id, receipt.patient_id)
+        for row in rows
+    )
+
+
 def check_outcomes(story: Story) -> Iterator[Finding]:
     """One sender per patient, one command after the other: so the model knows every outcome."""
-    for patient_id, commands in story.of_patient.items():
-        model = ModelPatient()
-        for command in commands:
-            receipt = story.receipts.get(command.id)
-            wrong = receipt and _wrong_outcome(story, model, command, receipt)
+    for patient_id in story.patients:
+        if wrong := Play(story, patient_id).to_the_end():
+            yield wrong  # whatever follows would differ for this reason
+
+
+class Play:
+    """A patient's commands, and the ends that came between them, played by the model."""
+
+    def __init__(self, story: Story, patient_id: str) -> None:
+        self._story = story
+        self._patient_id = patient_id
+        self._model = ModelPatient()
+        self._ends = [row for row in story.log_of(patient_id) if row.type == END_CAME]
+        self._latest: list[datetime] = []
+        """When the log of this patient was written, so far."""
+
+    def to_the_end(self) -> Finding | None:
+        """Play everything; return the first thing that is wrong."""
+        for command in self._story.of_patient.get(self._patient_id, []):
+            receipt = self._story.receipts.get(command.id)
+            wrong = receipt and (
+                self._ends_up_to(receipt.stream_version - receipt.event_count)
+                or self._wrong_time(command, receipt)
+                or self._wrong_outcome(command, receipt)
+            )
             if wrong:
                 what = f"{command.type} {command.id}: {wrong}"
-                yield Finding(what, patient_id, command.sent[0][0])
-                break  # whatever follows would differ for this reason
+                return Finding(what, self._patient_id, command.sent[0][0])
+        wrong = self._ends_up_to(None) or self._missing_end()
+        return Finding(wrong, self._patient_id) if wrong else None
+
+    def _ends_up_to(self, version: int | None) -> str | None:
+        """Let the ends have come that the log told of up to a version."""
+        while self._ends and (version is None or self._ends[0].stream_version <= version):
+            row = self._ends.pop(0)
+            stands = Standing(who_of(row), row.data["target"], end_of(row) or row.recorded_at)
+            if stands not in self._model.standing():
+                return f"the log tells of an end that did not stand, by {row.event_id}: {row.data}"
+            if row.recorded_at < stands.end:
+                return f"the log tells of an end before it has come, by {row.event_id}"
+            self._model.apply(row)
+            self._latest.append(row.recorded_at)
+        return None
+
+    def _wrong_time(self, command: Command, receipt: Receipt) -> str | None:
+        """Compare what was taken for past and for to come with when it was decided.
+
+        That was after it was sent, and after what was recorded before, and when it was recorded
+        itself, at the latest.
+        """
+        before = [one for one in self._latest if one < receipt.recorded_at]
+        earliest = max([command.sent[0][0] - CLOCKS_DIFFER, *before])
+        self._latest.append(receipt.recorded_at)
+        for stands in self._model.standing():
+            if stands.end <= earliest:
+                return f"was decided after the end of {stands}, of which the log does not tell"
+        if command.expires_at is None:
+            return None
+        if receipt.error == TOO_LATE:
+            early = command.expires_at > receipt.recorded_at
+            return f"was {TOO_LATE} before {command.expires_at}" if early else None
+        late = command.expires_at <= earliest
+        return f"must be {TOO_LATE}: {command.expires_at} had come" if late else None
+
+    def _wrong_outcome(self, command: Command, receipt: Receipt) -> str | None:
+        """Compare an outcome with the model's, and let the model move on."""
+        expected = self._model.decide(command)
+        if receipt.error == TOO_LATE and command.expires_at is not None:
+            expected = Decided(TOO_LATE, frozenset(), frozenset({command.expires_at}))
+        version = self._model.version + len(expected.touched)
+        if receipt.error != expected.error:
+            return f"was {receipt.error or 'accepted'}, must be {expected.error or 'accepted'}"
+        if (receipt.stream_version, receipt.event_count) != (version, len(expected.touched)):
+            return (
+                f"has version {receipt.stream_version} after {receipt.event_count} events,"
+                f" must have {version} after {len(expected.touched)}"
+            )
+        if wrong := _wrong_details(receipt, expected):
+            return wrong
+        if wrong := _wrong_events(self._story, command, receipt, expected):
+            return wrong
+        for row in self._story.caused(receipt):
+            if row is not None:
+                self._model.apply(row)
+        return None
+
+    def _missing_end(self) -> str | None:
+        """Find an end that came long ago and still stands."""
+        read_at = self._story.evidence.read_at
+        for stands in self._model.standing():
+            if read_at is not None and stands.end + TOLD_WITHIN <= read_at:
+                return f"the log does not tell of the end of {stands}, at {read_at:%H:%M:%S}"
+        return None
 
 
-def _wrong_outcome(
-    story: Story, model: ModelPatient, command: Command, receipt: Receipt
-) -> str | None:
-    """Compare an outcome with the model's, and let the model move on."""
-    expected = model.decide(command)
-    version = model.version + len(expected.touched)
-    if receipt.error != expected.error:
-        return f"was {receipt.error or 'accepted'}, must be {expected.error or 'accepted'}"
-    if (receipt.stream_version, receipt.event_count) != (version, len(expected.touched)):
-        return (
-            f"has version {receipt.stream_version} after {receipt.event_count} events,"
-            f" must have {version} after {len(expected.touched)}"
-        )
-    who = Who(command.entity, command.entity_id)
-    for target in expected.touched:
-        model.apply(EVENT_OF[command.type], who, target)
-    return _wrong_events(story, command, receipt, expected)
+def _wrong_details(receipt: Receipt, expected: Decided) -> str | None:
+    told = " ".join(one["message"] for one in receipt.details)
+    lacking = [end for end in expected.ends if written(end) not in told]
+    if lacking or len(receipt.details) < len(expected.ends):
+        return f"does not tell of {lacking}: {receipt.details}"
+    if not expected.ends and receipt.details:
+        return f"tells of what has no end: {receipt.details}"
+    return None
+
+
+def written(moment: datetime) -> str:
+    """Write a moment as the contract does."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _wrong_events(
@@ -211,6 +278,15 @@ def _holes(what: str, found: Sequence[int], patient_id: str | None = None) -> It
 
 def _strange_row(story: Story, row: LogRow) -> Finding | None:
     command = story.commands.get(row.causation_id)
+    home = crc32(row.stream_id.encode()) % story.evidence.partitions
+    receipt = story.receipts.get(row.causation_id)
+    named = receipt is not None and row in story.caused(receipt)
+    placed = named and row.partition == home and row.correlation_id == row.causation_id
+    if row.type == END_CAME and command is None:
+        fields = {"patient_id", "to_entity", "to_id", "target", "expires_at"}
+        if placed and row.data.keys() == fields and row.schema_version == 1:
+            return None
+        return Finding(f"event {row.event_id} is no end as it must be", row.stream_id)
     if command is None:
         return Finding(f"event {row.event_id} was caused by nothing that was sent", row.stream_id)
     prefix = PREFIX_OF[row.type]
@@ -220,11 +296,12 @@ def _strange_row(story: Story, row: LogRow) -> Finding | None:
         f"{prefix}_id": command.entity_id,
         "target": row.data.get("target"),
     }
-    same = (row.type, row.data, row.stream_id) == (EVENT_OF[command.type], data, command.patient_id)
-    home = crc32(row.stream_id.encode()) % story.evidence.partitions
-    receipt = story.receipts.get(command.id)
-    named = receipt is not None and row in story.caused(receipt)
-    if same and named and row.partition == home and row.correlation_id == command.id:
+    if command.expires_at is not None:
+        data["expires_at"] = written(command.expires_at)
+    version = 2 if row.type == "ConsentGranted" and command.expires_at else 1
+    found = (row.type, row.data, row.stream_id, row.schema_version)
+    same = found == (EVENT_OF[command.type], data, command.patient_id, version)
+    if same and placed:
         return None
     return Finding(f"event {row.event_id} does not follow from {command.id}", row.stream_id)
 
@@ -253,7 +330,8 @@ def _wrong_reply(story: Story, reply: Json, command: Command) -> str | None:
     content = dict(reply)
     if receipt.error:
         content.pop("message", None)
-        expected: Json = {"status": "rejected", "error": receipt.error, "details": []}
+        expected: Json = {"status": "rejected", "error": receipt.error}
+        expected["details"] = list(receipt.details)
     else:
         expected = {
             "status": "accepted",
@@ -331,11 +409,8 @@ def _is_of_row(message: Received, row: LogRow) -> bool:
 
 def check_read_model(story: Story) -> Iterator[Finding]:
     """The read model is the fold of the log, no more and no less."""
-    models: dict[str, ModelPatient] = defaultdict(ModelPatient)
-    for row in sorted(story.evidence.log, key=lambda row: (row.stream_id, row.stream_version)):
-        prefix = PREFIX_OF[row.type]
-        who = Who(row.data[f"{prefix}_entity"], row.data[f"{prefix}_id"])
-        models[row.stream_id].apply(row.type, who, row.data["target"])
+    histories = {patient_id: story.log_of(patient_id) for patient_id in story.patients}
+    models = {patient_id: _folded(rows) for patient_id, rows in histories.items() if rows}
     expected = {row for patient_id, model in models.items() for row in model.rows(patient_id)}
     found = set(story.evidence.consents)
     for row_missing in sorted(expected - found):
@@ -347,6 +422,26 @@ def check_read_model(story: Story) -> Iterator[Finding]:
         must, has = versions.get(patient_id), story.evidence.patient_versions.get(patient_id)
         if must != has:
             yield Finding(f"the read model has version {has} of a log of {must}", patient_id)
+
+
+def _folded(rows: Sequence[LogRow]) -> ModelPatient:
+    model = ModelPatient()
+    for row in rows:
+        model.apply(row)
+    return model
+
+
+def check_held(story: Story) -> Iterator[Finding]:
+    """Whoever asked who may see something was answered by comparison with the clock.
+
+    The answer is that of the version which it names, at some moment between the question and it.
+    """
+    for one in story.evidence.held:
+        model = _folded(story.log_of(one.patient_id)[: one.version])
+        who, began = Who(one.entity, one.entity_id), one.asked_at - CLOCKS_DIFFER
+        moment = began if one.has_consent else one.answered_at + CLOCKS_DIFFER
+        if model.holds(who, one.target, moment) != one.has_consent:
+            yield Finding(f"answered {one}, but had {dict(model.granted[who])}", one.patient_id)
 
 
 def check_cursors(story: Story) -> Iterator[Finding]:
@@ -463,6 +558,7 @@ CHECKS: tuple[Callable[[Story], Iterator[Finding]], ...] = (
     check_replies,
     check_received,
     check_read_model,
+    check_held,
     check_cursors,
     check_trespasses,
     check_dead_letters,

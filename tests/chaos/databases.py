@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from datetime import UTC, datetime
 
 import asyncpg
 
@@ -82,6 +83,7 @@ async def owners(url: str) -> dict[str, set[int]]:
 
 async def add_event_store(evidence: Evidence, url: str) -> None:
     """Add what the event store holds."""
+    evidence.read_at = datetime.now(UTC)
     evidence.log = [_log_row(row) for row in await fetch(url, "SELECT * FROM events")]
     evidence.receipts = [
         _receipt(row) for row in await fetch(url, "SELECT * FROM command_receipts")
@@ -153,6 +155,7 @@ def _receipt(row: asyncpg.Record) -> Receipt:
         error=row["error"],
         message=row["message"],
         recorded_at=row["recorded_at"],
+        details=json.loads(row["details"] or "[]"),
     )
 
 
@@ -163,4 +166,11 @@ def _consent(row: asyncpg.Record) -> ConsentRow:
         entity_id=row["entity_id"],
         permissions=tuple(row["permissions"]),
         requested=tuple(row["requested"]),
+        ends=_ends(row["ends"]),
+        requested_ends=_ends(row["requested_ends"]),
     )
+
+
+def _ends(text: str | None) -> tuple[tuple[str, datetime], ...]:
+    found = json.loads(text or "{}").items()
+    return tuple(sorted((target, datetime.fromisoformat(end)) for target, end in found))

@@ -2,10 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 Json = dict[str, Any]
+PREFIXES = {
+    "AskConsent": "by",
+    "GrantConsent": "to",
+    "RevokeConsent": "from",
+    "DenyConsent": "to",
+    "WithdrawRequest": "by",
+}
 
 
 @dataclass(frozen=True)
@@ -21,16 +28,20 @@ class Command:
     sender: str
     sent: list[tuple[datetime, str]] = field(default_factory=list)
     """When, and how: the first time, or as which kind of repeat."""
+    expires_at: datetime | None = None
 
-    def body(self) -> Json:
-        """Write its body, as the contract says."""
-        prefix = {"AskConsent": "by", "GrantConsent": "to", "RevokeConsent": "from"}[self.type]
-        return {
+    def body(self, zone: tzinfo = UTC) -> Json:
+        """Write its body, as the contract says, with its end in some zone."""
+        prefix = PREFIXES[self.type]
+        body = {
             "patient_id": self.patient_id,
             f"{prefix}_entity": self.entity,
             f"{prefix}_id": self.entity_id,
             "target": self.target,
         }
+        if self.expires_at is not None:
+            body["expires_at"] = self.expires_at.astimezone(zone).isoformat()
+        return body
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Receipt:
     error: str | None
     message: str | None
     recorded_at: datetime
+    details: Sequence[Json] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,23 @@ class ConsentRow:
     entity_id: str
     permissions: tuple[str, ...]
     requested: tuple[str, ...]
+    ends: tuple[tuple[str, datetime], ...] = ()
+    """Of what is granted and has one."""
+    requested_ends: tuple[tuple[str, datetime], ...] = ()
+
+
+@dataclass(frozen=True)
+class Held:
+    """What somebody was told who asked whether a consent is in force."""
+
+    asked_at: datetime
+    answered_at: datetime
+    patient_id: str
+    entity: str
+    entity_id: str
+    target: str
+    version: int
+    has_consent: bool
 
 
 @dataclass(frozen=True)
@@ -149,6 +178,9 @@ class Evidence:
     without_outcome_when_healed: frozenset[str] = frozenset()
     """Ids of commands without a receipt when all was healed, before anything was asked again."""
     replies: Sequence[Reply] = ()
+    held: Sequence[Held] = ()
+    read_at: datetime | None = None
+    """When the log was read, which tells of every end that had long come."""
     receipts: Sequence[Receipt] = ()
     log: Sequence[LogRow] = ()
     received: Sequence[Received] = ()

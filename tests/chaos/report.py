@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.checker import Finding
 from tests.chaos.evidence import Evidence
+from tests.chaos.patients import END_CAME, end_of
 from tests.chaos.round import Result
 
 MOST_FINDINGS = 20
@@ -40,6 +42,11 @@ def counts(result: Result) -> dict[str, int]:
     sends = sum(len(one.sent) for one in commands)
     copies = Counter(one.body["id"] for one in evidence.received)
     waits = [one.seconds for one in evidence.takeovers if one.seconds is not None]
+    late = [
+        (row.recorded_at - end).total_seconds() * 1000
+        for row in evidence.log
+        if row.type == END_CAME and (end := end_of(row)) is not None
+    ]
     return {
         "commands sent": sends,
         "distinct command ids": len({one.id for one in commands}),
@@ -50,6 +57,10 @@ def counts(result: Result) -> dict[str, int]:
         "events": len(evidence.log),
         "received by the subscriber": len(evidence.received),
         "repeats among them": copies.total() - len(copies),
+        "ends told of": len(late),
+        "of them, milliseconds after the end, half of them": round(median(late)) if late else 0,
+        "and at most": round(max(late, default=0)),
+        "answers whether a consent is in force": len(evidence.held),
         "replies": len(evidence.replies),
         "asked again for a reply": result.asked_again,
         "senders' connections broken": result.reconnects,
@@ -135,7 +146,8 @@ def _of_commands(evidence: Evidence, patient_id: str) -> Iterator[tuple[str, str
     commands = {one.id: one for one in evidence.commands if one.patient_id == patient_id}
     for command in commands.values():
         for at, note in command.sent:
-            what = f"{command.type} {command.entity} {command.entity_id} {command.target}"
+            until = "" if command.expires_at is None else f" until {command.expires_at}"
+            what = f"{command.type} {command.entity} {command.entity_id} {command.target}{until}"
             yield f"{at:%H:%M:%S.%f}", f"sent ({note}): {command.id} {what}"
     for reply in evidence.replies:
         if reply.command_id in commands:

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from random import Random
 from time import monotonic
 from urllib.parse import quote
 from zlib import crc32
 
+from tests.chaos.checker import TOLD_WITHIN
 from tests.chaos.databases import (
     add_event_store,
     add_read_model,
@@ -18,6 +20,7 @@ from tests.chaos.databases import (
 )
 from tests.chaos.evidence import Command, Evidence
 from tests.chaos.faults import Faults, Slot, when_alone
+from tests.chaos.inquirer import Inquirer
 from tests.chaos.links import Link, Wires, open_wires
 from tests.chaos.listeners import ReplyListener, declare_queues, read_dead_letters, read_events
 from tests.chaos.neighbours import Neighbours
@@ -31,7 +34,7 @@ from tests.chaos.plan import (
     plan,
     repeats_allowed,
 )
-from tests.chaos.senders import Sender, make_lanes, plain
+from tests.chaos.senders import LATER, Sender, make_lanes, plain
 from tests.chaos.takeovers import Progress, Takeovers
 from tests.sandbox import Sandbox
 from tests.support.deployment import Deployment, ServiceName
@@ -104,6 +107,11 @@ class Round:
             seed=settings.seed,
         )
         self._listener = ReplyListener(deployment.rabbitmq_url)
+        self._inquirer = Inquirer(
+            deployment.rabbitmq_url,
+            self._commands,
+            Random(f"inquirer {settings.seed}"),  # noqa: S311 - to be played again
+        )
         self._neighbours = Neighbours(
             deployment.rabbitmq_url,
             settings.partitions,
@@ -126,6 +134,7 @@ class Round:
                 healed = await self._heal()
             lost = frozenset(self._ids() - await decided_ids(self._deployment.event_store_url))
             asked_again = await self._ask_again() if healed else 0
+            await self._until_ends_were_told()
         evidence = await self._gather(lost)
         for sender in self._senders:
             await sender.close()
@@ -156,13 +165,18 @@ class Round:
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
-        listening = asyncio.create_task(self._listener.run())
+        listening = [
+            asyncio.create_task(self._listener.run()),
+            asyncio.create_task(self._inquirer.run()),
+        ]
         try:
             yield
         finally:
-            listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await listening
+            for task in listening:
+                task.cancel()
+            for task in listening:
+                with suppress(asyncio.CancelledError):
+                    await task
 
     @asynccontextmanager
     async def _weighing(self) -> AsyncIterator[None]:
@@ -273,6 +287,19 @@ class Round:
             self._problems.append(f"after asking again: {error}")
         return len(silent)
 
+    async def _until_ends_were_told(self) -> None:
+        """Wait until every end that comes soon has come, and its event had time to come too."""
+        self._tell("waiting for the last ends")
+        ends = [one.expires_at for one in self._commands() if one.expires_at is not None]
+        last = max((end for end in ends if end < datetime.now(UTC) + LATER / 2), default=None)
+        if last is not None:
+            left = last + TOLD_WITHIN - datetime.now(UTC)
+            await asyncio.sleep(max(0.0, left.total_seconds()))
+        try:
+            await self._until_quiet(ASKED_AGAIN_WITHIN_S)
+        except NotHealedError as error:
+            self._problems.append(f"after the last ends: {error}")
+
     async def _all_answered(self) -> bool:
         return self._ids() <= self._listener.answered
 
@@ -284,6 +311,7 @@ class Round:
             commands=self._commands(),
             without_outcome_when_healed=lost,
             replies=self._listener.replies,
+            held=self._inquirer.held,
             received=await read_events(deployment.rabbitmq_url),
             dead_letters=await read_dead_letters(deployment.rabbitmq_url),
             giants=self._neighbours.giants,

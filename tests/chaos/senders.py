@@ -5,7 +5,7 @@ import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from random import Random
 from uuid import UUID
 from zlib import crc32
@@ -17,7 +17,20 @@ from tests.chaos.evidence import Command
 
 REPLIES = "chaos.replies"
 COMMANDS = "consent.commands"
-VERBS = {"AskConsent": "ask", "GrantConsent": "grant", "RevokeConsent": "revoke"}
+VERBS = {
+    "AskConsent": "ask",
+    "GrantConsent": "grant",
+    "RevokeConsent": "revoke",
+    "DenyConsent": "deny",
+    "WithdrawRequest": "withdraw",
+}
+OFTEN = (25, 35, 26, 8, 6)
+"""Of a hundred commands, how many are of each kind."""
+SOON_S = 6.0
+LATER = timedelta(days=1)
+ENDS_OF = {"AskConsent": (0.1, 0.3), "GrantConsent": (0.45, 0.55)}
+"""How many of them end soon, and how many of them end at all."""
+ELSEWHERE = timezone(timedelta(hours=5, minutes=30))
 TARGETS = ("exams", "consultations", "conditions", "er_visits", "all")
 GRANTEES = (("doctor", "d-1"), ("doctor", "d-2"), ("nurse", "n-1"), ("patient", "p-other"))
 CONFIRM_WITHIN_S = 8.0
@@ -121,8 +134,8 @@ def plain(command: Command) -> bytes:
 
 
 def otherwise(command: Command) -> bytes:
-    """Write the same in another order, with other white space, and escapes."""
-    body = dict(reversed(command.body().items()))
+    """Write the same in another order and zone, with other white space, and escapes."""
+    body = dict(reversed(command.body(ELSEWHERE).items()))
     text = json.dumps(body, indent=3, separators=(" ,", " : "))
     return text.replace("exams", "\\u0065xams").encode() + b"\n"
 
@@ -183,15 +196,24 @@ class Lane:
         is_hot = self.hot and random.random() < 0.6
         hot = f"{self.hot}-{len(self.commands) // HOT_FOR}"
         entity, entity_id = random.choice(GRANTEES)
+        type_ = random.choices(tuple(VERBS), OFTEN)[0]
         return Command(
             id=str(UUID(int=random.getrandbits(128), version=4)),
-            type=random.choices(tuple(VERBS), (25, 40, 35))[0],
+            type=type_,
             patient_id=hot if is_hot else random.choice(self.patients),
             entity=entity,
             entity_id=entity_id,
             target=random.choice(TARGETS),
             sender=self.sender.name,
+            expires_at=self._end(type_),
         )
+
+    def _end(self, type_: str) -> datetime | None:
+        soon, at_all = ENDS_OF.get(type_, (0.0, 0.0))
+        chance, seconds = self.random.random(), self.random.uniform(0.2, SOON_S)
+        if chance >= at_all:
+            return None
+        return datetime.now(UTC) + (timedelta(seconds=seconds) if chance < soon else LATER)
 
 
 def make_lanes(

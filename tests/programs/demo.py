@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import aio_pika
@@ -20,17 +21,28 @@ from rich.table import Table
 
 from shared.client.client import ConsentClient
 from shared.messages import names
-from shared.messages.commands import AskConsent, ConsentCommand, GrantConsent, RevokeConsent
-from shared.messages.queries import Entry
+from shared.messages.commands import (
+    AskConsent,
+    ConsentCommand,
+    DenyConsent,
+    GrantConsent,
+    RevokeConsent,
+    WithdrawRequest,
+)
+from shared.messages.queries import ConsentHeld, Entry
 from shared.messages.replies import CommandAccepted, Outcome
+from shared.messages.timestamp import timestamp
 from shared.values.partition import partition_of
-from shared.values.vocabulary import RECORD_TYPES, RecordType, Target
+from shared.values.vocabulary import RECORD_TYPES, Entity, RecordType, Target
 from tests.sandbox import open_sandbox
 from tests.support.deployment import Deployment, open_deployment
 
 PARTITIONS: Final = 8
 PATIENT: Final = "p-1"
 DOCTOR: Final = "d-1"
+NURSE: Final = "n-1"
+LASTS: Final = timedelta(seconds=4)
+"""The shift of a nurse, for the purposes of a demo."""
 EVENTS_WITHIN_S: Final = 30.0
 
 Arriving = asyncio.Queue[AbstractIncomingMessage]
@@ -81,26 +93,50 @@ class Session:
         self._show_query("ListConsents", patient_id=PATIENT, min_version=self.version)
         found = await self.client.list_consents(PATIENT, min_version=self.version)
         for entry in found.consents:
-            console.print(f"  {entry.model_dump_json()}", markup=False, soft_wrap=True)
+            console.print(
+                f"  {entry.model_dump_json(exclude_none=True)}", markup=False, soft_wrap=True
+            )
         if not found.consents:
             console.print("  nothing")
         expect(found.consents, list(expected))
 
     async def checks(self, permission: Target, expected: bool) -> None:
-        """Check a consent, which must be this."""
+        """Check the doctor's consent, which must be this."""
         self._show_query("HasConsent", patient_id=PATIENT, entity_id=DOCTOR, permission=permission)
-        held = await self.client.has_consent(
-            PATIENT, "doctor", DOCTOR, permission, min_version=self.version
+        held = await self._held("doctor", DOCTOR, permission)
+        self._show_held(held)
+        expect(held.has_consent, expected)
+
+    async def ends(self, end: datetime) -> None:
+        """Check the nurse's consent until it has ended by itself, which must be at its end."""
+        self._show_query("HasConsent", patient_id=PATIENT, entity_id=NURSE, permission="exams")
+        held = await self._held("nurse", NURSE, "exams")
+        self._show_held(held)
+        expect(held.has_consent or datetime.now(UTC) >= end, True)
+        with console.status(f"waiting for {timestamp(end)} …"):
+            while held.has_consent:
+                await asyncio.sleep(0.1)
+                held = await self._held("nurse", NURSE, "exams")
+        now = datetime.now(UTC)
+        console.print(f"  {timestamp(now)}: ", end="")
+        self._show_held(held)
+        expect(now >= end, True)
+
+    async def _held(self, entity: Entity, id_: str, permission: Target) -> ConsentHeld:
+        return await self.client.has_consent(
+            PATIENT, entity, id_, permission, min_version=self.version
         )
+
+    def _show_held(self, held: ConsentHeld) -> None:
         answer = "[green]yes[/]" if held.has_consent else "[red]no[/]"
         console.print(f"  {answer}, as of version {held.version}")
-        expect(held.has_consent, expected)
 
     async def _send(self, command: ConsentCommand) -> Outcome:
         key = names.command_key(command, PARTITIONS)
         kind = type(command).__name__
         console.print(f"[bold cyan]{kind}[/] → {names.COMMANDS}, {key}")
-        console.print(f"  {command.model_dump_json()}", style="dim", markup=False, soft_wrap=True)
+        body = command.model_dump_json(exclude_none=True)
+        console.print(f"  {body}", style="dim", markup=False, soft_wrap=True)
         return await self.client.send(command)
 
     def _show_query(self, kind: str, **body: object) -> None:
@@ -123,6 +159,23 @@ def revoke(target: Target) -> RevokeConsent:
     return RevokeConsent(patient_id=PATIENT, from_entity="doctor", from_id=DOCTOR, target=target)
 
 
+def deny(target: Target) -> DenyConsent:
+    """Let the patient say no."""
+    return DenyConsent(patient_id=PATIENT, to_entity="doctor", to_id=DOCTOR, target=target)
+
+
+def withdraw(target: Target) -> WithdrawRequest:
+    """Let the doctor no longer ask."""
+    return WithdrawRequest(patient_id=PATIENT, by_entity="doctor", by_id=DOCTOR, target=target)
+
+
+def grant_until(end: datetime) -> GrantConsent:
+    """Let the patient grant a nurse consent that ends by itself."""
+    return GrantConsent(
+        patient_id=PATIENT, to_entity="nurse", to_id=NURSE, target="exams", expires_at=end
+    )
+
+
 def entry(permissions: list[RecordType], requested: list[RecordType]) -> Entry:
     """Write what the doctor may see, and asked to see."""
     return Entry(
@@ -135,7 +188,11 @@ async def play(session: Session) -> None:
     await session.lists()
     await session.accepted(ask("exams"), "ConsentAsked exams")
     await session.lists(entry([], ["exams"]))
+    await session.accepted(deny("exams"), "ConsentDenied exams")
+    await session.accepted(ask("exams"), "ConsentAsked exams")
     await session.accepted(grant("exams"), "ConsentGranted exams")
+    await session.accepted(ask("conditions"), "ConsentAsked conditions")
+    await session.accepted(withdraw("conditions"), "RequestWithdrawn conditions")
     await session.accepted(grant("consultations"), "ConsentGranted consultations")
     await session.rejected(grant("consultations"), "consent_already_granted")
     await session.lists(entry(["consultations", "exams"], []))
@@ -147,6 +204,9 @@ async def play(session: Session) -> None:
     missing = [one for one in RECORD_TYPES if one != "consultations"]
     await session.accepted(grant("all"), *(f"ConsentGranted {one}" for one in missing))
     await session.checks("all", expected=True)
+    end = datetime.now(UTC) + LASTS
+    await session.accepted(grant_until(end), "ConsentGranted exams")
+    await session.ends(end)
 
 
 @asynccontextmanager
@@ -163,8 +223,8 @@ async def subscriber(url: str) -> AsyncIterator[Arriving]:
 
 
 async def show_events(arriving: Arriving, expected: list[str]) -> None:
-    """Show what the subscriber saw; it must be the promised events, in order."""
-    seen = [await asyncio.wait_for(arriving.get(), EVENTS_WITHIN_S) for _ in expected]
+    """Show what the subscriber saw; it must be the promised events, in order, and the end."""
+    seen = [await asyncio.wait_for(arriving.get(), EVENTS_WITHIN_S) for _ in [*expected, "the end"]]
     table = Table(title="What a subscriber to consent.events saw meanwhile", title_justify="left")
     for heading in ("position", "version", "routing key", "time (UTC)"):
         table.add_column(heading, no_wrap=True)
@@ -175,7 +235,8 @@ async def show_events(arriving: Arriving, expected: list[str]) -> None:
             str(event["position"]), str(event["streamversion"]), message.routing_key, time_of_day
         )
     console.print(table)
-    expect([message.message_id for message in seen], expected)
+    expect([message.message_id for message in seen[:-1]], expected)
+    expect(seen[-1].type, "ConsentExpired")
     expect(arriving.qsize(), 0)
 
 
@@ -219,6 +280,7 @@ def show_how_to_use(deployment: Deployment, management_url: str) -> None:
         f"consent grant {PATIENT} doctor {DOCTOR} exams",
         f"consent list {PATIENT}",
         f"consent check {PATIENT} doctor {DOCTOR} exams",
+        f"consent grant {PATIENT} nurse {NURSE} exams --for 10s",
         f"consent revoke {PATIENT} doctor {DOCTOR} all",
         f"consent events {key}",
     ):

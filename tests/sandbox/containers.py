@@ -7,6 +7,8 @@ import secrets
 import time
 from contextlib import ExitStack
 
+from docker.errors import DockerException
+from requests.exceptions import RequestException
 from testcontainers.core.container import DockerContainer
 
 from tests.sandbox.home import free_ports
@@ -24,6 +26,9 @@ from tests.sandbox.servers import (
 
 POSTGRES_IMAGE = "postgres:17"
 RABBITMQ_IMAGE = "rabbitmq:4-management"
+
+NO_IMAGES = (DockerException, RequestException)
+"""What is raised where the engine is refused an image, or is too slow to get it."""
 
 SECONDS_TO_START = 90.0
 SECONDS_TO_STOP = 90

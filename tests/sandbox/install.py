@@ -32,6 +32,7 @@ PROGRAMS_OF_TESTS = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "pgbouncer": "pgbouncer",
+    "kubectl": "kubernetes-client",
     "node": "nodejs",
     "npm": "npm",
 }

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tomllib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +18,7 @@ from shared.worker.health_check import health_check
 from shared.worker.process import DRAIN_S
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
-from tests.sandbox.install import postgres_programs
-from tests.sandbox.servers import USER, DatabaseServer
+from tests.sandbox.servers import USER, Broker, DatabaseServer
 from tests.support.compose import FILE, PROGRAMS, ROOT, Uncontained, read_compose
 from tests.support.deployment import Worker
 from tests.support.eventually import eventually
@@ -27,71 +27,68 @@ pytestmark = pytest.mark.timeout(300)
 
 VHOST: Final = "compose"
 WORKERS: Final = ("command_service", "projection_service")
+CHECK: Final = ("python", "-m", "command_service", "check")
+ROLE_JOBS: Final = ("event_store_roles", "read_model_roles")
 JOBS: Final = ("broker_users", "migrate_event_store", "migrate_read_model", "topology")
+"""Of our own image; each may run again at every `up`."""
+SERVERS: Final = ("rabbitmq", "event_store", "read_model")
 ROLES: Final = ("consent_worker", "consent_owner")
-BROKER_USERS: Final = ("operator", "topology", "command-worker", "projection-worker", "console")
+OPERATOR: Final = "operator"
+BROKER_USERS: Final = ("topology", "command-worker", "projection-worker", "console")
 
 
 @pytest.fixture(scope="module")
 def uncontained(
     sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Uncontained]:
-    """Prepare the sandbox as the containers' own start scripts prepare the servers."""
-    folder = tmp_path_factory.mktemp("compose")
+    """Prepare the sandbox as the servers' images do when they are first started."""
     broker, stores = sandbox.broker, (sandbox.event_store_server, sandbox.read_model_server)
     replaced = {
         "rabbitmq:5672/": f"{broker.host}:{broker.port}/{VHOST}",
+        "rabbitmq:15672": f"{broker.host}:{broker.management_port}",
         "event_store:5432": f"{stores[0].host}:{stores[0].port}",
         "read_model:5432": f"{stores[1].host}:{stores[1].port}",
-        "/definitions/": f"{folder}/",
     }
     made = Uncontained(read_compose()["services"], replaced)
-    for server, name in zip(stores, ("event_store", "read_model"), strict=True):
-        create_roles(made, server, name)
-    done = made.run("broker_users")
-    assert done.returncode == 0, done.stderr
-    broker.api("POST", "/definitions", json.loads((folder / "definitions.json").read_text()))
+    names = ("event_store", "read_model")
+    for server, name in zip(stores, names, strict=True):
+        server.create_database(name)
+    become_operator(made, broker)
     yield made
     broker.delete_vhost(VHOST)
-    for user in BROKER_USERS:
+    for user in (OPERATOR, *BROKER_USERS):
         broker.api("DELETE", f"/users/{user}")
-    for server, name in zip(stores, ("event_store", "read_model"), strict=True):
+    for server, name in zip(stores, names, strict=True):
         server.drop_database(name)
         for role in ROLES:
-            server.execute(f"DROP ROLE {role}")
+            server.execute(f"DROP ROLE IF EXISTS {role}")
 
 
-def create_roles(made: Uncontained, server: DatabaseServer, name: str) -> None:
-    """Run the script that PostgreSQL's image runs when the server is first started."""
-    programs = postgres_programs()
-    psql = shutil.which("psql") or (programs and shutil.which("psql", path=str(programs)))
-    if psql is None:
-        pytest.skip("needs psql")
-    server.create_database(name)
-    mounted = [one for one in made.services[name]["volumes"] if "/docker-entrypoint" in one]
-    script = ROOT / mounted[0].split(":")[0]
-    done = subprocess.run(
-        ["sh", script],
-        env={
-            **made.environment(name, POSTGRES_USER=USER),
-            "PATH": f"{Path(psql).parent}:/usr/bin:/bin",
-            "PGHOST": server.host,
-            "PGPORT": str(server.port),
-            "PGPASSWORD": server.password,
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def become_operator(made: Uncontained, broker: Broker) -> None:
+    """Make the administrator, as the broker's image does from its environment."""
+    given = made.services["rabbitmq"]["environment"]
+    assert given["RABBITMQ_DEFAULT_USER"] == OPERATOR
+    user = {"password": given["RABBITMQ_DEFAULT_PASS"], "tags": "administrator"}
+    broker.api("PUT", f"/users/{OPERATOR}", user)
+    broker.create_vhost(VHOST)
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    broker.api("PUT", f"/permissions/{VHOST}/{OPERATOR}", everything)
+
+
+def set_roles(made: Uncontained, server: DatabaseServer, job: str) -> None:
+    """Run the job that makes a database's roles and sets their passwords."""
+    login = {"PGUSER": USER, "PGPASSWORD": server.password}
+    done = made.run_roles(job, PGHOST=server.host, PGPORT=str(server.port), **login)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
-def prepared(uncontained: Uncontained) -> Uncontained:
+def prepared(uncontained: Uncontained, sandbox: Sandbox) -> Uncontained:
     """Run the one-shot jobs; each may run again at every start."""
-    for job in JOBS[1:]:
-        for _ in range(2):
+    for _ in range(2):
+        set_roles(uncontained, sandbox.event_store_server, "event_store_roles")
+        set_roles(uncontained, sandbox.read_model_server, "read_model_roles")
+        for job in JOBS:
             done = uncontained.run(job)
             assert done.returncode == 0, (job, done.stderr)
     return uncontained
@@ -163,14 +160,57 @@ def test_the_health_check_says_what_is_missing_and_knows_when_nobody_serves() ->
     assert f"no answer on port {port}" in health_check(port)[1]
 
 
-def test_the_administrator_is_the_only_user_with_a_tag_and_no_password_is_in_the_file(
-    uncontained: Uncontained, sandbox: Sandbox
+def test_the_administrator_is_the_only_user_with_a_tag(
+    prepared: Uncontained, sandbox: Sandbox
 ) -> None:
+    assert prepared.services
     users = {user["name"]: user for user in sandbox.broker.api("GET", "/users")}
-    tags = {name: users[name]["tags"] for name in BROKER_USERS}
-    assert [name for name, found in tags.items() if found] == ["operator"]
-    written = Path(uncontained.here("/definitions/") + "definitions.json").read_text()
-    assert "demo-" not in written
+    tags = {name: users[name]["tags"] for name in (OPERATOR, *BROKER_USERS)}
+    assert [name for name, found in tags.items() if found] == [OPERATOR]
+
+
+def test_an_operators_verbs_run_from_a_service_of_their_own(prepared: Uncontained) -> None:
+    for words in (
+        ("command_service", "receipts", "purge", "--older-than=90d", "--dry-run"),
+        ("projection_service", "history", "purge", "--older-than=10y", "--dry-run"),
+        ("projection_service", "parked", "list"),
+        ("command_service", "topology"),
+    ):
+        done = prepared.run("admin", *words)
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def test_a_changed_password_holds_once_the_jobs_ran_again(
+    prepared: Uncontained, sandbox: Sandbox
+) -> None:
+    """Nothing is started anew for it, neither the broker nor a database."""
+    changed = {
+        name: f"changed-{number}"
+        for number, name in enumerate(
+            ("COMMAND_WORKER_PASSWORD", "DATABASE_WORKER_PASSWORD", "DATABASE_OWNER_PASSWORD")
+        )
+    }
+    after = Uncontained(read_compose(**changed)["services"], prepared.replaced)
+    refused = after.run("migrate_event_store")
+    assert refused.returncode == 2
+    assert "refuses the login" in refused.stderr
+    try:
+        for job, server in zip(ROLE_JOBS, stores(sandbox), strict=True):
+            set_roles(after, server, job)
+        for job in JOBS:
+            done = after.run(job)
+            assert done.returncode == 0, (job, done.stderr)
+        done = after.run("command_service", *CHECK)
+        assert "✓ leases" in done.stdout, done.stdout
+        assert "refuses the login" in prepared.run("command_service", *CHECK).stdout
+    finally:
+        for job, server in zip(ROLE_JOBS, stores(sandbox), strict=True):
+            set_roles(prepared, server, job)
+        assert prepared.run("broker_users").returncode == 0
+
+
+def stores(sandbox: Sandbox) -> tuple[DatabaseServer, DatabaseServer]:
+    return sandbox.event_store_server, sandbox.read_model_server
 
 
 def test_a_user_without_a_password_or_with_an_unknown_role_is_one_clear_line(
@@ -180,7 +220,7 @@ def test_a_user_without_a_password_or_with_an_unknown_role_is_one_clear_line(
         (["nobody=asker"], "error: PASSWORD_NOBODY is not set: give nobody a password"),
         (["clinic=king"], "error: 'clinic=king' must be NAME=ROLE[,ROLE…] with roles of topology"),
     ):
-        command = ["python", "-m", "command_service", "definitions", "--output=/dev/null", *words]
+        command = ["python", "-m", "command_service", "definitions", *words]
         done = uncontained.run("broker_users", *command)
         assert done.returncode == 2
         assert done.stderr.startswith(complaint)
@@ -193,11 +233,36 @@ def services(kind: str = "") -> dict[str, dict[str, Any]]:
 
 
 def test_what_runs_our_image_can_write_nothing_and_has_no_capability() -> None:
-    assert set(services("consent")) == {*JOBS, *WORKERS, "consent"}
-    for one in services("consent").values():
+    ours = services("consent:local")
+    assert set(ours) == {*JOBS, *WORKERS, "consent", "admin"}
+    for one in [*ours.values(), *(services()[job] for job in ROLE_JOBS)]:
         assert one["read_only"] is True
         assert one["cap_drop"] == ["ALL"]
         assert one["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_one_service_builds_the_image_that_all_use() -> None:
+    """Each build makes an image of its own: with several, all but one service would be replaced."""
+    assert [name for name, one in services().items() if "build" in one] == ["broker_users"]
+
+
+def test_the_servers_depend_on_nothing_of_ours_which_an_upgrade_replaces() -> None:
+    for name in SERVERS:
+        assert "depends_on" not in services()[name]
+
+
+def test_the_health_check_stands_in_the_file_too_for_engines_that_ignore_the_images() -> None:
+    found = re.search(r"HEALTHCHECK .*?CMD (\[.*?\])", dockerfile(), re.DOTALL)
+    assert found
+    for name in WORKERS:
+        assert services()[name]["healthcheck"]["test"] == ["CMD", *json.loads(found[1])]
+
+
+def test_no_log_grows_without_end_and_every_server_has_the_time_to_stop_well() -> None:
+    for name, one in services().items():
+        assert {"max-size", "max-file"} <= set(one["logging"]["options"]), name
+    for name in SERVERS:
+        assert services()[name]["stop_grace_period"] == "2m"
 
 
 def test_the_workers_can_be_scaled_and_have_the_time_to_drain() -> None:
@@ -213,31 +278,33 @@ def test_nothing_starts_before_what_it_needs_is_well() -> None:
     for name, one in made.items():
         wanted = one.get("depends_on", {})
         for other, how in wanted.items() if isinstance(wanted, dict) else ():
-            job = "service_completed_successfully" if other in JOBS else "service_healthy"
-            assert how == {"condition": job}, (name, other)
-            assert other in JOBS or "healthcheck" in made[other]
+            is_job = other in {*JOBS, *ROLE_JOBS}
+            until = "service_completed_successfully" if is_job else "service_healthy"
+            assert how == {"condition": until}, (name, other)
+            assert is_job or "healthcheck" in made[other]
     assert set(made["command_service"]["depends_on"]) == {"migrate_event_store", "topology"}
     assert set(made["projection_service"]["depends_on"]) == {"migrate_read_model", "topology"}
 
 
 def test_every_password_comes_from_a_variable_whose_default_is_marked_as_a_demonstration() -> None:
     text = FILE.read_text(encoding="utf-8")
-    plain = {**dict.fromkeys(re.findall(r"\$\{(\w+)", text), "SECRET"), "CONSENT_PARTITIONS": "8"}
+    plain = dict.fromkeys(re.findall(r"\$\{(\w+PASSWORD)", text), "SECRET")
     for name, one in read_compose(**plain)["services"].items():
         for variable, value in one.get("environment", {}).items():
-            if "PASSWORD" in variable:
+            if "PASS" in variable:
                 assert value == "SECRET", (name, variable)
             elif "://" in str(value):
                 assert urlsplit(value).password in {"SECRET", None}, (name, variable)
     for variable, default in re.findall(r"\$\{(\w+):-([^}]*)\}", text):
-        assert variable == "CONSENT_PARTITIONS" or default.startswith("demo-")
+        assert ("PASSWORD" in variable) == default.startswith("demo-"), variable
 
 
 def test_every_key_is_one_that_compose_knows() -> None:
     """So that a slip of the pen is seen where there is no engine."""
     known = (
         "build cap_drop command depends_on entrypoint environment healthcheck hostname image init "
-        "ports profiles read_only restart security_opt stop_grace_period tmpfs user volumes"
+        "logging mem_limit ports profiles read_only restart security_opt shm_size "
+        "stop_grace_period stop_signal tmpfs user volumes"
     )
     for name, one in services().items():
         assert not set(one) - set(known.split()), name
@@ -296,9 +363,20 @@ PIN: Final = re.compile(r"^(\S+==\S+)(?: ; .*?)? \\\n((?:    --hash=\S+(?: \\)?\
 
 def test_the_images_lock_is_a_part_of_the_lock_that_the_tests_run_with() -> None:
     """Where it is not: `make lock`."""
-    image, everything = (
-        dict(PIN.findall((ROOT / name).read_text(encoding="utf-8")))
-        for name in ("requirements-image.lock", "requirements.lock")
+    image, build, everything = map(
+        pins, ("requirements-image.lock", "requirements-build.lock", "requirements.lock")
     )
     assert len(image) > 20
     assert image.items() <= everything.items()
+    assert build.items() <= everything.items()
+    names = {pin.partition("==")[0] for pin in image}
+    assert names.isdisjoint({"hatchling", "pip", "setuptools", "wheel"})
+
+
+def pins(name: str) -> dict[str, str]:
+    return dict(PIN.findall((ROOT / name).read_text(encoding="utf-8")))
+
+
+def test_the_images_label_has_the_packages_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"VERSION={project['version']}" in steps("ARG")

@@ -32,6 +32,7 @@ HAPPENS: Final = {
     "head": 0,
     "id": "",
     "command_id": "",
+    "event_id": "",
     "correlationid": "",
     "causationid": "",
 }

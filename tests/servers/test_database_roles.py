@@ -247,7 +247,7 @@ async def test_parked_events_are_mended_under_the_projection_workers_role(read_m
         assert await discard_parked(connection, "p-1", 3)
         query = ConsentHistory(patient_id="p-1")
         (found,) = await Past(connection).read_history([query])
-        assert [one.revoked and one.revoked.version for one in found.periods] == [2]
+        assert [one.ended and one.ended.version for one in found.periods] == [2]
         assert await list_parked(connection) == []
     finally:
         await connection.close()

@@ -134,3 +134,25 @@ async def test_watch_and_events_say_until_when(
         number = client.key("AskConsent", patient_id).split(".")[1]
     shown = consent(running, "events", number, "--patient", patient_id, COLUMNS="160").stdout
     assert shown.count("until 2127-01-01T00:00:00.000000Z") == 2
+
+
+async def test_lists_and_checks_say_until_when(running: Deployment, patient_id: str) -> None:
+    who = (patient_id, "doctor", "d-1")
+    consent(running, "grant", *who, "exams", "--until", "2127-01-01", TZ="UTC0")
+    consent(running, "grant", *who, "conditions")
+    consent(running, "ask", *who, "er_visits", "--until", "2127-01-02", TZ="UTC0")
+    here = {"TZ": INDIA, "COLUMNS": "160"}
+    wait = ("--min-version", "3")
+    listed = " ".join(consent(running, "list", patient_id, *wait, **here).stdout.split())
+    assert "conditions, exams until 2127-01-01T05:30:00+05:30" in listed
+    assert "er_visits until 2127-01-02T05:30:00+05:30" in listed
+    for records, said in (
+        ("exams", "yes until 2127-01-01T05:30:00+05:30, as of version 3\n"),
+        ("conditions", "yes, as of version 3\n"),
+        ("er_visits", "no, as of version 3\n"),
+    ):
+        assert consent(running, "check", *who, records, *wait, **here).stdout == said
+    later = ("--at", "2127-01-01T00:00:00Z")
+    assert consent(running, "check", *who, "exams", *later, **here).stdout == (
+        "no at 2127-01-01T00:00:00.000000Z, as of version 3\n"
+    )

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from projection_service.history_queries import Past
 from projection_service.projections.changes import Changes, Move
 from projection_service.projections.fold import fold, keys, read
-from projection_service.projections.spans import Cause, Matter, Span, change_of
+from projection_service.projections.spans import Cause, Ending, Matter, Span, change_of
 from projection_service.read_model import ReadModel
 from shared.client.history_pages import joined
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.queries import ConsentHistory, HasConsent, History
+from shared.messages.queries import Change, ConsentHistory, Ended, HasConsent, History
 from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Pool
 from shared.values.vocabulary import RECORD_TYPES, Grantee, RecordType
@@ -82,8 +82,18 @@ def in_force(spans: Iterable[Span], moment: datetime) -> set[Right]:
         for span in spans
         if span.matter.kind == "period"
         and span.began.at <= moment
-        and (span.ended is None or moment < span.ended.at)
+        and (span.ended is None or moment < span.ended.cause.at)
     }
+
+
+def shown(cause: Cause) -> Change:
+    return Change(
+        at=cause.at, version=cause.version, command_id=cause.command_id, issued_by=cause.issued_by
+    )
+
+
+def revoked(cause: Cause) -> Ended:
+    return Ended(cause="revoked", **dict(shown(cause)))
 
 
 class Tables:
@@ -162,7 +172,7 @@ def test_every_ask_is_a_request_and_the_next_grant_answers_it(
         )
         expected[ask.streamversion] = next(grants, None)
     found = {
-        span.began.version: span.ended and span.ended.version
+        span.began.version: span.ended and span.ended.cause.version
         for span in tables.spans
         if span.matter.kind == "request"
     }
@@ -194,7 +204,7 @@ def test_a_grant_revoked_at_the_same_instant_is_kept_and_never_in_force() -> Non
     assert span == Span(
         Matter(PATIENT, "doctor", "d-1", "exams", "period"),
         Cause(1, BEGAN, UUID(int=10**6 + 1), "clinic-a", UUID(int=1)),
-        Cause(2, BEGAN, UUID(int=10**6 + 2), None, UUID(int=2)),
+        Ending(Cause(2, BEGAN, UUID(int=10**6 + 2), None, UUID(int=2))),
     )
     assert all(not in_force(tables.spans, moment) for moment in instants([]))
 
@@ -286,7 +296,5 @@ async def test_the_tables_answer_as_a_fold_of_a_random_log_does(read_model_pool:
         if span.matter.kind == "period":
             period = by_version[span.began.version]
             assert (period.entity_name, period.entity_id, period.record_type) == span.matter[1:4]
-            for shown, kept in ((period.granted, span.began), (period.revoked, span.ended)):
-                assert (shown and tuple(shown.model_dump().values())) == (
-                    kept and (kept.at, kept.version, kept.command_id, kept.issued_by)
-                )
+            assert period.granted == shown(span.began)
+            assert period.ended == (span.ended and revoked(span.ended.cause))

@@ -106,11 +106,11 @@ async def test_the_history_tells_who_what_when_and_by_which_command(client: Clie
         "complete": True,
         "periods": [
             {**who, "record_type": "conditions", "granted": change(grant_all)},
-            {**exams, "granted": change(grant), "revoked": change(revoke)},
+            {**exams, "granted": change(grant), "ended": {"cause": "revoked", **change(revoke)}},
         ],
         "requests": [
-            {**exams, "asked": change(ask), "answered": change(grant)},
-            {**exams, "asked": change(remind), "answered": change(grant)},
+            {**exams, "asked": change(ask), "answered": {"how": "granted", **change(grant)}},
+            {**exams, "asked": change(remind), "answered": {"how": "granted", **change(grant)}},
             {**exams, "asked": change(again)},
         ],
     }
@@ -281,7 +281,7 @@ async def test_the_command_line_draws_the_history_and_answers_for_a_moment(
     assert (plain.returncode, plain.stdout.isascii()) == (0, True)
 
     data = json.loads(consent(deployment, "history", patient, "--json").stdout)
-    assert data["periods"][0]["revoked"] == change(revoked)
+    assert data["periods"][0]["ended"] == {"cause": "revoked", **change(revoked)}
 
     check = ("check", patient, "doctor", "d-1", "exams")
     then = consent(deployment, *check, "--at", granted["time"])

@@ -71,7 +71,7 @@ async def projected(connection: "asyncpg.Connection[asyncpg.Record]", position: 
     "odd",
     [
         {"type": "ConsentExpired"},
-        {"schemaversion": 2},
+        {"schemaversion": 3},
         {"data": {"patient_id": "p-odd", "to_entity": "robot", "to_id": "r", "target": "exams"}},
         {"data": {}},
     ],
@@ -129,13 +129,13 @@ async def test_a_retry_after_a_fix_applies_in_order_and_the_patient_goes_on(
     await publish(
         client,
         event_of(0, 1, 1),
-        event_of(0, 2, 2, schemaversion=2),
+        event_of(0, 2, 2, schemaversion=3),
         event_of(0, 3, 3, **revoked),
     )
     await eventually(lambda: projected(connection, 3))
     before = await retry_parked(connection, "p-odd")
     assert (before.applied, before.left) == (0, 2)
-    assert "schema version 2" in (before.reason or "")
+    assert "schema version 3" in (before.reason or "")
 
     # The fix: here, what a version that knows the event would make of it.
     await connection.execute(
@@ -177,7 +177,7 @@ async def test_a_retry_beside_a_busy_projector_loses_and_doubles_nothing(
     deployment: Deployment, client: Client, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     deployment.start("projection_service").wait_ready()
-    await publish(client, event_of(0, 1, 1, schemaversion=2))
+    await publish(client, event_of(0, 1, 1, schemaversion=3))
     await eventually(lambda: projected(connection, 1))
     await connection.execute(
         "UPDATE parked_events SET event = jsonb_set(event::jsonb, '{schemaversion}', '1')"

@@ -146,7 +146,14 @@ def test_who_may_not_install_is_told_what_to_install(capsys: pytest.CaptureFixtu
 
 @pytest.mark.usefixtures("nothing_installed")
 def test_what_some_tests_skip_without_is_installed_for_them_alone() -> None:
-    assert install.packages_of_tests() == ["openssl", "prometheus", "pgbouncer", "nodejs", "npm"]
+    assert install.packages_of_tests() == [
+        "openssl",
+        "prometheus",
+        "pgbouncer",
+        "kubernetes-client",
+        "nodejs",
+        "npm",
+    ]
     assert set(install.packages_of_tests()).isdisjoint(install.missing_packages())
 
 

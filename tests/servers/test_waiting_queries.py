@@ -79,10 +79,11 @@ async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
                 await consumer.open(queue, counts=False, ordered=False)
             replies = await ReplyPublisher.open(broker, deployment.rabbitmq_url, lambda *_: None)
             found = QueryResponder(consumer, replies, database, MOST_WAITING)
-            task = asyncio.create_task(found.run())
+            tasks = [asyncio.create_task(loop) for loop in found.loops()]
             yield Responder(found, database, pool)
-            task.cancel()
-            await asyncio.wait([task])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
     finally:
         pool.terminate()
 

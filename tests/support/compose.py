@@ -6,13 +6,17 @@ environment; only the names of the servers, and the folder of a volume, become t
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import yaml
+
+from tests.sandbox.install import postgres_programs
 
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "compose.yaml"
@@ -62,15 +66,34 @@ class Uncontained:
         return text
 
     def environment(self, service: str, **more: str) -> dict[str, str]:
-        """Give what the file gives, and the path, and nothing else."""
+        """Give what the file gives, and the paths of this checkout, and nothing else."""
         given = self.services[service].get("environment", {})
         path = os.pathsep.join((str(PROGRAMS), os.defpath))
-        return {"PATH": path, **{name: self.here(str(one)) for name, one in given.items()}, **more}
+        paths = {"PATH": path, "PYTHONPATH": str(ROOT)}
+        return {**paths, **{name: self.here(str(one)) for name, one in given.items()}, **more}
 
     def words(self, service: str) -> list[str]:
         """Give the command, with the entry point before it."""
         made = self.services[service]
         return [self.here(word) for word in (*made.get("entrypoint", ()), *made["command"])]
+
+    def run_roles(self, job: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        """Run the script of a service that runs psql; skips where there is none."""
+        programs = postgres_programs()
+        psql = shutil.which("psql") or (programs and shutil.which("psql", path=str(programs)))
+        if psql is None:
+            pytest.skip("needs psql")
+        (mounted,) = self.services[job]["volumes"]
+        script, inside, _ = mounted.split(":")
+        assert self.services[job]["entrypoint"] == ["sh", inside]
+        return subprocess.run(
+            ["sh", ROOT / script],
+            env={**self.environment(job, **more), "PATH": f"{Path(psql).parent}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     def run(self, service: str, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a service's command to its end, or these words after its entry point."""

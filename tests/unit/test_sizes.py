@@ -11,7 +11,7 @@ import shared
 from shared.errors import NoAnswer
 from shared.event_log.log_client import PAGE, read_answer
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.queries import MOST_SPANS, Change, History, Period
+from shared.messages.queries import MOST_SPANS, Change, Ended, History, Period
 from shared.values.oversized import (
     KEPT,
     LARGEST_ANSWER,
@@ -40,7 +40,7 @@ def test_the_largest_history_fits() -> None:
     )  # fmt: skip
     period = Period(
         entity_name="patient", entity_id=WIDEST, record_type="consultations",
-        granted=change, revoked=change,
+        granted=change, until=change.at, ended=Ended(cause="extended", **dict(change)),
     )  # fmt: skip
     history = History(
         patient_id=WIDEST, version=2**63 - 1, periods=[period] * MOST_SPANS, requests=[]

@@ -16,7 +16,7 @@ from shared.cli.timeline import Axis, lay_out
 from shared.cli.timeline_svg import picture
 from shared.cli.timeline_text import ASCII, UNICODE, Glyphs, draw
 from shared.client.history_pages import joined
-from shared.messages.queries import Change, History, Period, Place, RequestMade
+from shared.messages.queries import Answered, Change, Ended, History, Period, Place, RequestMade
 from shared.values.legible import visible
 
 BEGAN: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,14 +29,18 @@ def change(version: int, day: float = 0, issued_by: str | None = None) -> Change
     return Change(at=at, version=version, command_id=UUID(int=version << 100), issued_by=issued_by)
 
 
-def period(granted: Change, revoked: Change | None = None, **who: Any) -> Period:  # noqa: ANN401
-    fields = {"entity_name": "doctor", "entity_id": "d-1", "record_type": "exams"} | who
-    return Period(**fields, granted=granted, revoked=revoked)
+def period(granted: Change, over: Change | None = None, **more: Any) -> Period:  # noqa: ANN401
+    fields = {"entity_name": "doctor", "entity_id": "d-1", "record_type": "exams"} | more
+    if over is not None:
+        fields["ended"] = Ended(cause=fields.pop("cause", "revoked"), **dict(over))
+    return Period(**fields, granted=granted)
 
 
-def request(asked: Change, answered: Change | None = None, **who: Any) -> RequestMade:  # noqa: ANN401
-    fields = {"entity_name": "doctor", "entity_id": "d-1", "record_type": "exams"} | who
-    return RequestMade(**fields, asked=asked, answered=answered)
+def request(asked: Change, over: Change | None = None, **more: Any) -> RequestMade:  # noqa: ANN401
+    fields = {"entity_name": "doctor", "entity_id": "d-1", "record_type": "exams"} | more
+    if over is not None:
+        fields["answered"] = Answered(how=fields.pop("how", "granted"), **dict(over))
+    return RequestMade(**fields, asked=asked)
 
 
 def history(*spans: Period | RequestMade, version: int = 9, **more: Any) -> History:  # noqa: ANN401

@@ -1,0 +1,10 @@
+-- move_partition
+-- Note how far a partition is taken.
+--
+--   ?1  the new position
+--   ?2  the id of the event there
+--   ?3  the partition
+--   ?4  the position before
+--
+-- Conflict  no row: somebody else has moved it.
+UPDATE partitions SET position = ?1, event_id = ?2 WHERE number = ?3 AND position = ?4

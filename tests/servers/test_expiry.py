@@ -1,0 +1,264 @@
+"""Ends are recorded as events: once each, in order, whoever dies when, and whatever stands by."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from command_service.store.ends import DueEnd, Ends
+from shared.messages.timestamp import timestamp
+from shared.postgres.connection import Pool
+from shared.values.partition import partition_of
+from tests.conftest import PARTITIONS
+from tests.support.amqp import Client, Json, body_of
+from tests.support.deployment import Deployment, Worker
+from tests.support.eventually import eventually
+from tests.support.facts import fetch
+
+SOON = timedelta(seconds=2)
+
+
+def soon(after: timedelta = SOON) -> str:
+    return timestamp(datetime.now(UTC) + after)
+
+
+async def log_of(deployment: Deployment, patient_id: str) -> list[asyncpg.Record]:
+    rows = await fetch(
+        deployment.event_store_url, "SELECT * FROM events ORDER BY partition, position"
+    )
+    return [row for row in rows if row["stream_id"] == patient_id]
+
+
+async def types_of(deployment: Deployment, patient_id: str) -> list[str]:
+    return [row["type"].removeprefix("Consent") for row in await log_of(deployment, patient_id)]
+
+
+async def ends_left(deployment: Deployment) -> int:
+    rows = await fetch(deployment.event_store_url, "SELECT count(*)::int AS n FROM ends")
+    return int(rows[0]["n"])
+
+
+async def recorded(deployment: Deployment, patient_id: str, events: int) -> list[str]:
+    """Wait until a patient's history has so many events, and no end is left to look into."""
+
+    async def look() -> bool:
+        written = await types_of(deployment, patient_id)
+        return len(written) >= events and not await ends_left(deployment)
+
+    await eventually(look, within=30)
+    return await types_of(deployment, patient_id)
+
+
+def start(deployment: Deployment) -> Worker:
+    worker = deployment.start("command_service")
+    worker.wait_ready()
+    return worker
+
+
+async def test_an_end_that_comes_is_told_to_subscribers_once_without_any_command(
+    deployment: Deployment, client: Client
+) -> None:
+    start(deployment)
+    seen: list[Any] = []
+    await client.subscribe("expired.#", seen.append)
+    end = soon()
+    granted = await client.command("GrantConsent", "p-1", target="all", expires_at=end)
+
+    async def told() -> bool:
+        return len(seen) == 4
+
+    await eventually(told, within=30)
+    assert await recorded(deployment, "p-1", 8) == ["Granted"] * 4 + ["Expired"] * 4
+    events = [json.loads(message.body) for message in seen]
+    assert [event["streamversion"] for event in events] == [5, 6, 7, 8]
+    assert {event["data"]["expires_at"] for event in events} == {end}
+    assert all(event["time"] >= end for event in events)
+    assert seen[0].routing_key == f"expired.doctor.exams.{granted['partition']}"
+    (came,) = {event["causationid"] for event in events}
+    assert came != granted["command_id"]
+    receipts = await fetch(
+        deployment.event_store_url,
+        f"SELECT event_count FROM command_receipts WHERE command_id = '{came}'",  # noqa: S608
+    )
+    assert [row["event_count"] for row in receipts] == [4]
+
+
+async def test_what_was_revoked_or_extended_does_not_expire(
+    deployment: Deployment, client: Client
+) -> None:
+    start(deployment)
+    end, later = soon(), soon(2 * SOON)
+    for patient, follows in (
+        ("p-revoked", body_of("RevokeConsent", "p-revoked")),
+        ("p-endless", body_of("GrantConsent", "p-endless")),
+        ("p-later", body_of("GrantConsent", "p-later", expires_at=later)),
+    ):
+        await client.command("GrantConsent", patient, expires_at=end)
+        verb = "RevokeConsent" if "from_id" in follows else "GrantConsent"
+        await client.reply(await client.send(verb, follows))
+    await client.command("GrantConsent", "p-control", expires_at=end)
+    assert await recorded(deployment, "p-later", 3) == ["Granted", "Granted", "Expired"]
+    assert await types_of(deployment, "p-control") == ["Granted", "Expired"]
+    assert await types_of(deployment, "p-revoked") == ["Granted", "Revoked"]
+    assert await types_of(deployment, "p-endless") == ["Granted", "Granted"]
+
+
+async def test_an_end_that_came_while_nobody_worked_is_recorded_before_the_next_grant(
+    deployment: Deployment, client: Client
+) -> None:
+    worker = start(deployment)
+    await client.command("GrantConsent", "p-1", expires_at=soon(timedelta(seconds=1)))
+    worker.kill()
+    await asyncio.sleep(1.5)  # the end is the stimulus
+    again = await client.send("GrantConsent", body_of("GrantConsent", "p-1"))
+    start(deployment)
+    outcome = await client.reply(again)
+    assert [event["type"] for event in outcome["events"]] == ["ConsentGranted"]
+    assert outcome["version"] == 3
+    assert await recorded(deployment, "p-1", 3) == ["Granted", "Expired", "Granted"]
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "recorded_before"),
+    [("INSERT INTO events", 0), ("DELETE FROM ends", 1)],
+    ids=["before it is appended", "before it is forgotten"],
+)
+async def test_a_death_on_the_way_has_an_end_recorded_once_by_whoever_comes_next(
+    deployment: Deployment, client: Client, waits_for: str, recorded_before: int
+) -> None:
+    """A trigger holds the worker up at that step, and there it is killed."""
+    worker = start(deployment)
+    action, table = waits_for.split(" ", maxsplit=1)[0], waits_for.rsplit(" ", maxsplit=1)[-1]
+    await client.command("GrantConsent", "p-1", expires_at=soon())
+    connection = await asyncpg.connect(deployment.event_store_url)
+    await connection.execute(
+        "CREATE FUNCTION held_up() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$"
+    )
+    await connection.execute(
+        f"CREATE TRIGGER held_up BEFORE {action} ON {table} "
+        "FOR EACH STATEMENT EXECUTE FUNCTION held_up()"
+    )
+
+    async def is_held_up() -> bool:
+        return bool(
+            await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            )
+        )
+
+    await eventually(is_held_up, within=30)
+    worker.kill()
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    )
+    written = await types_of(deployment, "p-1")
+    assert written.count("Expired") == recorded_before
+    await connection.execute(f"DROP TRIGGER held_up ON {table}")
+    await connection.close()
+    start(deployment)
+    assert await recorded(deployment, "p-1", 2) == ["Granted", "Expired"]
+
+
+async def test_a_patient_whose_history_cannot_be_read_holds_up_nobody_else(
+    deployment: Deployment, client: Client
+) -> None:
+    worker = start(deployment)
+    outcome = await client.command("GrantConsent", "p-odd", expires_at=soon(2 * SOON))
+    worker.kill()
+    await fetch(
+        deployment.event_store_url,
+        "WITH moved AS (UPDATE partitions SET position = position + 1 "  # noqa: S608
+        f"WHERE partition = {outcome['partition']} RETURNING *) "
+        "INSERT INTO events SELECT partition, position, 'p-odd', 2, gen_random_uuid(), "
+        "'ConsentSold', 1, '{}', recorded_at, 'c', gen_random_uuid() FROM moved",
+    )
+    worker = start(deployment)
+    await client.command("GrantConsent", "p-1", expires_at=soon(2 * SOON))
+
+    async def told() -> bool:
+        return await types_of(deployment, "p-1") == ["Granted", "Expired"]
+
+    await eventually(told, within=30)
+
+    async def put_off() -> bool:
+        return "ends.put_off" in worker.log
+
+    await eventually(put_off, within=30)
+    assert await types_of(deployment, "p-odd") == ["Granted", "Sold"]
+    assert await ends_left(deployment) == 1
+    assert worker.metric("consent_sessions_lost_total") == 0
+
+
+async def test_the_logs_own_time_decides_and_never_steps_back(
+    deployment: Deployment, client: Client
+) -> None:
+    """As after a clock that ran ahead by minutes was put right: what was recorded stands."""
+    start(deployment)
+    await fetch(
+        deployment.event_store_url,
+        "UPDATE partitions SET recorded_at = now() + interval '10 minutes' RETURNING partition",
+    )
+    refused = await client.command("GrantConsent", "p-1", expires_at=soon(timedelta(minutes=9)))
+    assert refused["error"] == "expiry_not_in_the_future"
+    accepted = await client.command(
+        "GrantConsent", "p-1", expires_at=soon(timedelta(minutes=10, seconds=5))
+    )
+    assert accepted["status"] == "accepted"
+    (event,) = await log_of(deployment, "p-1")
+    assert event["recorded_at"] > datetime.now(UTC) + timedelta(minutes=9)
+
+
+async def test_a_worker_that_lost_a_partition_forgets_none_of_its_ends(
+    event_store_pool: Pool,
+) -> None:
+    ends, end = Ends(event_store_pool), datetime.now(UTC) - timedelta(minutes=1)
+    partition = partition_of("p-1", PARTITIONS)
+    await event_store_pool.execute("INSERT INTO ends VALUES ($1, $2, 'p-1')", partition, end)
+    await event_store_pool.execute("UPDATE partitions SET epoch = 7")
+    due: list[DueEnd] = await ends.read_due([partition], 10, [])
+    assert [(each.expires_at, each.stream_id) for each in due] == [(end, "p-1")]
+    assert await ends.read_due([partition], 10, ["p-1"]) == []
+    await ends.forget(due, {partition: 6})
+    assert await ends.read_due([partition], 10, []) != []
+    await ends.forget(due, {partition: 7})
+    assert await ends.read_due([partition], 10, []) == []
+
+
+async def test_the_longest_grant_of_a_deployment_is_kept_to(
+    deployment: Deployment, client: Client
+) -> None:
+    worker = deployment.start("command_service", CONSENT_LONGEST_GRANT="1h")
+    worker.wait_ready()
+    endless = await client.command("GrantConsent", "p-1")
+    longer = await client.command("AskConsent", "p-1", expires_at=soon(timedelta(hours=2)))
+    shorter = await client.command("GrantConsent", "p-1", expires_at=soon(timedelta(minutes=59)))
+    assert [endless["error"], longer["error"]] == ["grant_too_long"] * 2
+    assert endless["details"] == [
+        {"field": "expires_at", "message": "must be within 1:00:00 from now"}
+    ]
+    assert shorter["status"] == "accepted"
+    wrong = deployment.run("command_service", "run", CONSENT_LONGEST_GRANT="soon")
+    assert wrong.returncode == 2
+    assert "CONSENT_LONGEST_GRANT is wrong: 'soon' is no duration" in wrong.stderr
+
+
+async def test_a_refusal_tells_the_end_that_stands_however_often_it_is_asked(
+    deployment: Deployment, client: Client
+) -> None:
+    start(deployment)
+    end = soon(timedelta(hours=1))
+    await client.command("GrantConsent", "p-1", expires_at=end)
+    body = body_of("GrantConsent", "p-1", expires_at=end)
+    command_id = "7f0e0d0c-0b0a-4908-8706-050403020101"
+    told: list[Json] = [
+        await client.reply(await client.send("GrantConsent", body, message_id=command_id))
+        for _ in range(2)
+    ]
+    assert told[0] == told[1]
+    assert told[0]["details"] == [
+        {"field": "expires_at", "message": f"exams is granted until {end}"}
+    ]
