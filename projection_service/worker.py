@@ -1,11 +1,11 @@
 """The projection worker: what it reads, what runs, and how a partition comes and goes."""
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Final
 
+from projection_service.answer_worker import AnswerWorker
 from projection_service.probe import probe
 from projection_service.projector import Projector
-from projection_service.query_responder import QueryResponder
 from projection_service.read_model import ReadModel
 from projection_service.settings import ProjectionSettings
 from shared.event_log.log_client import LogClient
@@ -15,15 +15,12 @@ from shared.rabbitmq.dead_letter import DeadLetters
 from shared.rabbitmq.publishing import Outlet
 from shared.rabbitmq.rpc_client import Requests
 from shared.telemetry.metrics import OLDEST_IN_HAND
-from shared.values.oversized import LARGEST_CHECKS, LARGEST_EVENT
+from shared.values.oversized import LARGEST_EVENT
 from shared.values.partition import Lease
 from shared.worker.session import Opened, Service
 
 PREFETCH: Final = 500
 """Unsettled events per partition."""
-QUERY_PREFETCH: Final = 500
-CHECK_PREFETCH: Final = 300
-"""Fewer, since a CheckConsents may be larger than all else."""
 COMMITS_UNAWAITED: Final = {"synchronous_commit": "off"}
 """Nothing here need outlive a crash of its server: the checkpoint moves in the transaction that
 changes what it covers, so what is forgotten is forgotten together, and read from the log again."""
@@ -33,55 +30,43 @@ class ProjectionWorker:
     """The work of one session."""
 
     def __init__(
-        self, projector: Projector, answers: Sequence[QueryResponder], dead_letters: DeadLetters,
-        consumer: Consumer, queries: Mapping[str, Consumer],
-    ) -> None:  # fmt: skip
+        self,
+        projector: Projector,
+        answers: AnswerWorker,
+        dead_letters: DeadLetters,
+        consumer: Consumer,
+    ) -> None:
         self._dead_letters = dead_letters
         self._projector = projector
         self._answers = answers
         self._consumer = consumer
-        self._queries = queries
 
     @classmethod
     async def open(cls, opened: Opened) -> "ProjectionWorker":
         """Open channels, and read the queries."""
         broker = opened.broker
         consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
-        checks = Consumer(broker, prefetch=CHECK_PREFETCH, largest=LARGEST_CHECKS)
-        others = Consumer(broker, prefetch=QUERY_PREFETCH)
-        answers = [
-            QueryResponder(checks, opened.replies, opened.pool, CHECK_PREFETCH // 2),
-            QueryResponder(others, opened.replies, opened.pool, QUERY_PREFETCH // 2),
-        ]
+        answers = AnswerWorker.on(broker, opened.replies, opened.pool)
         dead_letters = DeadLetters(await Outlet.open(broker), consumer, opened.readiness)
-
-        def progressed(versions: Mapping[str, int]) -> None:
-            for responder in answers:
-                responder.progressed(versions)
-
         projector = Projector(
             consumer,
             ReadModel(opened.pool),
             LogClient(await Requests.open(broker)),
             dead_letters,
-            on_progress=progressed,
+            on_progress=answers.progressed,
         )
-        queries = {names.CHECKS: checks, names.QUERIES: others}
-        for kind, reading in (("events", consumer), ("checks", checks), ("queries", others)):
-            OLDEST_IN_HAND.labels(kind).set_function(reading.oldest_s)
-        for queue, reading in queries.items():
-            await reading.open(queue, ordered=False)
-        return cls(projector, answers, dead_letters, consumer, queries)
+        OLDEST_IN_HAND.labels("events").set_function(consumer.oldest_s)
+        await answers.read()
+        return cls(projector, answers, dead_letters, consumer)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
         return (
             self._consumer.keep_acknowledging(),
-            *(queries.keep_acknowledging() for queries in self._queries.values()),
             self._projector.run(),
             self._projector.keep_up(),
             self._dead_letters.run(),
-            *(loop for answers in self._answers for loop in answers.loops()),
+            *self._answers.loops(),
         )
 
     async def take(self, lease: Lease) -> None:
@@ -100,11 +85,7 @@ class ProjectionWorker:
 
     async def close(self) -> None:
         """Finish the queries in hand."""
-        for queue, queries in self._queries.items():
-            queries.stop(queue)
-        for queue, queries in self._queries.items():
-            await queries.drained(queue)
-            await queries.close(queue)
+        await self._answers.close()
 
 
 def service(settings: ProjectionSettings) -> Service:
@@ -113,6 +94,7 @@ def service(settings: ProjectionSettings) -> Service:
         package="projection_service",
         database_url=settings.read_model_url,
         make_worker=ProjectionWorker.open,
+        make_answerer=lambda opened: AnswerWorker.on(opened.broker, opened.replies, opened.pool),
         probe=probe(settings.consent_partitions),
         database_settings=COMMITS_UNAWAITED,
     )
