@@ -11,13 +11,18 @@ from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.sandbox.pair import Pair, open_pair
 from tests.support.amqp import open_client
-from tests.support.deployment import SERVICES, Deployment, Worker
+from tests.support.deployment import Deployment, ServiceName, Worker
 from tests.support.eventually import eventually
 from tests.support.facts import fetch
 from tests.support.load import under_load
 
 VHOST = "paired"
-NAMES = ("event_store", "read_model")
+WHO = {
+    "patient_id": "p-1",
+    "entity_name": "doctor",
+    "entity_id": "d-1",
+    "permission": "exams",
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +64,17 @@ async def test_either_database_may_fail_over(paired: Deployment, pairs: dict[str
         await asyncio.to_thread(pair.follow)
 
 
-@pytest.mark.parametrize(("service", "name"), zip(SERVICES, NAMES, strict=True))
+@pytest.mark.parametrize(
+    ("service", "name"),
+    [("command_service", "event_store"), ("projection_service", "read_model")],
+)
 async def test_a_worker_at_a_standby_waits_and_says_so_until_it_is_promoted(
-    paired: Deployment, pairs: dict[str, Pair], service: str, name: str
+    paired: Deployment, pairs: dict[str, Pair], service: ServiceName, name: str
 ) -> None:
     pair = pairs[name]
     standby = at(pair.standby.url())
     urls = {"EVENT_STORE_URL": standby, "READ_MODEL_URL": standby}
-    waiting = paired.start("command_service" if name == "event_store" else service, **urls)  # type: ignore[arg-type]
+    waiting = paired.start(service, **urls)
 
     async def says_so() -> bool:
         _, told = await asyncio.to_thread(waiting.get, "/health/ready")
@@ -90,12 +98,11 @@ async def test_standbys_answer_too_and_never_less_than_was_asked_for(
     for helper in helpers:
         await asyncio.to_thread(helper.wait_ready)
     async with open_client(paired.rabbitmq_url, PARTITIONS) as client:
-        who = {"patient_id": "p-1", "entity_name": "doctor", "entity_id": "d-1"}
         for number in range(1, 21):
             verb = "GrantConsent" if number % 2 else "RevokeConsent"
             version = (await client.command(verb, "p-1"))["version"]
             answer = await client.query(
-                "HasConsent", permission="exams", min_version=version, **who
+                "HasConsent", permission="exams", min_version=version, **WHO
             )
             assert (answer["has_consent"], answer["version"]) == (number % 2 == 1, number)
     assert all([await answered(helper) for helper in helpers])
@@ -113,12 +120,11 @@ async def test_a_standby_that_fell_behind_answers_no_more(
     await asyncio.to_thread(helper.wait_ready)
     async with open_client(paired.rabbitmq_url, PARTITIONS) as client:
         await client.command("GrantConsent", "p-1")
-        who = {"patient_id": "p-1", "entity_name": "doctor", "entity_id": "d-1"}
-        await client.query("HasConsent", min_version=1, **who)
+        await client.query("HasConsent", min_version=1, **WHO)
         await asyncio.to_thread(pair.standby.execute, "SELECT pg_wal_replay_pause()")
         version = (await client.command("RevokeConsent", "p-1"))["version"]
         for _ in range(4):
-            asked = await client.query("HasConsent", min_version=version, **who)
+            asked = await client.query("HasConsent", min_version=version, **WHO)
             assert not asked["has_consent"]
 
         async def says_so() -> bool:
@@ -127,7 +133,7 @@ async def test_a_standby_that_fell_behind_answers_no_more(
 
         await eventually(says_so)
         for _ in range(10):
-            assert not (await client.query("HasConsent", **who))["has_consent"]
+            assert not (await client.query("HasConsent", **WHO))["has_consent"]
         await asyncio.to_thread(pair.standby.execute, "SELECT pg_wal_replay_resume()")
         await asyncio.to_thread(helper.wait_ready)
 
