@@ -1,5 +1,6 @@
 """The sandbox made of the PostgreSQL and RabbitMQ programs installed on the machine."""
 
+import contextlib
 import re
 import secrets
 import shutil
@@ -8,6 +9,8 @@ import socket
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from tests.sandbox import install
 from tests.sandbox.home import Home, Program, free_ports
@@ -175,6 +178,25 @@ class PostgresProgram(DatabaseServer):
     def copy(self, other: "PostgresProgram") -> None:
         """Take over its data before it starts: a tenth of the time of creating one's own."""
         self._home.run("cp", "-a", other.data, self.data)
+
+    def freeze(self) -> None:
+        """Let it, and all that it started, do nothing any more, though nobody is told so."""
+        for process in self._processes():
+            process.suspend()
+
+    def kill_frozen(self) -> None:
+        """End a frozen one, before it could go on."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self._program:
+            self._program.process.wait()
+
+    def _processes(self) -> list[psutil.Process]:
+        if self._program is None:
+            return []
+        first = psutil.Process(self._program.process.pid)
+        return [first, *first.children(recursive=True)]
 
     def follow(self, primary: "PostgresProgram") -> None:
         """Become a standby of a server that runs, with a copy of its data instead of its own."""
