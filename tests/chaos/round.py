@@ -350,7 +350,13 @@ def _slot(name: str, deployment: Deployment, wires: Wires) -> Slot:
     service: ServiceName = "command_service" if kind == "command" else "projection_service"
     urls = {"command": deployment.event_store_url, "projection": deployment.read_model_url}
     broker = wires.lay_all(deployment.rabbitmq_url)
-    return Slot(name, service, deployment, broker, wires.lay_all(urls[kind]))
+    database = wires.lay_all(_impatient(urls[kind]))
+    return Slot(name, service, deployment, broker, database)
+
+
+def _impatient(url: str) -> str:
+    """Have a worker wait for no longer for a host that is frozen, where there is another."""
+    return f"{url}&connect_timeout=2" if "target_session_attrs" in url else url
 
 
 def play(settings: Settings, sandbox: Sandbox, deployment: Deployment, tell: Tell) -> Result:

@@ -10,7 +10,7 @@ from tests.sandbox.home import Home, free_ports
 from tests.sandbox.programs import PostgresProgram
 from tests.sandbox.servers import USER, DatabaseServer, ServerDidNotStart
 
-READ_WRITE: Final = "target_session_attrs=read-write&connect_timeout=2"
+READ_WRITE: Final = "target_session_attrs=read-write"
 
 
 class Pair(DatabaseServer):

@@ -101,9 +101,7 @@ async def test_standbys_answer_too_and_never_less_than_was_asked_for(
         for number in range(1, 21):
             verb = "GrantConsent" if number % 2 else "RevokeConsent"
             version = (await client.command(verb, "p-1"))["version"]
-            answer = await client.query(
-                "HasConsent", permission="exams", min_version=version, **WHO
-            )
+            answer = await client.query("HasConsent", min_version=version, **WHO)
             assert (answer["has_consent"], answer["version"]) == (number % 2 == 1, number)
     assert all([await answered(helper) for helper in helpers])
     owners = await fetch(paired.read_model_url, "SELECT owner FROM workers")
