@@ -15,7 +15,10 @@ from command_service.broker_users.definitions import definitions, read_user
 from command_service.broker_users.import_definitions import import_definitions
 from command_service.broker_users.permissions import Role, rabbitmqctl_lines
 from command_service.broker_users.private_file import write_private
-from command_service.settings import CommandSettings, EventStoreSettings
+from command_service.log_identity.accept_log import accept_log
+from command_service.log_identity.check_log import look_at_log
+from command_service.log_identity.deployment import declare_deployment, refuse_another_deployment
+from command_service.settings import CommandSettings, EventStoreSettings, TopologySettings
 from command_service.store.purge_receipts import PurgedReceipts, purge_receipts
 from command_service.worker import service
 from shared.cli.check import Management, management_option, tell
@@ -34,9 +37,8 @@ from shared.errors import SettingsError
 from shared.messages import names
 from shared.postgres.database import connect_once
 from shared.postgres.retention import read_age
-from shared.rabbitmq.connection import connect, virtual_host
+from shared.rabbitmq.connection import virtual_host
 from shared.rabbitmq.policies import policy_warnings
-from shared.rabbitmq.upgrade import upgrade
 from shared.settings import ClientSettings, read_settings
 
 app = new_app(
@@ -48,27 +50,34 @@ app = new_app(
 def migrate(worker_role: WorkerRole = None) -> None:
     """Bring the event store to this version's schema. Doing it again changes nothing.
 
+    Where RABBITMQ_URL is set too, a virtual host of another deployment is refused.
     Example: EVENT_STORE_URL=postgresql://… python -m command_service migrate
     """
     with clear_errors():
         settings = read_settings(EventStoreSettings)
         partitions = settings.consent_partitions
         migrate_database(settings.event_store_url, "command_service", partitions, worker_role)
+        asyncio.run(refuse_another_deployment(settings.event_store_url))
 
 
 @app.command()
 def topology(management: Management = None) -> None:
     """Declare the exchanges, queues and bindings. Doing it again changes nothing.
 
+    Binds the virtual host to the event store, and refuses one that belongs to another.
     What an older version declared is replaced where it must be, and keeps what waits there.
 
     Policies of the broker that would take messages away are warned of.
 
-    Example: RABBITMQ_URL=amqp://… python -m command_service topology
+    Example: RABBITMQ_URL=amqp://… EVENT_STORE_URL=postgresql://… python -m command_service topology
     """
     with clear_errors():
-        settings = read_settings(ClientSettings)
-        count = asyncio.run(_declare(settings))
+        settings = read_settings(TopologySettings)
+        count = asyncio.run(
+            declare_deployment(
+                settings.rabbitmq_url, settings.event_store_url, settings.consent_partitions
+            )
+        )
         typer.echo(f"declared {count} exchanges, queues and bindings")
         if management:
             for line in asyncio.run(policy_warnings(settings, management)):
@@ -182,9 +191,26 @@ async def _purge(url: str, older_than: timedelta, *, dry_run: bool) -> PurgedRec
         await connection.close()
 
 
-async def _declare(settings: ClientSettings) -> int:
-    async with connect(settings.rabbitmq_url, name="topology") as broker:
-        return await upgrade(broker, settings.consent_partitions)
+@app.command("accept-log", epilog="Example: python -m command_service accept-log")
+def accept_log_(json: AsJson = False) -> None:
+    """Take the log as it is, after a restore or a failover that lost some of it.
+
+    Begins a new generation of it: commands that waited go on, subscribers are told what they took
+    that is no more, and `python -m projection_service rebuild` makes the read model follow.
+    """
+    with clear_errors():
+        accepted = asyncio.run(accept_log(read_settings(TopologySettings)))
+    if json:
+        print_json(accepted)
+        return
+    for one in accepted.partitions:
+        if one.lost:
+            typer.echo(
+                f"partition {one.partition} goes on behind position {one.after_position}; "
+                f"{one.lost:,} events that were published are no more"
+            )
+    typer.echo(f"the log goes on in generation {accepted.generation}")
+    typer.echo("now: python -m projection_service rebuild")
 
 
 @app.command(epilog="Example: python -m command_service check")
@@ -203,4 +229,5 @@ def needs(settings: CommandSettings) -> Needs:
         settings.event_store_url,
         reads=[names.UNROUTABLE, names.LOG, *queues],
         writes=[names.EVENTS, ""],
+        look=look_at_log,
     )

@@ -9,16 +9,20 @@ whose queue refused it finds it in the log.
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Final
+from uuid import UUID
 
 import structlog
 
 from command_service import metrics
+from command_service.log_identity.witness import Witness
 from command_service.store.event_store import EventStore
 from command_service.store.recorded_event import RecordedEvent
 from shared.errors import Fenced
+from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages import names
 from shared.rabbitmq.publishing import PUBLISH_WINDOW, Outgoing, Outlet, Why
 from shared.telemetry import tracing
@@ -33,6 +37,7 @@ MARK_EVERY_S: Final = 0.5
 again after a death."""
 CONFIRMED_WITHIN_S: Final = 5.0
 """A queue that has lost its majority lets a publisher wait without end."""
+LAST_WORDS_S: Final = 1.0
 RETRY_S: Final = 1.0
 SAY_AGAIN_S: Final = 60.0
 PUBLISHING: Final = "publishing"
@@ -54,6 +59,10 @@ class Outbox:
     head: int
     fresh: deque[RecordedEvent] = field(default_factory=deque)
     """Just appended, to spare reading them back; always a run that ends at the head."""
+    generation: int = FIRST_GENERATION
+    """Of the log, of what is appended now."""
+    newest: RecordedEvent | None = None
+    """The last event that this owner has appended, or published."""
     free: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nobody need wait for it: all is published to the exchange, or nothing can be."""
 
@@ -70,6 +79,7 @@ class Outbox:
     def add(self, event: RecordedEvent) -> None:
         """Note an event that was just appended."""
         self.head = event.position
+        self.newest = event
         if len(self.fresh) >= MOST_IN_MEMORY:
             self.fresh.clear()
         self.fresh.append(event)
@@ -142,8 +152,12 @@ class Publisher:
         store: EventStore,
         may_publish: Callable[[], bool],
         readiness: Readiness,
+        witness: Witness,
     ) -> None:
         """What was refused on the one way goes to its queue on the other."""
+        self._witness = witness
+        self._log_id: UUID | None = None
+        self._testified: dict[int, int] = {}
         self._exchange = exchange
         self._straight = straight
         self._store = store
@@ -156,9 +170,12 @@ class Publisher:
 
     async def open(self, lease: Lease) -> None:
         """Begin with whatever the last owner had not confirmed."""
-        head = await self._store.read_head(lease.partition)
+        head = await self._store.open(lease.partition)
+        self._log_id = head.log_id
+        self._testified.pop(lease.partition, None)
         outbox = Outbox(lease, head.published_position, head.published_position, head.position)
         outbox.offer(head.published_position)
+        outbox.generation = head.generation or FIRST_GENERATION
         self._outboxes[lease.partition] = outbox
         self._marked[lease.partition] = head.published_position
         self._wake.set()
@@ -189,9 +206,14 @@ class Publisher:
 
     async def keep_marking(self) -> None:
         """Remember now and then what the broker has confirmed, until cancelled."""
-        while True:
-            await asyncio.sleep(MARK_EVERY_S)
-            await self._mark()
+        try:
+            while True:
+                await asyncio.sleep(MARK_EVERY_S)
+                await self._mark()
+        finally:  # a database that is lost may come back without the last events
+            with suppress(Exception):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self._testify()
 
     async def keep_repaying(self) -> None:
         """Try again, now and then, what the projection's queues refused, until cancelled."""
@@ -247,6 +269,8 @@ class Publisher:
         for box, following in window:
             first = next((event.position for event in following if event in owed), None)
             metrics.EVENTS_PUBLISHED.inc(box.offer(following[-1].position, first))
+            if box.newest is None or box.newest.position < following[-1].position:
+                box.newest = following[-1]
         self._readiness.report(EXCHANGE)
         LAST_PROGRESS.labels("publish").set_to_current_time()
         log.info(
@@ -302,7 +326,24 @@ class Publisher:
         else:
             self._readiness.report(PUBLISHING)
 
+    async def _testify(self) -> None:
+        """Have the broker remember how far the logs are, so that one that lost that is noticed."""
+        newest = {
+            number: box.newest
+            for number, box in self._outboxes.items()
+            if box.newest and box.newest.position > self._testified.get(number, 0)
+        }
+        if newest and self._log_id:
+            places = {number: self._place(event) for number, event in newest.items()}
+            if await self._witness.write(places, self._log_id):
+                self._testified |= {n: place.position for n, place in places.items()}
+
+    def _place(self, event: RecordedEvent) -> LogPlace:
+        generation = self._outboxes[event.partition].generation
+        return LogPlace(event.position, str(event.event_id), generation)
+
     async def _mark(self) -> None:
+        await self._testify()
         moved = {
             number: box.published
             for number, box in self._outboxes.items()

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from command_service.store.event_store import EventStore
+from command_service.store.event_store import EventStore, Head
 from command_service.store.recorded_event import RecordedEvent
-from shared.messages.queries import QueryFailed, ReadEvents
+from shared.messages.queries import EventPage, QueryFailed, ReadEvents
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import answer, invalid, kind, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
@@ -53,7 +53,7 @@ class LogReader:
             query.partition, query.after_position, query.limit, patient_id
         )
         head = await self._store.read_head(query.partition)  # after the events: never below them
-        return _encode(_within(MOST_BYTES, events), head.position)
+        return _encode(_within(MOST_BYTES, events), head)
 
 
 def _within(most_bytes: int, events: Iterable[RecordedEvent]) -> Iterator[bytes]:
@@ -66,5 +66,11 @@ def _within(most_bytes: int, events: Iterable[RecordedEvent]) -> Iterator[bytes]
         yield body
 
 
-def _encode(events: Iterable[bytes], head: int) -> bytes:
-    return b'{"status":"ok","events":[%b],"head":%d}' % (b",".join(events), head)
+def _encode(events: Iterable[bytes], head: Head) -> bytes:
+    answer = EventPage(
+        events=[],
+        head=head.position,
+        log=head.log_id,
+        generations=list(head.generations) or None,
+    )
+    return answer.to_json().replace(b'"events":[]', b'"events":[%b]' % b",".join(events), 1)

@@ -1,6 +1,14 @@
 """The command service's settings."""
 
-from shared.settings import Duration, PartitionSettings, PostgresUrl, WorkerSettings
+from typing import Literal
+
+from shared.settings import (
+    ClientSettings,
+    Duration,
+    PartitionSettings,
+    PostgresUrl,
+    WorkerSettings,
+)
 
 
 class EventStoreSettings(PartitionSettings):
@@ -9,8 +17,16 @@ class EventStoreSettings(PartitionSettings):
     event_store_url: PostgresUrl
 
 
+class TopologySettings(ClientSettings, EventStoreSettings):
+    """What `topology` needs: it binds a virtual host to an event store."""
+
+
 class CommandSettings(WorkerSettings, EventStoreSettings):
     """What the worker reads from the environment."""
 
+    commands_when_set_back: Literal["wait", "go_on"] = "wait"
+    """What becomes of commands while the log lacks what was published of it. They wait, since what
+    is accepted now may be lost again should the right log come back; answers are refused meanwhile,
+    so that to wait gives nobody a wrong yes."""
     consent_longest_grant: Duration | None = None
     """For how long consent may be granted at most; without it, without end."""

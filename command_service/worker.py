@@ -5,6 +5,9 @@ from typing import Final
 
 from command_service.command_path import CommandPath
 from command_service.expiry import Expiry
+from command_service.log_identity.deployment import check_deployment
+from command_service.log_identity.disputed_logs import DisputedLogs
+from command_service.log_identity.witness import Witness
 from command_service.poison_messages import PoisonMessages
 from command_service.probe import probe
 from command_service.publisher import Publisher
@@ -34,7 +37,8 @@ class CommandWorker:
     def __init__(
         self, path: CommandPath, publisher: Publisher, log_reader: LogReader,
         snapshots: SnapshotWriter, rehearsal: Rehearsal, expiry: Expiry,
-        dead_letters: DeadLetters, consumer: Consumer, queries: Consumer,
+        dead_letters: DeadLetters, consumer: Consumer, queries: Consumer, witness: Witness,
+        store: EventStore, opened: Opened, settings: CommandSettings,
     ) -> None:  # fmt: skip
         self._path = path
         self._dead_letters = dead_letters
@@ -45,17 +49,21 @@ class CommandWorker:
         self._expiry = expiry
         self._consumer = consumer
         self._queries = queries
+        go_on = settings.commands_when_set_back == "go_on"
+        self._disputed = DisputedLogs(witness, store, opened.readiness, self._begin, go_on=go_on)
 
     @classmethod
     async def open(cls, opened: Opened, settings: CommandSettings) -> "CommandWorker":
         """Open channels, and read the queues that belong to no partition."""
         broker, store = opened.broker, EventStore(opened.pool)
+        await check_deployment(opened.pool, broker)
+        witness = await Witness.open(broker, store)
         consumer = Consumer(broker, prefetch=PREFETCH)
         queries = Consumer(broker, prefetch=LOG_PREFETCH)
         OLDEST_IN_HAND.labels("commands").set_function(consumer.oldest_s)
         OLDEST_IN_HAND.labels("queries").set_function(queries.oldest_s)
         events, straight, aside = [await Outlet.open(broker) for _ in range(3)]
-        publisher = Publisher(events, straight, store, opened.may_write, opened.readiness)
+        publisher = Publisher(events, straight, store, opened.may_write, opened.readiness, witness)
         dead_letters = DeadLetters(aside, consumer, opened.readiness)
         settler = Settler(consumer, opened.replies, dead_letters)
         rehearsal = Rehearsal(store, settings.consent_partitions)
@@ -77,7 +85,7 @@ class CommandWorker:
         await queries.open(names.LOG)
         return cls(
             path, publisher, log_reader, snapshots, rehearsal, expiry,
-            dead_letters, consumer, queries,
+            dead_letters, consumer, queries, witness, store, opened, settings,
         )  # fmt: skip
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
@@ -92,9 +100,14 @@ class CommandWorker:
             self._dead_letters.run(),
             self._log_reader.run(),
             self._snapshots.run(),
+            self._disputed.run(),
         )
 
     async def take(self, lease: Lease) -> None:
+        """Begin with a partition, unless its log was set back."""
+        await self._disputed.take(lease)
+
+    async def _begin(self, lease: Lease) -> None:
         """Publish what the last owner left, and read the partition's commands.
 
         A command is rehearsed first: where none can be decided, none is taken off its queue.
@@ -107,6 +120,8 @@ class CommandWorker:
 
     async def drain(self, lease: Lease) -> None:
         """Finish the commands in hand and publish all that they caused."""
+        if await self._disputed.drop(lease.partition):
+            return
         queue = names.command_queue(lease.partition)
         self._consumer.stop(queue)
         await self._consumer.drained(queue)

@@ -3,14 +3,15 @@
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Final
 
+from projection_service.log_identity.set_backs import SetBacks
 from projection_service.query_responder import QueryResponder
+from projection_service.read_model import ReadModel
 from shared.messages import names
-from shared.postgres.connection import Queryable
-from shared.rabbitmq.connection import Broker
 from shared.rabbitmq.consumer import Consumer
-from shared.rabbitmq.reply_to.publisher import ReplyPublisher
+from shared.rabbitmq.deployment_mark import check_log_mark
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.oversized import LARGEST_CHECKS
+from shared.worker.session import Opened
 
 QUERY_PREFETCH: Final = 500
 CHECK_PREFETCH: Final = 300
@@ -21,23 +22,33 @@ class AnswerWorker:
     """Answers what is asked; checks have a queue of their own, that no history waits in."""
 
     def __init__(
-        self, queries: Mapping[str, Consumer], responders: Sequence[QueryResponder]
+        self,
+        queries: Mapping[str, Consumer],
+        responders: Sequence[QueryResponder],
+        set_backs: SetBacks,
     ) -> None:
         self._queries = queries
         self._responders = responders
+        self.set_backs = set_backs
 
     @classmethod
-    def on(cls, broker: Broker, replies: ReplyPublisher, database: Queryable) -> "AnswerWorker":
-        """Answer from a database; nothing is read before `read`."""
-        checks = Consumer(broker, prefetch=CHECK_PREFETCH, largest=LARGEST_CHECKS)
-        others = Consumer(broker, prefetch=QUERY_PREFETCH)
+    async def open(cls, opened: Opened, partitions: int) -> "AnswerWorker":
+        """Look whether this read model's log is the broker's; nothing is read before `read`."""
+        read_model = ReadModel(opened.pool)
+        log_id = await read_model.followed_log()
+        if log_id is not None:
+            await check_log_mark(opened.broker, log_id)
+        set_backs = SetBacks(read_model, opened.readiness, partitions)
+        await set_backs.look()
+        checks = Consumer(opened.broker, prefetch=CHECK_PREFETCH, largest=LARGEST_CHECKS)
+        others = Consumer(opened.broker, prefetch=QUERY_PREFETCH)
         responders = [
-            QueryResponder(checks, replies, database, CHECK_PREFETCH // 2),
-            QueryResponder(others, replies, database, QUERY_PREFETCH // 2),
+            QueryResponder(reading, opened.replies, opened.pool, prefetch // 2, set_backs)
+            for reading, prefetch in ((checks, CHECK_PREFETCH), (others, QUERY_PREFETCH))
         ]
         for kind, reading in (("checks", checks), ("queries", others)):
             OLDEST_IN_HAND.labels(kind).set_function(reading.oldest_s)
-        return cls({names.CHECKS: checks, names.QUERIES: others}, responders)
+        return cls({names.CHECKS: checks, names.QUERIES: others}, responders, set_backs)
 
     async def read(self) -> None:
         """Begin to read the queues."""
@@ -54,6 +65,7 @@ class AnswerWorker:
         return (
             *(queries.keep_acknowledging() for queries in self._queries.values()),
             *(loop for responder in self._responders for loop in responder.loops()),
+            self.set_backs.run(),
         )
 
     async def close(self) -> None:

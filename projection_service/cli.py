@@ -9,8 +9,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from projection_service.log_identity.check_log import look_at_log
 from projection_service.parked import discard_parked, list_parked, retry_parked, show_parked
 from projection_service.purge_history import PurgedHistory, purge_history
+from projection_service.read_model import ReadModel
 from projection_service.rebuild.diff import Compared
 from projection_service.rebuild.progress import show_progress
 from projection_service.rebuild.rebuild import Rebuilt
@@ -34,6 +36,7 @@ from shared.messages import names
 from shared.postgres.connection import Connection
 from shared.postgres.database import connect_once
 from shared.postgres.retention import read_age
+from shared.rabbitmq.deployment_mark import refuse_another_log
 from shared.settings import read_settings
 from shared.worker.gc_tuning import collect_seldom
 
@@ -50,12 +53,24 @@ app = new_app("Keeps the read model of consents, and answers queries from it.", 
 def migrate(worker_role: WorkerRole = None) -> None:
     """Bring the read model to this version's schema. Doing it again changes nothing.
 
+    Where RABBITMQ_URL is set too, a virtual host of another log than it follows is refused.
     Example: READ_MODEL_URL=postgresql://… python -m projection_service migrate
     """
     with clear_errors():
         settings = read_settings(ReadModelSettings)
         partitions = settings.consent_partitions
         migrate_database(settings.read_model_url, "projection_service", partitions, worker_role)
+        asyncio.run(_refuse_another_log(settings.read_model_url))
+
+
+async def _refuse_another_log(url: str) -> None:
+    connection = await connect_once(url, "projection_service", name="migrate")
+    try:
+        log_id = await ReadModel(connection).followed_log()
+    finally:
+        await connection.close()
+    if log_id is not None:
+        await refuse_another_log(log_id)
 
 
 parked_app = new_app("Events that could not be applied, and their patients' later ones.")
@@ -184,6 +199,7 @@ def rebuild(
     """Build the read model anew out of the log, beside the old one, and switch when it is done.
 
     Workers go on meanwhile. Killed at any point, it leaves the old one as it was.
+    Where the log was set back, by a restore for example, it is made of what the log has now.
     """
     with clear_errors():
         settings = read_settings(ProjectionSettings)
@@ -196,6 +212,8 @@ def rebuild(
 
 
 def _show_rebuilt(done: Rebuilt) -> None:
+    for found in done.set_back:
+        console.print(f"{found}")
     for compared in done.compared:
         _show_compared(compared)
     what = "switched to the new read model" if done.switched else "compared, nothing was changed"
@@ -266,4 +284,5 @@ def needs(settings: ProjectionSettings) -> Needs:
         settings.read_model_url,
         reads=[names.QUERIES, *queues],
         writes=[names.QUERIES, ""],
+        look=look_at_log,
     )

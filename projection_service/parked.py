@@ -76,7 +76,7 @@ async def retry_parked(connection: Session, patient_id: str) -> Retried:
         applied = [event.position for event in waiting[: len(waiting) - len(left)]]
         if applied:
             partition = waiting[0].partition
-            checkpoint = await model.open_checkpoint(partition)
+            checkpoint = (await model.open_checkpoint(partition)).position
             changes.moves = {partition: Move(epoch, checkpoint, checkpoint)}
             await model.project(changes)
             await connection.execute(_UNPARK, patient_id, applied)

@@ -7,12 +7,14 @@ import structlog
 
 from projection_service import metrics
 from projection_service.consent_cache import ConsentCache
+from projection_service.log_identity.set_backs import SetBacks
 from projection_service.projections.changes import Changes, Move
 from projection_service.projections.fold import fold, read
 from projection_service.read_model import ReadModel
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
 from shared.event_log.position_tracker import PositionTracker
+from shared.event_log.set_back import FIRST_GENERATION, SetBack
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
 from shared.rabbitmq.connection import ids_of
@@ -37,12 +39,14 @@ class Projector:
         log_client: LogClient,
         dead_letters: DeadLetters,
         on_progress: Callable[[Mapping[str, int]], None],
+        set_backs: SetBacks,
     ) -> None:
         """`on_progress` is told the versions that patients have reached."""
         self._read_model = read_model
         self._cache = ConsentCache(read_model)
         self._dead_letters = dead_letters
         self._on_progress = on_progress
+        self._set_backs = set_backs
         self._leases: dict[int, Lease] = {}
         self._follower = Follower(consumer, log_client, self, most=MAX_BATCH)
         self.run = self._follower.run
@@ -51,10 +55,13 @@ class Projector:
 
     async def open(self, lease: Lease) -> None:
         """Begin with a partition where its last owner stopped."""
-        checkpoint = await self._read_model.open_checkpoint(lease.partition)
+        taken = await self._read_model.open_checkpoint(lease.partition)
         self._cache.forget(lease.partition)
         self._leases[lease.partition] = lease
-        self._follower.open(lease.partition, PositionTracker(checkpoint))
+        self._follower.open(
+            lease.partition,
+            PositionTracker(taken.position, event_id=taken.event_id, generation=taken.generation),
+        )
 
     async def close(self, partition: int) -> None:
         """Stop with a partition that was let go, once nothing of it is being applied."""
@@ -76,11 +83,22 @@ class Projector:
         _tell_parked(changes)
 
     def _moves(self, events: Iterable[CloudEvent]) -> dict[int, Move]:
-        reached = {event.partition: event.position for event in events}
+        reached = {event.partition: event for event in events}
         return {
-            number: Move(self._leases[number].epoch, self._follower.position(number), position)
-            for number, position in reached.items()
+            number: Move(
+                self._leases[number].epoch,
+                self._follower.position(number),
+                event.position,
+                event.id,
+                event.generation or FIRST_GENERATION,
+            )
+            for number, event in reached.items()
         }
+
+    async def on_compared(self, partition: int, found: SetBack | None) -> None:
+        """Refuse answers about patients whose log was set back, or allow them again."""
+        await self._read_model.mark_set_back(self._leases[partition], is_set_back=found is not None)
+        await self._set_backs.look()
 
     async def set_aside(self, delivery: Delivery, details: Sequence[Detail]) -> None:
         """Copy what is no event of the log into the dead letters."""

@@ -12,6 +12,7 @@ from projection_service.answers.read_questions import Questions, read_questions
 from projection_service.answers.tally import Tally
 from projection_service.answers.version_waits import PendingQuery, VersionWaits, too_early
 from projection_service.history_queries import Past, unknown_past
+from projection_service.log_identity.set_backs import SetBacks
 from projection_service.projections.changes import Held
 from projection_service.read_model import ReadModel
 from shared.messages.queries import (
@@ -70,13 +71,15 @@ class QueryResponder:
     """
 
     def __init__(
-        self, consumer: Consumer, replies: ReplyPublisher, database: Queryable, most_waiting: int
-    ) -> None:
+        self, consumer: Consumer, replies: ReplyPublisher, database: Queryable, most_waiting: int,
+        set_backs: SetBacks,
+    ) -> None:  # fmt: skip
         """`most_waiting` of the queries in hand may wait: they must not keep the others away."""
         self._consumer = consumer
         self._replies = replies
         self._read_model = ReadModel(database)
         self._past = Past(database)
+        self._set_backs = set_backs
         self._waits = VersionWaits(most_waiting)
         self._tally = Tally()
         self._checks: list[PendingQuery] = []
@@ -84,7 +87,7 @@ class QueryResponder:
         self._somebody_stands = asyncio.Event()
         self._look_ups: dict[type[Query], LookUp] = {
             ListConsents: self._read_model.list_consents,
-            Questions: Checks(database).check,
+            Questions: Checks(database, set_backs.refusal).check,
             ListPatients: PatientLists(database).list_patients,
             ConsentHistory: self._past.read_history,
         }
@@ -179,8 +182,19 @@ class QueryResponder:
     async def _answer(self, asked: Sequence[PendingQuery], look_up: LookUp) -> None:
         found = await look_up([pending.query for pending in asked])
         await self._reply(
-            [(pending.delivery, answer_) for pending, answer_ in zip(asked, found, strict=True)]
+            [
+                (pending.delivery, self._refused(pending.query) or answer_)
+                for pending, answer_ in zip(asked, found, strict=True)
+            ]
         )
+
+    def _refused(self, query: Query) -> QueryFailed | None:
+        """Say why nothing can be answered: its log was set back; of Questions, each one is told."""
+        if isinstance(query, ListPatients):
+            return self._set_backs.refusal_of_any()
+        if isinstance(query, Questions):
+            return None
+        return self._set_backs.refusal(query.patient_id)
 
     async def _check(self, asked: Sequence[HasConsent]) -> list[Answer]:
         held = await self._read_model.has_consent(asked)

@@ -5,6 +5,7 @@ from datetime import datetime
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 from immutables import Map
@@ -14,10 +15,12 @@ from projection_service.projections.changes import Changes, Held, Key
 from projection_service.projections.consents import NO_ENDS, Consent, Ends
 from projection_service.projections.spans import Spans
 from shared.errors import Fenced
+from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
 from shared.messages.timestamp import Moment
 from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
+from shared.values.partition import Lease
 from shared.values.vocabulary import Grantee, RecordType
 
 TABLES: Final = (
@@ -38,6 +41,11 @@ _PROJECT = statement("projection_service", "project")
 _READ_CONSENTS = statement("projection_service", "read_consents")
 _READ_PARKED = statement("projection_service", "read_parked")
 _OPEN_CHECKPOINT = statement("projection_service", "open_checkpoint")
+_MARK_SET_BACK = statement("projection_service", "mark_set_back")
+_READ_SET_BACK = statement("projection_service", "read_set_back")
+_READ_LIVE_POSITIONS = statement("projection_service", "read_live_positions")
+_FOLLOWED_LOG = statement("projection_service", "read_live_log")
+_FOLLOW_LOG = statement("projection_service", "follow_log")
 _LIST_CONSENTS = statement("projection_service", "list_consents")
 _HAS_CONSENT = statement("projection_service", "has_consent")
 _READ_VERSIONS = statement("projection_service", "read_versions")
@@ -53,10 +61,38 @@ class ReadModel:
         """Give it one connection to read and change within a transaction of yours."""
         self._database = database
 
-    async def open_checkpoint(self, partition: int) -> int:
-        """Return the position up to which a partition is projected."""
-        position = await self._database.fetchval(_OPEN_CHECKPOINT, partition)
-        return int(position or 0)
+    async def open_checkpoint(self, partition: int) -> LogPlace:
+        """Return the last event that is projected of a partition."""
+        row = await self._database.fetchrow(_OPEN_CHECKPOINT, partition)
+        assert row is not None  # noqa: S101 - it returns one row
+        generation = row["generation"] or (None if row["position"] else FIRST_GENERATION)
+        return LogPlace(row["position"], row["event_id"], generation)
+
+    async def read_places(self) -> dict[int, LogPlace]:
+        """Read the last event that is projected, of every partition."""
+        rows = await self._database.fetch(_READ_LIVE_POSITIONS)
+        return {
+            row["partition"]: LogPlace(row["position"], row["event_id"], row["generation"])
+            for row in rows
+        }
+
+    async def mark_set_back(self, lease: Lease, *, is_set_back: bool) -> None:
+        """Say whether the log lacks what a partition's checkpoint stands on."""
+        await self._database.execute(_MARK_SET_BACK, lease.partition, lease.epoch, is_set_back)
+
+    async def read_set_back(self) -> dict[int, datetime]:
+        """Read which partitions stand on what the log does not have any more, and since when."""
+        rows = await self._database.fetch(_READ_SET_BACK)
+        return {row["partition"]: row["since"] for row in rows}
+
+    async def followed_log(self) -> UUID | None:
+        """Return which log is followed; None where that is not known yet."""
+        log_id: UUID | None = await self._database.fetchval(_FOLLOWED_LOG)
+        return log_id
+
+    async def follow_log(self, log_id: UUID) -> UUID:
+        """Remember which log is followed, the first time; return which one is."""
+        return UUID(str(await self._database.fetchval(_FOLLOW_LOG, log_id)))
 
     async def read_consents(self, keys: Sequence[Key]) -> dict[Key, Consent]:
         """Read the consents that exist among these."""
@@ -97,6 +133,8 @@ class ReadModel:
             [event.event for event in parked],
             [event.reason for event in parked],
             *_span_columns(changes.spans),
+            [move.event_id for _, move in moves],
+            [move.generation for _, move in moves],
         )
         if not moved:
             raise Fenced("another worker projects one of these partitions now")

@@ -1,6 +1,8 @@
 """The projection worker: what it reads, what runs, and how a partition comes and goes."""
 
+import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Final
 
 from projection_service.answer_worker import AnswerWorker
@@ -8,6 +10,7 @@ from projection_service.probe import probe
 from projection_service.projector import Projector
 from projection_service.read_model import ReadModel
 from projection_service.settings import ProjectionSettings
+from shared.errors import NoAnswer, QueryRefused
 from shared.event_log.log_client import LogClient
 from shared.messages import names
 from shared.rabbitmq.consumer import Consumer
@@ -26,38 +29,43 @@ COMMITS_UNAWAITED: Final = {"synchronous_commit": "off"}
 changes what it covers, so what is forgotten is forgotten together, and read from the log again."""
 
 
+LEARN_EVERY_S: Final = 1.0
+
+
 class ProjectionWorker:
     """The work of one session."""
 
     def __init__(
-        self,
-        projector: Projector,
-        answers: AnswerWorker,
-        dead_letters: DeadLetters,
-        consumer: Consumer,
-    ) -> None:
+        self, projector: Projector, answers: AnswerWorker, dead_letters: DeadLetters,
+        consumer: Consumer, log_client: LogClient, read_model: ReadModel,
+    ) -> None:  # fmt: skip
         self._dead_letters = dead_letters
         self._projector = projector
         self._answers = answers
         self._consumer = consumer
+        self._log_client = log_client
+        self._read_model = read_model
 
     @classmethod
-    async def open(cls, opened: Opened) -> "ProjectionWorker":
+    async def open(cls, opened: Opened, partitions: int) -> "ProjectionWorker":
         """Open channels, and read the queries."""
-        broker = opened.broker
+        broker, read_model = opened.broker, ReadModel(opened.pool)
+        answers = await AnswerWorker.open(opened, partitions)
+        log_id = await read_model.followed_log()
+        log_client = LogClient(await Requests.open(broker), log_id)
         consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
-        answers = AnswerWorker.on(broker, opened.replies, opened.pool)
         dead_letters = DeadLetters(await Outlet.open(broker), consumer, opened.readiness)
         projector = Projector(
             consumer,
-            ReadModel(opened.pool),
-            LogClient(await Requests.open(broker)),
+            read_model,
+            log_client,
             dead_letters,
             on_progress=answers.progressed,
+            set_backs=answers.set_backs,
         )
         OLDEST_IN_HAND.labels("events").set_function(consumer.oldest_s)
         await answers.read()
-        return cls(projector, answers, dead_letters, consumer)
+        return cls(projector, answers, dead_letters, consumer, log_client, read_model)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
@@ -67,7 +75,18 @@ class ProjectionWorker:
             self._projector.keep_up(),
             self._dead_letters.run(),
             *self._answers.loops(),
+            self._learn_log(),
         )
+
+    async def _learn_log(self) -> None:
+        """Remember which log is followed, once it has said that."""
+        while self._log_client.log_id is None:
+            with suppress(NoAnswer, QueryRefused):
+                page = await self._log_client.read(0, 0, 1)
+                if page.log is not None:
+                    await self._read_model.follow_log(page.log)
+                    return
+            await asyncio.sleep(LEARN_EVERY_S)
 
     async def take(self, lease: Lease) -> None:
         """Go on where the last owner stopped."""
@@ -90,11 +109,18 @@ class ProjectionWorker:
 
 def service(settings: ProjectionSettings) -> Service:
     """Describe this service to the session that runs it."""
+
+    async def make_worker(opened: Opened) -> ProjectionWorker:
+        return await ProjectionWorker.open(opened, settings.consent_partitions)
+
+    async def make_answerer(opened: Opened) -> AnswerWorker:
+        return await AnswerWorker.open(opened, settings.consent_partitions)
+
     return Service(
         package="projection_service",
         database_url=settings.read_model_url,
-        make_worker=ProjectionWorker.open,
-        make_answerer=lambda opened: AnswerWorker.on(opened.broker, opened.replies, opened.pool),
+        make_worker=make_worker,
+        make_answerer=make_answerer,
         probe=probe(settings.consent_partitions),
         database_settings=COMMITS_UNAWAITED,
     )

@@ -57,9 +57,12 @@ def _database_url(text: str) -> str:
 
 def _duration(text: object) -> timedelta:
     try:
-        return parse_duration(f"{text}")
+        if duration := parse_duration(f"{text}"):
+            return duration
+        why = "must be longer than nothing, as 90d"
     except ValueError as error:
-        raise PydanticCustomError("duration", "{why}", {"why": f"{error}"}) from None
+        why = f"{error}"
+    raise PydanticCustomError("duration", "{why}", {"why": why})
 
 
 AmqpUrl = Annotated[str, _url_with("amqp", "amqps")]

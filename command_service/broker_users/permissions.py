@@ -72,7 +72,12 @@ RIGHTS: Final = {
     ),
     Role.COMMAND_SERVICE: Rights(
         write=(_EVENTS, DEFAULT_EXCHANGE),
-        read=(_every(names.command_queue), re.escape(names.UNROUTABLE), re.escape(names.LOG)),
+        read=(
+            _every(names.command_queue),
+            _every(names.witness_queue),
+            re.escape(names.UNROUTABLE),
+            re.escape(names.LOG),
+        ),
     ),
     Role.PROJECTION_SERVICE: Rights(
         write=(_QUERIES, DEFAULT_EXCHANGE),

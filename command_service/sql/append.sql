@@ -40,15 +40,18 @@
 --   $30 stream_ids       text[]
 --   of the batch
 --   $31 receipts_checked boolean    whether its receipts were read before: then they are not again
+--   $32 positions    bigint[]    per partition: where its log ended at least when last heard of
 --
 -- Returns   (partition, first_position, recorded_at), one row per partition.
 -- Decided   one row of nulls: a command id has a receipt already; nothing was appended.
--- Fenced    no rows: another worker took one of the partitions; nothing was appended.
+-- Fenced    no rows: another worker took one of the partitions, or its log was set back under
+--           this one; nothing was appended.
 -- Conflict  events_stream_version_key: somebody appended first; read again, decide again.
 -- Conflict  command_receipts_command_id_key: the command is being decided elsewhere just now.
 WITH given AS (
-    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::integer[], $4::timestamptz[])
-               AS given (partition, epoch, count, decided_at)
+    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::integer[], $4::timestamptz[],
+                         $32::bigint[])
+               AS given (partition, epoch, count, decided_at, position)
 ), decided AS (
     SELECT FROM command_receipts
      WHERE NOT $31::boolean AND command_id = ANY ($18::uuid[])
@@ -57,6 +60,7 @@ WITH given AS (
     SELECT p.partition, given.count, given.decided_at
       FROM partitions p JOIN given USING (partition, epoch)
      WHERE NOT EXISTS (SELECT FROM decided)
+       AND p.position >= given.position
      ORDER BY p.partition
        FOR UPDATE OF p
 ), advanced AS (

@@ -19,7 +19,9 @@ BEGIN
         'GRANT SELECT, INSERT ON events, command_receipts TO %I',
         'GRANT SELECT, INSERT, DELETE ON ends TO %I',
         'GRANT SELECT, INSERT, UPDATE, DELETE ON suspects TO %I',
-        'GRANT SELECT, INSERT, UPDATE ON snapshots TO %I'
+        'GRANT SELECT, INSERT, UPDATE ON snapshots TO %I',
+        'GRANT SELECT, UPDATE (virtual_host) ON log_identity TO %I',
+        'GRANT SELECT, INSERT ON generations TO %I'
     ] LOOP
         EXECUTE format(command, role);
     END LOOP;

@@ -7,7 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
@@ -26,6 +26,7 @@ from command_service.domain.snapshot import FORMAT, Snapshot, SnapshotError
 from command_service.store.recorded_event import FreshEvent, RecordedEvent
 from shared.errors import Conflict, DecidedBefore, Fenced
 from shared.messages.events import ConsentGranted, UnknownEventError, read_event
+from shared.messages.queries import GenerationBegan
 from shared.messages.replies import (
     CommandAccepted,
     CommandRejected,
@@ -35,6 +36,7 @@ from shared.messages.replies import (
 )
 from shared.postgres.connection import Queryable
 from shared.postgres.statements import statement
+from shared.values.partition import Lease
 
 _APPEND = statement("command_service", "append")
 _READ_STREAMS = statement("command_service", "read_streams")
@@ -44,6 +46,8 @@ _READ_LOG = statement("command_service", "read_log")
 _READ_LOG_OF_PATIENT = statement("command_service", "read_log_of_patient")
 _READ_TIMES = statement("command_service", "read_times")
 _READ_HEAD = statement("command_service", "read_head")
+_READ_SERVER = statement("command_service", "read_server")
+_BEGIN_GENERATION = statement("command_service", "begin_generation")
 _MARK_PUBLISHED = statement("command_service", "mark_published")
 
 REPLAY_IN_THREAD_CHARS: Final = 500_000
@@ -79,6 +83,16 @@ class Head:
 
     position: int
     published_position: int
+    log_id: UUID | None = None
+    generations: Sequence[GenerationBegan] = ()
+
+    @property
+    def generation(self) -> int | None:
+        """Of what is appended now; None for the first."""
+        return self.generations[-1].generation if self.generations else None
+
+
+_UNKNOWN: Final = Head(0, 0)
 
 
 class EventStore:
@@ -86,6 +100,8 @@ class EventStore:
 
     def __init__(self, pool: Queryable) -> None:
         self._pool = pool
+        self._heads: dict[int, Head] = {}
+        """Of the partitions that were opened: where their logs end at least."""
 
     @asynccontextmanager
     async def on_trial(self) -> AsyncIterator["EventStore"]:
@@ -130,6 +146,7 @@ class EventStore:
             *_columns(_receipt_rows(decisions), 10),
             *_columns(_end_rows(decisions), 3),
             receipts_checked,
+            [self._head(number).position for number in partitions],
         )
         try:
             rows = await self._pool.fetch(_APPEND, *arguments)
@@ -138,8 +155,31 @@ class EventStore:
         if rows and rows[0]["partition"] is None:
             raise DecidedBefore("a command of the batch has a receipt already")
         if not rows:
-            raise Fenced(f"one of the partitions {partitions} belongs to another worker now")
-        return _appended(decisions, rows)
+            raise Fenced(f"one of the partitions {partitions} is not as this worker left it")
+        self._note(rows, counts)
+        return _appended(decisions, rows, self._generations(partitions))
+
+    async def open(self, partition: int) -> Head:
+        """Read how far a partition goes that was just taken: from here on its log only grows.
+
+        An append to one that is shorter than what this store has seen of it raises Fenced.
+        """
+        head = self._heads[partition] = await self.read_head(partition)
+        return head
+
+    def _head(self, partition: int) -> Head:
+        return self._heads.get(partition, _UNKNOWN)
+
+    def _note(self, rows: Sequence[asyncpg.Record], counts: Mapping[int, int]) -> None:
+        """Remember where the logs end now."""
+        for row in rows:
+            number = row["partition"]
+            if number in self._heads:
+                reached = row["first_position"] + counts[number] - 1
+                self._heads[number] = replace(self._heads[number], position=reached)
+
+    def _generations(self, partitions: Iterable[int]) -> dict[int, int | None]:
+        return {number: self._head(number).generation for number in partitions}
 
     async def read_streams(self, stream_ids: Sequence[str]) -> dict[str, Stream]:
         """Read the states of these patients; one without a history is left out.
@@ -208,7 +248,21 @@ class EventStore:
     async def read_head(self, partition: int) -> Head:
         """Read how far a partition's log goes; a partition that doesn't exist is empty."""
         row = await self._pool.fetchrow(_READ_HEAD, partition)
-        return Head(*row) if row else Head(0, 0)
+        if row is None:
+            return _UNKNOWN
+        began = zip(row["generations"], row["after_positions"], strict=True)
+        generations = [GenerationBegan(generation=g, after_position=p) for g, p in began]
+        return Head(row["position"], row["published_position"], row["log_id"], generations)
+
+    async def read_server(self) -> tuple[str, int]:
+        """Read which server holds the log, and on which timeline it writes."""
+        row = await self._pool.fetchrow(_READ_SERVER)
+        assert row is not None  # noqa: S101 - it returns one row
+        return row["server"], row["timeline"]
+
+    async def begin_generation(self, lease: Lease) -> None:
+        """Take the log of a partition that was set back as it is."""
+        await self._pool.execute(_BEGIN_GENERATION, lease.partition, lease.epoch)
 
     async def mark_published(self, positions: Mapping[int, int], epochs: Mapping[int, int]) -> None:
         """Remember what the broker has confirmed, for partitions still owned."""
@@ -283,7 +337,11 @@ def _end_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
                 yield decision.received.partition, new.event.expires_at, new.event.patient_id
 
 
-def _appended(decisions: Sequence[Decision], rows: Sequence[asyncpg.Record]) -> Appended:
+def _appended(
+    decisions: Sequence[Decision],
+    rows: Sequence[asyncpg.Record],
+    generations: Mapping[int, int | None],
+) -> Appended:
     """Give the decided events the positions and times that the log gave them."""
     next_position = {row["partition"]: row["first_position"] for row in rows}
     recorded_at = {row["partition"]: row["recorded_at"] for row in rows}
@@ -291,7 +349,9 @@ def _appended(decisions: Sequence[Decision], rows: Sequence[asyncpg.Record]) -> 
     decided: dict[UUID, tuple[Decision, Sequence[RecordedEvent]]] = {}
     for decision in decisions:
         partition = decision.received.partition
-        recorded = _recorded(decision, next_position[partition], recorded_at[partition])
+        recorded = _recorded(
+            decision, next_position[partition], recorded_at[partition], generations[partition]
+        )
         next_position[partition] += len(recorded)
         events += recorded
         decided[decision.received.command_id] = decision, recorded
@@ -299,7 +359,7 @@ def _appended(decisions: Sequence[Decision], rows: Sequence[asyncpg.Record]) -> 
 
 
 def _recorded(
-    decision: Decision, first_position: int, recorded_at: datetime
+    decision: Decision, first_position: int, recorded_at: datetime, generation: int | None
 ) -> list[RecordedEvent]:
     received = decision.received
     recorded: list[RecordedEvent] = []
@@ -319,6 +379,7 @@ def _recorded(
             issued_by=received.issued_by,
             traceparent=received.traceparent,
             tracestate=received.tracestate,
+            generation=generation,
         )
         fresh.event = new.event
         recorded.append(fresh)

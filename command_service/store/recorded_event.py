@@ -36,6 +36,8 @@ class RecordedEvent(NamedTuple):
     issued_by: str | None
     traceparent: str | None
     tracestate: str | None
+    generation: int | None = None
+    """Of the log; None for the first."""
 
     def cloud_event(self) -> CloudEvent:
         """Give it the form in which it travels: up to date, or as it is where it can't be read."""
@@ -49,6 +51,7 @@ class RecordedEvent(NamedTuple):
             partition=self.partition,
             position=self.position,
             streamversion=self.stream_version,
+            generation=self.generation,
             correlationid=self.correlation_id,
             causationid=str(self.causation_id),
             issuedby=self.issued_by,

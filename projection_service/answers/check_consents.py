@@ -1,6 +1,6 @@
 """Answers CheckConsents: one statement for all that asks the present, one for all of the past."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
@@ -45,6 +45,10 @@ class Held(NamedTuple):
         return other.until is not None and (self.until is None or self.until > other.until)
 
 
+Refusal = Callable[[str], QueryFailed | None]
+"""Says why nothing can be said of a patient; None where something can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """The answer to a CheckConsents, encoded, and how its questions were answered."""
@@ -72,8 +76,9 @@ class _Found:
 class Checks:
     """Answers many questions at once from the read model."""
 
-    def __init__(self, database: Queryable) -> None:
+    def __init__(self, database: Queryable, refusal: Refusal) -> None:
         self._database = database
+        self._refusal = refusal
 
     async def check(self, asked: Sequence[Questions]) -> list[Checked]:
         """Answer all questions of these messages."""
@@ -83,8 +88,14 @@ class Checks:
         wanted = [(question, here) for question, here in both if isinstance(question, Question)]
         await self._look_up_present([one for one in wanted if one[0].at is None])
         await self._look_up_past([one for one in wanted if one[0].at is not None])
-        answers = map(_answer, every, found)
+        answers = map(self._answer, every, found)
         return [_encode([next(answers) for _ in questions.each]) for questions in asked]
+
+    def _answer(self, asked: Asked, found: _Found) -> Json:
+        """Answer one question, unless nothing can be said of its patient."""
+        if isinstance(asked, Question) and (refused := self._refusal(asked.patient_id)):
+            return _failed(refused)
+        return _answer(asked, found)
 
     async def _look_up_present(self, wanted: Sequence[tuple[Question, _Found]]) -> None:
         if wanted:

@@ -22,6 +22,9 @@ class Move:
     epoch: int
     checkpoint: int
     position: int
+    event_id: str | None = None
+    """Of the event at the new position; None leaves what is known of it."""
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from projection_service.projections.fold import fold, read
 from projection_service.rebuild.shadow import Shadow
 from shared.errors import NotNow, first_cause
 from shared.event_log.log_client import LogClient
+from shared.event_log.set_back import FIRST_GENERATION
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import MOST_EVENTS
 
@@ -50,7 +51,7 @@ class Filling:
             await self._fill(partition, targets[partition])
 
     async def _fill(self, partition: int, target: int) -> None:
-        position = await self.shadow.model.open_checkpoint(partition)
+        position = (await self.shadow.model.open_checkpoint(partition)).position
         known = ConsentCache(self.shadow.model)
         while position < target:
             events = await self._read(partition, position, min(position + BATCH, target))
@@ -82,7 +83,10 @@ class Filling:
         facts = [(event, read(event)) for event in events]
         changes = fold(facts, *await known.load(facts))
         last = events[-1]
-        changes.moves = {last.partition: Move(self.shadow.epoch, position, last.position)}
+        generation = last.generation or FIRST_GENERATION
+        changes.moves = {
+            last.partition: Move(self.shadow.epoch, position, last.position, last.id, generation)
+        }
         await self.shadow.model.project(changes)
         known.note(changes)
 
@@ -94,6 +98,6 @@ def _check_whole(partition: int, after: int, events: Sequence[CloudEvent], head:
             raise NotNow(f"the log of partition {partition} has no position {position}")
     if not events:
         raise NotNow(
-            f"the log of partition {partition} ends at {head}, but the read model is further: "
-            "do RABBITMQ_URL and READ_MODEL_URL name the same deployment?"
+            f"the log of partition {partition} ends at {head} now, but was longer before: it was "
+            "set back meanwhile, so begin again"
         )

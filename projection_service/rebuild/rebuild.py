@@ -18,6 +18,7 @@ from projection_service.settings import ProjectionSettings
 from shared.errors import Fenced, NoAnswer, NotConnected, NotNow, Unsure
 from shared.errors.connection import BROKER_ERRORS
 from shared.event_log.log_client import LogClient
+from shared.event_log.set_back import LogPlace, SetBack
 from shared.rabbitmq.connection import connect
 from shared.rabbitmq.rpc_client import Requests
 
@@ -56,6 +57,8 @@ class Rebuilt:
     """How long the read model was held."""
     parked: int
     """Events that can't be applied."""
+    set_back: list[SetBack] = field(default_factory=list)
+    """Partitions of which the read model had what the log does not have any more."""
     compared: list[Compared] = field(default_factory=list)
 
     @property
@@ -125,7 +128,7 @@ async def _with_log(
     ):
         with attempt:
             async with connect(settings.rabbitmq_url, name="rebuild") as broker:
-                log = LogClient(await Requests.open(broker))
+                log = LogClient(await Requests.open(broker), await shadow.followed_log())
                 rebuild = _Rebuild(shadow, log, progress, began)
                 return await (rebuild.compare() if dry_run else rebuild.switch())
     raise AssertionError  # the last attempt raises its own error
@@ -150,6 +153,8 @@ class _Rebuild:
         self._began = began
         self._patience = 1
         self._filling = Filling(log, shadow, progress.advance)
+        self._set_back: dict[int, SetBack] = {}
+        """What the log does not have any more is no target: of it, only what the log has."""
 
     async def switch(self) -> Rebuilt:
         """Catch up, and switch as soon as nobody is in the way."""
@@ -174,7 +179,7 @@ class _Rebuild:
     async def compare(self) -> Rebuilt:
         """Catch up, and compare at equal positions; the projection waits only to make them so."""
         while True:
-            await self._catch_up(self._shadow.live_positions)
+            await self._catch_up(self._live_positions)
             try:
                 async with self._shadow.snapshot() as reader:
                     async with self._shadow.held("SHARE", self._patience) as live:
@@ -195,22 +200,45 @@ class _Rebuild:
             targets = await read_targets()
             self._progress.expect(_missing(await self._shadow.positions(), targets))
             await self._filling.reach(targets)
-            live = await self._shadow.live_positions()
-            behind = _missing(await self._shadow.positions(), live)
+            live = await self._shadow.live_places()
+            positions = {number: place.position for number, place in live.items()}
+            behind = _missing(await self._shadow.positions(), self._followed(positions))
         await self._shadow.forget_purged(
             self._shadow.pool
         )  # nearly all of it, before anybody is kept waiting
 
     async def _heads(self) -> dict[int, int]:
-        """Read where the logs end; where one is behind the read model, filling will say so."""
-        live = await self._shadow.live_positions()
-        pages = await asyncio.gather(*(self._log.read(number, 0, limit=1) for number in live))
-        return {n: max(live[n], page.head) for n, page in zip(live, pages, strict=True)}
+        """Read where the logs end."""
+        return {
+            number: head if number in self._set_back else max(place.position, head)
+            for number, (place, head) in (await self._compared()).items()
+        }
+
+    async def _live_positions(self) -> dict[int, int]:
+        """Read how far the read model is; where the log is set back, as far as both go."""
+        return {
+            number: min(place.position, head) if number in self._set_back else place.position
+            for number, (place, head) in (await self._compared()).items()
+        }
+
+    async def _compared(self) -> dict[int, tuple[LogPlace, int]]:
+        """Compare the read model's checkpoints with the log; return both."""
+        live = await self._shadow.live_places()
+        pages = await asyncio.gather(
+            *(self._log.read(n, max(0, place.position - 1), 1) for n, place in live.items())
+        )
+        found = {n: page.differs(n, live[n]) for n, page in zip(live, pages, strict=True)}
+        self._set_back = {number: set_back for number, set_back in found.items() if set_back}
+        return {n: (live[n], page.head) for n, page in zip(live, pages, strict=True)}
+
+    def _followed(self, live: Mapping[int, int]) -> dict[int, int]:
+        """Leave out the partitions whose log was set back."""
+        return {n: position for n, position in live.items() if n not in self._set_back}
 
     async def _finish(self, live: Mapping[int, int]) -> None:
         """Make the shadow what the read model should be that is held now."""
         async with asyncio.timeout(HOLD_S * self._patience):
-            await self._filling.reach(live)
+            await self._filling.reach(self._followed(live))
             await self._shadow.give_up_discarded()
             await self._shadow.forget_purged(self._shadow.connection)
 
@@ -229,6 +257,7 @@ class _Rebuild:
             seconds=round(monotonic() - self._began, 3),
             held_milliseconds=round(held_s * 1000, 1),
             parked=parked,
+            set_back=list(self._set_back.values()),
             compared=list(compared),
         )
 

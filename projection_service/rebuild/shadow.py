@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal
+from uuid import UUID
 
 import asyncpg
 
@@ -13,6 +14,7 @@ from projection_service.parked import retry_parked
 from projection_service.read_model import TABLES, ReadModel
 from shared.errors import NotNow, SettingsError
 from shared.errors.connection import DATABASES
+from shared.event_log.set_back import LogPlace
 from shared.postgres.connection import Connection, Pool, Queryable, Session
 from shared.postgres.database import (
     check_partitions,
@@ -70,9 +72,13 @@ class Shadow:
         """Read how far every partition is projected into the shadow."""
         return _positions(await self.pool.fetch(_READ_POSITIONS))
 
-    async def live_positions(self) -> dict[int, int]:
-        """Read how far every partition is projected into the read model."""
-        return _positions(await self.pool.fetch(_READ_LIVE_POSITIONS))
+    async def live_places(self) -> dict[int, LogPlace]:
+        """Read the last event of every partition that is projected into the read model."""
+        return await self.model.read_places()
+
+    async def followed_log(self) -> UUID | None:
+        """Read which log the read model follows; None where it does not know yet."""
+        return await self.model.followed_log()
 
     @asynccontextmanager
     async def held(self, mode: Mode, patience: int) -> AsyncIterator[dict[int, int]]:

@@ -8,10 +8,10 @@
 WITH gone AS (
     DELETE FROM parked_events
      WHERE patient_id = $1::text AND position = $2::bigint
-    RETURNING partition, position
+    RETURNING partition, position, event->>'id' AS event_id
 ), kept AS (
-    INSERT INTO discarded_events (partition, position)
-    SELECT partition, position FROM gone
+    INSERT INTO discarded_events (partition, position, event_id)
+    SELECT partition, position, event_id FROM gone
     ON CONFLICT DO NOTHING
 )
 SELECT position FROM gone

@@ -15,7 +15,9 @@ BEGIN
         'GRANT SELECT ON _pogo_migration TO %I',
         'GRANT SELECT, UPDATE (owner, epoch, leased_until) ON partitions TO %I',
         'GRANT SELECT, INSERT, UPDATE, DELETE ON workers TO %I',
-        'GRANT SELECT, INSERT, UPDATE (position) ON checkpoints TO %I',
+        'GRANT SELECT, INSERT, UPDATE (position, event_id, generation, set_back_since)
+            ON checkpoints TO %I',
+        'GRANT SELECT, INSERT ON followed_log TO %I',
         'GRANT SELECT, INSERT, UPDATE (version) ON patients TO %I',
         'GRANT SELECT, INSERT, UPDATE (permissions, requested, ends, requested_ends), DELETE
             ON patient_consent TO %I',

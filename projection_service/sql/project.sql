@@ -53,14 +53,18 @@
 --   $42 ended_commands  uuid[]
 --   $43 ended_issuers   text[]
 --   $44 ended_causes    text[]
+--   per partition, once more
+--   $45 event_ids    text[]     the event at the new position; null leaves what is known of it
+--   $46 generations  bigint[]   of the log, of that event; likewise
 --
 -- Returns   (partition) of each checkpoint that was moved.
 -- Fenced    no rows: another worker has taken a partition; nothing was changed.
 WITH given AS (
-    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bigint[])
-               AS given (partition, epoch, checkpoint, position)
+    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bigint[],
+                         $45::text[], $46::bigint[])
+               AS given (partition, epoch, checkpoint, position, event_id, generation)
 ), owned AS (
-    SELECT c.partition, given.position
+    SELECT c.partition, given.position, given.event_id, given.generation
       FROM checkpoints c
       JOIN given ON given.partition = c.partition AND given.checkpoint = c.position
       JOIN partitions p ON p.partition = given.partition AND p.epoch = given.epoch
@@ -69,7 +73,9 @@ WITH given AS (
        FOR UPDATE OF c
 ), moved AS (
     UPDATE checkpoints c
-       SET position = owned.position
+       SET position = owned.position,
+           event_id = coalesce(owned.event_id, c.event_id),
+           generation = coalesce(owned.generation, c.generation)
       FROM owned
      WHERE c.partition = owned.partition
        AND (SELECT count(*) FROM owned) = cardinality($1)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from yarl import URL
 
+from shared.cli.check_log import log_findings
 from shared.cli.check_postgres import database_findings, ownership
 from shared.cli.check_rabbitmq import broker_findings
 from shared.cli.check_results import Finding, Needs, Ownership
@@ -107,6 +108,8 @@ async def _findings(needs: Needs, management: str | None) -> AsyncIterator[Findi
     async for finding in database_findings(needs):
         yield finding
     async for finding in broker_findings(needs, management):
+        yield finding
+    async for finding in log_findings(needs):
         yield finding
     yield Finding("plugins", True, "none are needed")
 

@@ -1,9 +1,11 @@
 """What `check` looks at, and what it found."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from shared.postgres.connection import Pool
+from shared.rabbitmq.connection import Broker
 from shared.settings import WorkerSettings
 
 
@@ -25,6 +27,9 @@ class Ownership:
     epoch: int
 
 
+Look = Callable[[Pool, Broker], AsyncIterator[Finding]]
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a service needs."""
@@ -36,6 +41,8 @@ class Needs:
     """Queues."""
     writes: Sequence[str]
     """Exchanges; the default one has no name."""
+    look: Look
+    """Looks at what only the service itself understands, in its database and at the broker."""
 
 
 def is_too_old(version: str, oldest: tuple[int, ...]) -> bool:

@@ -4,7 +4,8 @@ from shared.client.client import ConsentClient
 from shared.client.mirror.mirror import ConsentMirror
 from shared.client.parking import Parking
 from shared.client.subscription import Start, subscribe
-from shared.errors import Stale
+from shared.errors import LogSetBack, Stale
+from shared.event_log.set_back import LogPlace, SetBack, place_of
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import Actor, Question
 
@@ -13,9 +14,13 @@ __all__ = [
     "CloudEvent",
     "ConsentClient",
     "ConsentMirror",
+    "LogPlace",
+    "LogSetBack",
     "Parking",
     "Question",
+    "SetBack",
     "Stale",
     "Start",
+    "place_of",
     "subscribe",
 ]

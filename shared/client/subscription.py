@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NoReturn
+from uuid import UUID
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
@@ -19,6 +20,7 @@ from shared.client.subscription_queue import (
     declare_passing,
 )
 from shared.errors import (
+    LogSetBack,
     NoAnswer,
     NotAllowed,
     NotHandled,
@@ -31,6 +33,7 @@ from shared.errors.text import reason_of
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
 from shared.event_log.position_tracker import PositionTracker
+from shared.event_log.set_back import LogPlace, SetBack, place_of
 from shared.messages import topic_patterns as binding
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
@@ -47,7 +50,13 @@ LONGEST_PAUSE_S: Final = 5.0
 BEYOND_ANY_LOG: Final = 2**63 - 1
 """A position that no log reaches."""
 
-Positions = Callable[[], Awaitable[Mapping[int, int]]]
+_REMEDY: Final = (
+    "forget the positions that are remembered, and what those events did, once its operator has "
+    "decided; or look whether this is the right deployment"
+)
+
+Positions = Callable[[], Awaitable[Mapping[int, int | LogPlace]]]
+OnSetBack = Callable[[SetBack], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -73,6 +82,7 @@ async def subscribe(
     attempts: int = 5,
     waits_for: tuple[type[Exception], ...] = (OSError,),
     parking: Parking | None = None,
+    on_set_back: OnSetBack | None = None,
     durable: bool = True,
 ) -> NoReturn:
     """Hand each event that the patterns choose to `handle`, until cancelled.
@@ -100,6 +110,14 @@ async def subscribe(
     example, and filled from the log at once; and the log is read whenever a partition is quiet.
     No more than 500 deliveries and a page of the log are in memory.
 
+    A log that was restored to an older state is noticed before anything is taken from it: at once
+    where only it is shorter, and after it has grown past that too, where `positions` returns a
+    `LogPlace` with the event's id and generation for each partition, instead of a bare position.
+    Then `on_set_back` is told what the log does not have any more, once an operator has decided
+    to go on with the log as it is; it undoes what these events did, as far as need be, and stores
+    `parted_at` as the partition's position. From there the log is handed over again. Without it,
+    LogSetBack is raised.
+
     Raises SettingsError, SchemaError and NotAllowed where an operator must mend something,
     NotHandled where an event can't be parked, and what `positions` or `parking` raise beyond
     `waits_for`. Everything else is waited for.
@@ -115,6 +133,7 @@ async def subscribe(
         attempts,
         waits_for,
         parking,
+        on_set_back,
         durable,
     )
     subscription = Subscription(wanted)
@@ -136,7 +155,20 @@ class SubscriptionOptions:
     attempts: int
     waits_for: tuple[type[Exception], ...]
     parking: Parking | None
+    on_set_back: OnSetBack | None
     durable: bool
+
+
+class _Parted(Exception):
+    """Ends a connection: the log of a partition was set back."""
+
+    def __init__(self, found: SetBack) -> None:
+        super().__init__(f"{found}")
+        self.found = found
+
+
+class _Undecided(Exception):
+    """The log was set back, and nobody has said yet how to go on."""
 
 
 class Subscription:
@@ -144,13 +176,19 @@ class Subscription:
 
     def __init__(self, wanted: SubscriptionOptions) -> None:
         self._wanted = wanted
-        self._reached: dict[int, int] = {}
+        self._reached: dict[int, LogPlace] = {}
+        self._log_id: UUID | None = None
         self._began = False
         self._said = ""
 
     async def begin(self) -> None:
         """Connect and follow until the connection is lost; wait with growing pauses for one."""
-        passing: tuple[type[Exception], ...] = (*BROKER_ERRORS, NoAnswer, *self._wanted.waits_for)
+        passing: tuple[type[Exception], ...] = (
+            *BROKER_ERRORS,
+            NoAnswer,
+            _Undecided,
+            *self._wanted.waits_for,
+        )
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(passing),
             wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_S),
@@ -171,19 +209,36 @@ class Subscription:
                 f"not allowed to subscribe: {error}; the user needs the roles subscriber and "
                 "inquirer, and its own name in front of the queue's"
             ) from error
+        except _Parted as parted:
+            await self._begin_again(parted.found)
         except BROKER_ERRORS as error:
             if not self._began:
                 raise
             log.warning("subscription.lost", queue=self._wanted.queue, reason=reason_of(error))
             await asyncio.sleep(PAUSE_S)
 
+    async def _begin_again(self, found: SetBack) -> None:
+        """Tell the subscriber what it took that is no more, and go back to where the two part.
+
+        Raises LogSetBack where it does not want to know.
+        """
+        if self._wanted.on_set_back is None:
+            raise LogSetBack(f"{found}: {_REMEDY}")
+        if found.parted_at is None:
+            raise _Undecided(f"{found}; its operator has not decided yet")
+        await self._wanted.on_set_back(found)
+        self._reached[found.partition] = LogPlace(found.parted_at, generation=None)
+        await asyncio.sleep(PAUSE_S)
+
     async def _over(self, broker: Broker) -> None:
         queue = self._wanted.queue
         if self._wanted.durable:
             await become_reader(broker, queue)
-        log_client = LogClient(await Requests.open(broker))
-        heads = await _heads(log_client, self._wanted.partitions)  # before the queue is bound:
-        was_there = await self._declare(broker)  # what is published in between is in the log
+        log_client = LogClient(await Requests.open(broker), self._log_id)
+        heads, self._log_id = await _heads(
+            log_client, self._wanted.partitions
+        )  # before the queue is bound:
+        was_there = await self._declare(broker)
         consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         await consumer.open(queue, counts=self._wanted.durable)
         handing = await self._handing(broker)  # it may move the positions that are stored
@@ -232,23 +287,20 @@ class Subscription:
         stored = await wanted.positions() if wanted.positions else {}
         for number, head in enumerate(heads):
             known = [
-                positions[number] for positions in (stored, self._reached) if number in positions
+                _place(positions[number])
+                for positions in (self._reached, stored)
+                if number in positions
             ]
-            if known and max(known) > head:
-                raise SettingsError(
-                    f"position {max(known)} of partition {number} is remembered, but its log ends "
-                    f"at {head}: forget it, or look whether this is the right deployment"
-                )
             if known:
-                self._reached[number] = max(known)
+                self._reached[number] = max(known, key=lambda place: place.position)
             elif wanted.start is Start.ORIGIN:
-                self._reached[number] = 0
+                self._reached[number] = LogPlace(0)
             elif not was_there:
-                self._reached[number] = head
+                self._reached[number] = LogPlace(head, generation=None)
                 new.add(number)
         return {
-            number: PositionTracker(
-                self._reached.get(number, 0),
+            number: _tracker(
+                self._reached.get(number, LogPlace(0)),
                 starts_at_first=number not in self._reached,
                 at_latest=number in new,
             )
@@ -258,7 +310,8 @@ class Subscription:
     def _remember(self, follower: Follower) -> None:
         """Keep what was read and left out as well, so that it is not read again."""
         for number, reached in self._reached.items():
-            self._reached[number] = max(reached, follower.position(number))
+            place = follower.taken(number)
+            self._reached[number] = max(reached, place, key=lambda one: one.position)
 
     def _tell(self, state: RetryCallState) -> None:
         """Say why there is no subscription, when the reason changes."""
@@ -275,7 +328,7 @@ class HandlerRunner:
     def __init__(
         self,
         wanted: SubscriptionOptions,
-        reached: dict[int, int],
+        reached: dict[int, LogPlace],
         parking: Parking | None,
         parked: set[str],
     ) -> None:
@@ -291,7 +344,7 @@ class HandlerRunner:
             chosen = self._chosen(event)
             if chosen:
                 await self._hand_over(event)
-            self._reached[event.partition] = event.position  # before anything may be cancelled
+            self._reached[event.partition] = place_of(event)  # before anything may be cancelled
             if chosen:
                 await asyncio.sleep(0)  # for heartbeats, where the handler never waits
 
@@ -339,6 +392,11 @@ class HandlerRunner:
             **ids_of(delivery.message),
         )
 
+    async def on_compared(self, partition: int, found: SetBack | None) -> None:
+        """End the connection where the log was set back: the subscriber must be told."""
+        if found is not None:
+            raise _Parted(found)
+
     def on_batch(
         self, deliveries: int, events: int, partitions: Sequence[int], seconds: float
     ) -> None:
@@ -348,8 +406,28 @@ class HandlerRunner:
         """Nothing is measured here."""
 
 
-async def _heads(log_client: LogClient, partitions: int) -> list[int]:
-    """Read where each partition's log ends; raises SettingsError where there are more or fewer."""
+def _place(position: int | LogPlace) -> LogPlace:
+    """Take a bare position for one of the first generation: sooner a false alarm than none."""
+    return LogPlace(position) if isinstance(position, int) else position
+
+
+def _tracker(
+    place: LogPlace, *, starts_at_first: bool, at_latest: bool
+) -> PositionTracker[Delivery]:
+    return PositionTracker(
+        place.position,
+        starts_at_first,
+        at_latest,
+        event_id=place.event_id,
+        generation=place.generation,
+    )
+
+
+async def _heads(log_client: LogClient, partitions: int) -> tuple[list[int], UUID | None]:
+    """Read where each partition's log ends, and which log it is.
+
+    Raises SettingsError where there are more or fewer partitions.
+    """
     wrong = SettingsError(f"the deployment has not {partitions} partitions: give the right number")
     try:
         pages = await asyncio.gather(
@@ -360,7 +438,7 @@ async def _heads(log_client: LogClient, partitions: int) -> list[int]:
     try:
         await log_client.read(partitions, BEYOND_ANY_LOG, 1)
     except QueryRefused:
-        return [page.head for page in pages]
+        return [page.head for page in pages], pages[0].log
     raise wrong
 
 

@@ -6,6 +6,7 @@ class ConsentError(Exception):
 
     ConsentError
     ├── SettingsError        the operator must mend a setting; exit code 2
+    │   └── LogSetBack       the log does not have what was taken from it; an operator must decide
     ├── SchemaError          the operator must migrate; exit code 2
     ├── NotConnected         a server refuses us: TLS, login or address; an operator must mend it
     ├── SurroundingsWrong    a database refuses whatever is written; wait for the operator
@@ -20,13 +21,16 @@ class ConsentError(Exception):
     ├── NoAnswer             no reply came in time; ask again with the same command id
     ├── NotHandled           a subscriber's handler failed, and the event can't be parked
     ├── Stale                what a mirror knows may be too old; ask HasConsent, or later
-    │   └── LogSetBack       the mirror's log is not the one that it was made from
     └── QueryRefused         the query was answered with an error
     """
 
 
 class SettingsError(ConsentError):
     """A setting is missing or wrong; the message is one line that names it and the remedy."""
+
+
+class LogSetBack(SettingsError):
+    """The log was restored to an older state, or is another one's: what was taken is not in it."""
 
 
 class SchemaError(ConsentError):
@@ -96,10 +100,6 @@ class NotHandled(ConsentError):
 
 class Stale(ConsentError):
     """A mirror may not know what has happened since too long ago; the message says of what."""
-
-
-class LogSetBack(Stale):
-    """The log has lost what a mirror took from it, or it is another deployment's."""
 
 
 class QueryRefused(ConsentError):

@@ -3,18 +3,27 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 from typing import Final, Protocol
 
 import structlog
 from pydantic import ValidationError
 
-from shared.errors import NoAnswer, first_cause
+from shared.errors import Fenced, NoAnswer, first_cause
 from shared.errors.text import reason_of
-from shared.event_log.log_client import LogClient
+from shared.event_log.log_client import LogClient, Page
 from shared.event_log.position_tracker import Arrival, PositionTracker
+from shared.event_log.set_back import (
+    FIRST_GENERATION,
+    LogPlace,
+    SetBack,
+    generation_at,
+    newest_generation,
+)
 from shared.messages.cloud_event import CloudEvent
+from shared.messages.queries import GenerationBegan
 from shared.messages.replies import Detail
 from shared.messages.validation import details_of
 from shared.rabbitmq.consumer import Consumer, Delivery
@@ -24,6 +33,9 @@ HEAD_CHECK_S: Final = 5.0
 """After so long a silence the log is asked whether something has been missed."""
 FIRST_CHECK_S: Final = 0.5
 RETRY_S: Final = 0.5
+COMPARED_WITHIN_S: Final = 3.0
+"""For so long what arrives waits to be compared with the log. Where nobody answers it is taken as
+it is: a log that was set back can't go on without a worker, who would answer."""
 READ_AT_ONCE: Final = 4
 """Partitions whose log is read side by side: a page is on its way while another is applied."""
 
@@ -42,6 +54,13 @@ class EventHandler(Protocol):
     async def set_aside(self, delivery: Delivery, details: Sequence[Detail]) -> None:
         """Keep a delivery that is no event of the log; it is settled afterwards."""
 
+    async def on_compared(self, partition: int, found: SetBack | None) -> None:
+        """Note what comparing with the log found, at the beginning and whenever that changes.
+
+        Where the log was set back nothing of the partition is applied any more, until it is opened
+        anew; None where the log has all that was applied.
+        """
+
     def on_batch(
         self, deliveries: int, events: int, partitions: Sequence[int], seconds: float
     ) -> None:
@@ -49,6 +68,14 @@ class EventHandler(Protocol):
 
     def on_log_page(self, events: int) -> None:
         """Note that so many events came from the log."""
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class Arrived:
+    """An event, and how it came."""
+
+    delivery: Delivery
+    event: CloudEvent
 
 
 @dataclass(eq=False, slots=True)
@@ -63,17 +90,48 @@ class Followed:
     """Whether it is being handed over: nothing is held any more, nor read from the log."""
     reading: bool = False
     """Whether its log is being read."""
+    trusted: bool = False
+    """Whether what arrives may be taken: the log has what was taken before, as far as is known."""
+    doubted: list[Arrived] = field(default_factory=list)
+    """What arrived since it is not trusted, in order."""
+    generations: Sequence[GenerationBegan] | None = None
+    """As the log told them; None where it was not asked yet."""
+    compared_at: float = -inf
+    compared: bool = False
+    """Whether the handler was told what comparing found."""
+    set_back: SetBack | None = None
 
-    def is_due(self, now: float) -> bool:
+    def is_behind(self, now: float) -> bool:
         """Whether the log must be asked what follows."""
-        if self.leaving or self.reading:
-            return False
         quiet = now - self.busy_at > HEAD_CHECK_S and not self.track.starts_at_first
         return bool(self.track.held) or quiet
+
+    def is_due(self, now: float) -> bool:
+        """Whether the log must be asked what follows, or whether it has what was taken."""
+        if self.leaving or self.reading:
+            return False
+        if not self.trusted and self.set_back is None:
+            return True
+        return now - self.compared_at > HEAD_CHECK_S or (
+            self.set_back is None and self.is_behind(now)
+        )
+
+    def belongs(self, event: CloudEvent) -> bool | None:
+        """Whether it is of this log by its generation; None where only the log can tell."""
+        if self.generations is None:
+            return True
+        generation = event.generation or FIRST_GENERATION
+        if generation > newest_generation(self.generations):
+            return None
+        return generation == generation_at(self.generations, event.position)
 
 
 class Follower:
     """Hands each event of the partitions it follows to a handler, once and in order.
+
+    What was taken is compared with the log: at the beginning, with each page, whenever something
+    arrives that was seen already or is of another generation, and every few seconds. Until that is
+    done nothing further is taken; where the log was set back, nothing at all.
 
     An event is *seen*, *next*, or behind a *gap*. What is behind a gap is held, unsettled, while
     the log is read from where the gap begins; a partition where nothing arrives has its log read
@@ -97,16 +155,23 @@ class Follower:
         """Begin with a partition, with what follows its track's position."""
         due = monotonic() - HEAD_CHECK_S + FIRST_CHECK_S
         self._followed[partition] = Followed(partition, track, busy_at=due)
+        self._gap.set()
 
     def position(self, partition: int) -> int:
         """Return the position up to which everything is applied."""
         return self._followed[partition].track.position
 
+    def taken(self, partition: int) -> LogPlace:
+        """Return the last event that is applied."""
+        return self._followed[partition].track.taken
+
     def let_go(self, partition: int) -> None:
         """Wait for no gap any more: what is held goes back when its queue is closed."""
         followed = self._followed[partition]
         self._consumer.let_go(followed.track.held.values())
+        self._consumer.let_go(arrived.delivery for arrived in followed.doubted)
         followed.track.held.clear()
+        followed.doubted.clear()
         followed.leaving = True
 
     async def close(self, partition: int) -> None:
@@ -133,52 +198,88 @@ class Follower:
                     for followed in self._followed.values():
                         if followed.is_due(monotonic()):
                             followed.reading = True
-                            group.create_task(self._catch_up(followed))
+                            group.create_task(self._look(followed))
                     await _wait(self._gap, FIRST_CHECK_S)
         except BaseExceptionGroup as failures:
             raise first_cause(failures)  # noqa: B904 - it keeps its own cause
 
     async def _handle(self, deliveries: Sequence[Delivery]) -> None:
-        began = monotonic()
-        done, events = await self._place(deliveries)
+        arrived: list[Arrived] = []
+        done: list[Delivery] = []
+        for delivery in deliveries:
+            event = await self._decode(delivery)
+            if event is None:
+                done.append(delivery)
+            else:
+                arrived.append(Arrived(delivery, event))
+        await self._take(arrived, done)
+
+    async def _take(
+        self, arrived: Sequence[Arrived], done: list[Delivery], *, certain: bool = False
+    ) -> None:
+        """Apply what is next, and settle what is done with; `certain` where the log was asked."""
+        began, deliveries = monotonic(), len(arrived) + len(done)
+        if not deliveries:
+            return
+        events = self._place(arrived, done, certain=certain)
         touched = [self._followed[number] for number in {event.partition for event in events}]
         await self._apply(events, touched)
         await self._consumer.settle(done)
         for followed in touched:
             await self._release(followed)
         partitions = sorted(followed.partition for followed in touched)
-        self._handler.on_batch(len(deliveries), len(events), partitions, monotonic() - began)
+        self._handler.on_batch(deliveries, len(events), partitions, monotonic() - began)
 
-    async def _place(
-        self, deliveries: Sequence[Delivery]
-    ) -> tuple[list[Delivery], list[CloudEvent]]:
-        """Tell *seen*, *next* and *gap* apart; return what is done with, and what to apply."""
-        done: list[Delivery] = []
+    def _place(
+        self, arrived: Sequence[Arrived], done: list[Delivery], *, certain: bool
+    ) -> list[CloudEvent]:
+        """Tell *seen*, *next* and *gap* apart; return what to apply, and add what is done with."""
         events: list[CloudEvent] = []
         now = monotonic()
-        for delivery in deliveries:
-            event = await self._decode(delivery)
-            if event is None:
-                done.append(delivery)
-                continue
-            followed = self._followed.get(event.partition)
+        for one in arrived:
+            followed = self._followed.get(one.event.partition)
             if followed is None:
                 continue  # handed over meanwhile: it goes back with its queue
-            place = followed.track.place(event.position)
+            if followed.set_back is not None:
+                self._consumer.let_go([one.delivery])
+                continue
+            belongs = followed.belongs(one.event)
+            if not followed.trusted or (belongs is None and not certain):
+                self._doubt(followed, one)
+                continue
+            if not belongs:
+                _tell_stray(one.event)
+                done.append(one.delivery)
+                continue
+            place = followed.track.place(one.event.position)
+            if place is Arrival.SEEN and not certain:
+                self._doubt(followed, one)
+                continue
             if place is Arrival.GAP:
-                self._hold(followed, event.position, delivery)
+                self._hold(followed, one.event.position, one.delivery)
                 continue
             followed.busy_at = now
-            done.append(delivery)
+            done.append(one.delivery)
             if place is Arrival.NEXT:
-                events.append(event)
-        return done, events
+                events.append(one.event)
+        return events
+
+    def _doubt(self, followed: Followed, one: Arrived) -> None:
+        """Take nothing more of a partition until its log was asked whether that is right."""
+        if followed.leaving:
+            self._consumer.let_go([one.delivery])
+            return
+        followed.trusted = False
+        followed.doubted.append(one)
+        self._gap.set()
 
     async def _apply(self, events: Sequence[CloudEvent], touched: Sequence[Followed]) -> None:
         if events:
             await self._handler.apply(events)
+        last = {event.partition: event for event in events}
         for followed in touched:
-            followed.track.applied()
+            if event := last.get(followed.partition):
+                followed.track.applied(event.id, event.generation or FIRST_GENERATION)
 
     def _hold(self, followed: Followed, position: int, delivery: Delivery) -> None:
         if followed.leaving:
@@ -216,18 +317,83 @@ class Follower:
         lease = delivery.source.lease
         return event.partition == lease.partition if lease else event.partition in self._followed
 
-    async def _catch_up(self, followed: Followed) -> None:
-        """Read on from the position in the log, until what is held follows or nothing is left."""
+    async def _look(self, followed: Followed) -> None:
+        """Compare what was taken with the log, or read on in it."""
         try:
-            while await self._read_in_turn(followed):
-                pass
+            if followed.trusted and followed.set_back is None and followed.is_behind(monotonic()):
+                while await self._read_in_turn(followed):
+                    pass
+            else:
+                await self._compare(followed)
         except NoAnswer as error:
             log.warning("log.unanswered", partition=followed.partition, reason=reason_of(error))
             await asyncio.sleep(RETRY_S)
         finally:
             followed.reading = False
-            if followed.track.held:
+            if followed.track.held or not followed.trusted:
                 self._gap.set()
+
+    async def _compare(self, followed: Followed) -> None:
+        """Ask for the event at the position; then take what waited for that."""
+        taken, doubted = followed.track.taken, list(followed.doubted)
+        page = await self._ask(followed.partition, max(0, taken.position - 1))
+        async with self._one_at_a_time:
+            if followed.leaving or self._followed.get(followed.partition) is not followed:
+                return
+            followed.compared_at = monotonic()
+            if page and await self._differs(followed, taken, page):
+                return
+            waited, followed.doubted = followed.doubted, []
+            followed.trusted = True
+            beyond = [one for one in doubted if page and one.event.position > page.head]
+            for one in beyond:
+                await self._set_aside_unknown(one.delivery)
+            within = [one for one in doubted if one not in beyond]
+            await self._take(within, [], certain=True)
+            if later := waited[len(doubted) :]:  # it arrived after the log was asked
+                await self._take(later, [])
+
+    async def _ask(self, partition: int, after_position: int) -> Page | None:
+        try:
+            async with asyncio.timeout(COMPARED_WITHIN_S):
+                return await self._log.read(partition, after_position, 1)
+        except (TimeoutError, NoAnswer):
+            log.warning("log.not_compared", partition=partition, reason="nobody answers")
+            return None
+
+    async def _differs(self, followed: Followed, taken: LogPlace, page: Page) -> bool:
+        """Whether the log lacks what was taken; the handler is told when that changes."""
+        track = followed.track
+        found = None if track.starts_at_first else page.differs(followed.partition, taken)
+        if found != followed.set_back or not followed.compared:
+            followed.compared = True
+            await self._handler.on_compared(followed.partition, found)
+        if found is None and followed.set_back is not None:
+            raise Fenced(f"partition {followed.partition}: its log has again what was taken")
+        if found is not None:
+            self._stop_taking(followed, found)
+            return True
+        followed.generations = page.generations
+        if track.event_id is None and track.position == taken.position and page.events:
+            first = page.events[0]
+            if first.position == track.position:
+                track.event_id, track.generation = first.id, first.generation or FIRST_GENERATION
+        return False
+
+    def _stop_taking(self, followed: Followed, found: SetBack) -> None:
+        if followed.set_back is None or followed.set_back.parted_at != found.parted_at:
+            log.error(
+                "log.set_back",
+                partition=found.partition,
+                position=found.position,
+                head=found.head,
+                parted_at=found.parted_at,
+            )
+        followed.set_back = found
+        waiting = [*followed.track.held.values(), *(one.delivery for one in followed.doubted)]
+        self._consumer.let_go(waiting)
+        followed.track.held.clear()
+        followed.doubted.clear()
 
     async def _read_in_turn(self, followed: Followed) -> bool:
         """Apply one page, then let others go first; whether there may be more to read."""
@@ -237,12 +403,14 @@ class Follower:
     async def _read_on(self, followed: Followed) -> bool:
         """Apply one page of the log; whether there may be more to read."""
         partition, track = followed.partition, followed.track
-        held = list(track.held)
-        page = await self._log.read(partition, track.position)
+        held, taken = list(track.held), track.taken
+        page = await self._page_after(partition, taken.position)
         async with self._one_at_a_time:
             if followed.leaving or self._followed.get(partition) is not followed:
                 return False
-            followed.busy_at = monotonic()
+            followed.busy_at = followed.compared_at = monotonic()
+            if await self._differs(followed, taken, page):
+                return False
             following = [
                 event for event in page.events if track.place(event.position) is Arrival.NEXT
             ]
@@ -256,6 +424,14 @@ class Follower:
             await self._release(followed)
         return bool(following) and (bool(track.held) or track.position < page.head)
 
+    async def _page_after(self, partition: int, position: int) -> Page:
+        """Read what follows a position, and the event there, by which the log is known again."""
+        page = await self._log.read(partition, max(0, position - 1))
+        if page.head > position and page.events and page.events[-1].position == position:
+            following = await self._log.read(partition, position)
+            page.events += following.events
+        return page
+
     async def _set_aside_beyond(
         self, track: PositionTracker[Delivery], held: Sequence[int], head: int
     ) -> None:
@@ -265,15 +441,29 @@ class Follower:
         waiting for it would ask the log without end.
         """
         for delivery in track.take_beyond(head, held):
-            wrong = Detail(field="position", message="is not in the log")
-            await self._handler.set_aside(delivery, [wrong])
-            await self._consumer.settle([delivery])
+            await self._set_aside_unknown(delivery)
+
+    async def _set_aside_unknown(self, delivery: Delivery) -> None:
+        wrong = Detail(field="position", message="is not in the log")
+        await self._handler.set_aside(delivery, [wrong])
+        await self._consumer.settle([delivery])
 
     async def _release(self, followed: Followed) -> None:
         """Handle again what was held, once what it waited for is there."""
         released = followed.track.release()
         if released:
             await self._handle(released)
+
+
+def _tell_stray(event: CloudEvent) -> None:
+    """Say that an event was dropped that another history has at its position."""
+    log.warning(
+        "event.not_of_this_log",
+        message_id=event.id,
+        partition=event.partition,
+        position=event.position,
+        generation=event.generation,
+    )
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from typing import Annotated, Final, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from shared.errors import NoAnswer, QueryRefused
+from shared.errors import NoAnswer, QueryRefused, SettingsError
+from shared.event_log.set_back import LogPlace, SetBack, compare
 from shared.messages import names
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.queries import MOST_EVENTS, QueryFailed, ReadEvents
+from shared.messages.queries import MOST_EVENTS, GenerationBegan, QueryFailed, ReadEvents
 from shared.messages.validation import details_of
 from shared.rabbitmq.rpc_client import Request, Requests
 from shared.values.oversized import LARGEST_ANSWER, too_large
@@ -22,6 +23,14 @@ class Page(BaseModel):
 
     events: list[CloudEvent]
     head: int
+    log: UUID | None = None
+    generations: list[GenerationBegan] = []
+
+    def differs(self, partition: int, taken: LogPlace) -> SetBack | None:
+        """Compare what a reader took, where this is what follows the position before it."""
+        first = self.events[0] if self.events else None
+        there = first.id if first and first.position == taken.position else None
+        return compare(partition, taken, self.head, self.generations, there)
 
 
 PAGE: Final[TypeAdapter[Page | QueryFailed]] = TypeAdapter(
@@ -62,9 +71,20 @@ class LogClient:
     """Asks the command service for what follows a position."""
 
     requests: Requests
+    log_id: UUID | None = None
+    """Which log it must be; None where that is not known yet."""
 
     async def read(self, partition: int, after_position: int, limit: int = MOST_EVENTS) -> Page:
-        """Read what follows a position; raises NoAnswer while nobody answers, QueryRefused."""
+        """Read what follows a position; raises NoAnswer while nobody answers, QueryRefused.
+
+        Raises SettingsError where it is another log.
+        """
         query = ReadEvents(partition=partition, after_position=after_position, limit=limit)
         reply = await self.requests.ask(query_request(query, ReadEvents.type), READ_WITHIN_S)
-        return read_answer(reply.body, PAGE)
+        page = read_answer(reply.body, PAGE)
+        if self.log_id and page.log and page.log != self.log_id:
+            raise SettingsError(
+                f"RABBITMQ_URL leads to the log {page.log}, and what is known here was taken from "
+                f"the log {self.log_id}: name a broker and a database of one deployment"
+            )
+        return page

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
+from shared.event_log.set_back import LogPlace
+
 Thing = TypeVar("Thing")
 
 
@@ -26,6 +28,10 @@ class PositionTracker(Generic[Thing]):
     """Whether the first event that arrives says where the partition begins."""
     at_latest: bool = False
     """Whether the first event that arrives may say that it begins before the position."""
+    event_id: str | None = None
+    """Of the event at the position, where it is known."""
+    generation: int | None = None
+    """Of the log, of the event at the position; None where it is not known."""
     placed: int = field(init=False)
     """The newest position found to be next; up to here everything is applied, or about to be."""
     held: dict[int, Thing] = field(default_factory=dict)
@@ -34,18 +40,26 @@ class PositionTracker(Generic[Thing]):
     def __post_init__(self) -> None:
         self.placed = self.position
 
+    @property
+    def taken(self) -> LogPlace:
+        """The last event that was applied."""
+        return LogPlace(self.position, self.event_id, self.generation)
+
     def place(self, position: int) -> Arrival:
         """Tell where an event belongs; one that is next must be applied, or the track given up."""
         if self.starts_at_first or (self.at_latest and position <= self.position):
             self.position = self.placed = position - 1
+            self.event_id = self.generation = None
         self.starts_at_first = self.at_latest = False
         if position == self.placed + 1:
             self.placed = position
             return Arrival.NEXT
         return Arrival.SEEN if position <= self.placed or position in self.held else Arrival.GAP
 
-    def applied(self) -> None:
-        """Note that all that was next has been applied."""
+    def applied(self, event_id: str | None = None, generation: int | None = None) -> None:
+        """Note that all that was next has been applied; the last of it was this event."""
+        if self.placed > self.position:
+            self.event_id, self.generation = event_id, generation
         self.position = self.placed
 
     def release(self) -> list[Thing]:

@@ -33,6 +33,9 @@ class CloudEvent(BaseModel):
     partition: int
     position: Count
     streamversion: Count
+    generation: Count | None = None
+    """Of the log; it is there from the second one on, and grows whenever a log that was restored
+    to an older state is taken as it is."""
     correlationid: str
     causationid: str
     issuedby: str | None = None

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Final
+from uuid import UUID
 
 from shared.messages.commands import ConsentCommand
 from shared.messages.events import EVENTS as EVENT_TYPES
@@ -27,6 +28,8 @@ LIST_PATIENTS: Final = "ListPatients"
 CONSENT_HISTORY: Final = "ConsentHistory"
 READ_EVENTS: Final = "ReadEvents"
 
+DEPLOYMENT: Final = "consent.deployment"
+
 _WORD = re.compile(r"[a-z0-9_-]{1,40}")
 
 
@@ -38,6 +41,21 @@ def command_queue(partition: int) -> str:
 def projection_queue(partition: int) -> str:
     """Name the queue of a partition's events, as the projection reads them."""
     return f"consent.projection.{partition}"
+
+
+def witness_queue(partition: int) -> str:
+    """Name the queue that tells how far a partition's log was published."""
+    return f"consent.witness.{partition}"
+
+
+def log_mark(log_id: UUID) -> str:
+    """Name the exchange by which a virtual host tells which log it works on."""
+    return f"{DEPLOYMENT}.{log_id}"
+
+
+def virtual_host_mark(log_id: UUID, virtual_host: UUID) -> str:
+    """Name the exchange by which a log knows the virtual host that works on it."""
+    return f"{DEPLOYMENT}.{log_id}.{virtual_host}"
 
 
 def command_key(command: ConsentCommand, partitions: int) -> str:

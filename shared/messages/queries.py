@@ -279,19 +279,33 @@ class History(_Answer):
     """What ended before was purged."""
 
 
+class GenerationBegan(BaseModel):
+    """From behind a position on, the events of a partition are of this generation."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    generation: int
+    after_position: int
+
+
 class EventPage(_Answer):
     """Answers ReadEvents: CloudEvents, and the last position of the partition."""
 
     status: Literal["ok"] = "ok"
     events: list[dict[str, Any]]
     head: int
+    log: UUID | None = None
+    """Which log this is; it stays the same when it is restored."""
+    generations: list[GenerationBegan] | None = None
+    """Given where there is more than the first: in their order, behind which position each one of
+    the partition began."""
 
 
 class QueryFailed(_Answer):
     """A query that could not be answered."""
 
     status: Literal["error"] = "error"
-    error: Literal["validation_error", "not_yet_projected"]
+    error: Literal["validation_error", "not_yet_projected", "log_set_back"]
     message: str
     details: list[Detail] = []
     version: int | None = None

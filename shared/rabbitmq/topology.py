@@ -111,6 +111,11 @@ def query_queue() -> dict[str, Any]:
     }
 
 
+def _witness() -> dict[str, Any]:
+    """One message, in place of which the next one comes; it is read and put back."""
+    return {"x-queue-type": "quorum", **SPREAD, "x-delivery-limit": NO_LIMIT, "x-max-length": 1}
+
+
 def queues(partitions: int) -> Iterator[Queue]:
     """Every queue of a deployment with that many partitions."""
     yield Queue(names.DEAD_LETTERS, _dead_letters())
@@ -138,6 +143,7 @@ def queues(partitions: int) -> Iterator[Queue]:
         yield Queue(
             names.command_queue(number), _ordered_queue(), ((names.COMMANDS, f"*.{number}"),)
         )
+        yield Queue(names.witness_queue(number), _witness())
 
 
 DELETE_IT: Final = (

@@ -12,6 +12,9 @@ OWNED: Final = Gauge("consent_partition_owned", "1 where this worker owns it", [
 LEASED: Final = Gauge(
     "consent_partition_leased", "1 while any worker of this kind holds a lease on it", ["partition"]
 )
+SET_BACK: Final = Gauge(
+    "consent_log_set_back", "1 while the log lacks what was taken from it", ["partition"]
+)
 READY: Final = Gauge("consent_ready", "1 while the worker is ready")
 BLOCKED: Final = Gauge(
     "consent_broker_blocked", "1 while the broker, short of memory or disk, takes nothing"

@@ -74,7 +74,7 @@ async def _answer(
 ) -> None:
     replies = await ReplyPublisher.open(broker, settings.rabbitmq_url, readiness.report)
     assert service.make_answerer is not None  # noqa: S101 - it is offered by no other service
-    answerer = service.make_answerer(Opened(broker, replies, watch.pool, _never, readiness))
+    answerer = await service.make_answerer(Opened(broker, replies, watch.pool, _never, readiness))
     readiness.renewals(watch.seconds_since_look)
     try:
         await answerer.read()

@@ -51,7 +51,7 @@ class Service:
     probe: Probe
     database_settings: Mapping[str, str] = field(default_factory=dict)
     """PostgreSQL's own, for the sessions in which the work is done; leases are kept in another."""
-    make_answerer: Callable[["Opened"], "Answerer"] | None = None
+    make_answerer: Callable[["Opened"], Awaitable["Answerer"]] | None = None
     """Makes what answers and does nothing else, where the service answers."""
 
 

@@ -1,13 +1,10 @@
 """Deployments to measure in, made quickly: databases copied, topology declared from here."""
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from shared.rabbitmq.connection import connect
-from shared.rabbitmq.topology import declare
 from tests.bench.bench import Bench, expect
 from tests.sandbox import Sandbox
 from tests.support.deployment import Deployment, open_deployment
@@ -41,10 +38,5 @@ def open_stage(bench: Bench, purpose: str) -> Iterator[Deployment]:
     with open_deployment(
         bench.sandbox, name, partitions=partitions, prepared_from=bench.template
     ) as deployment:
-        asyncio.run(_declare(deployment))
+        deployment.declare()
         yield deployment
-
-
-async def _declare(deployment: Deployment) -> None:
-    async with connect(deployment.rabbitmq_url, name="bench topology") as broker:
-        await declare(broker, deployment.partitions)

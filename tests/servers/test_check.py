@@ -29,7 +29,7 @@ CLERK: Final = "check-clerk"
 NOTHING: Final = {"configure": "^$", "write": "^$", "read": "^$"}
 NAMES: Final = [
     *("settings", "version", "database", "clock", "schema", "database rights", "partitions"),
-    *("leases", "broker", "topology", "broker rights", "subscribers", "plugins"),
+    *("leases", "broker", "topology", "broker rights", "subscribers", "identity", "log", "plugins"),
 ]
 
 

@@ -13,6 +13,7 @@ from shared.client.subscription_queue import declare_durable
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient, Page
 from shared.event_log.position_tracker import Arrival, PositionTracker
+from shared.event_log.set_back import SetBack
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import MOST_EVENTS
 from shared.messages.replies import Detail
@@ -159,7 +160,8 @@ class Log(LogClient):
 
 
 def one(partition: int, position: int) -> CloudEvent:
-    return CloudEvent.model_validate(event_of(partition, position, position))
+    event = event_of(partition, position, position) | {"id": f"{partition}/{position}"}
+    return CloudEvent.model_validate(event)
 
 
 class Applied:
@@ -180,6 +182,10 @@ class Applied:
     async def set_aside(self, item: Delivery, details: Sequence[Detail]) -> None:
         """Expect none of it."""
         raise AssertionError(details)
+
+    async def on_compared(self, partition: int, found: SetBack | None) -> None:
+        """Expect the log to have everything."""
+        assert found is None
 
     def on_batch(
         self, deliveries: int, events: int, partitions: Sequence[int], seconds: float

@@ -56,16 +56,16 @@ async def test_a_partition_is_locked_before_its_checkpoint(
 ) -> None:
     model = ReadModel(read_model_pool)
     await read_model_pool.execute("UPDATE partitions SET epoch = 1")
-    assert await model.open_checkpoint(0) == 0
+    assert (await model.open_checkpoint(0)).position == 0
     retrying = await asyncpg.connect(read_model_url, server_settings={"lock_timeout": "500"})
     async with retrying.transaction():
         await retrying.execute("SELECT FROM partitions WHERE partition = 0 FOR UPDATE")
         projecting = asyncio.create_task(model.project(Changes(moves={0: Move(1, 0, 1)})))
         await eventually(lambda: read_model_pool.fetchval(WAITING))
-        assert await ReadModel(retrying).open_checkpoint(0) == 0
+        assert (await ReadModel(retrying).open_checkpoint(0)).position == 0
     await projecting
     await retrying.close()
-    assert await model.open_checkpoint(0) == 1
+    assert (await model.open_checkpoint(0)).position == 1
 
 
 def test_no_statement_updates_several_partitions_without_locking_them_in_order() -> None:

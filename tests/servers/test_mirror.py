@@ -18,7 +18,7 @@ from typing import Any, Final
 import pytest
 
 from shared.client import ConsentClient, ConsentMirror, Stale
-from shared.errors import LogSetBack
+from shared.client.mirror.faults import LogSetBack
 from shared.values.vocabulary import RECORD_TYPES, Target
 from tests.chaos.links import Disorder, open_wires
 from tests.conftest import PARTITIONS
@@ -70,7 +70,7 @@ async def answer(mirror: ConsentMirror, patient_id: str, permission: Target = "e
     async def known() -> list[bool]:
         try:
             return [mirror.has_consent(patient_id, "doctor", "d-1", permission)]
-        except Stale:
+        except (Stale, LogSetBack):
             return []
 
     (found,) = await eventually(known, within=WITHIN_S)

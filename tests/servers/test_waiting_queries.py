@@ -10,7 +10,9 @@ from typing import Any, Final
 import pytest
 
 from projection_service.answers import version_waits
+from projection_service.log_identity.set_backs import SetBacks
 from projection_service.query_responder import QueryResponder
+from projection_service.read_model import ReadModel
 from shared.messages import names
 from shared.postgres.connection import Pool
 from shared.postgres.database import open_pool
@@ -18,6 +20,8 @@ from shared.postgres.statements import statement
 from shared.rabbitmq.connection import connect
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
+from shared.telemetry.readiness import Readiness
+from tests.conftest import PARTITIONS
 from tests.support.amqp import Client
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
@@ -78,7 +82,8 @@ async def answering(deployment: Deployment) -> AsyncIterator[Responder]:
             for queue in (names.QUERIES, names.CHECKS):
                 await consumer.open(queue, counts=False, ordered=False)
             replies = await ReplyPublisher.open(broker, deployment.rabbitmq_url, lambda *_: None)
-            found = QueryResponder(consumer, replies, database, MOST_WAITING)
+            set_backs = SetBacks(ReadModel(pool), Readiness(), PARTITIONS)
+            found = QueryResponder(consumer, replies, database, MOST_WAITING, set_backs)
             tasks = [asyncio.create_task(loop) for loop in found.loops()]
             yield Responder(found, database, pool)
             for task in tasks:

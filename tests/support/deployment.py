@@ -16,8 +16,7 @@ from typing import Final, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from shared.rabbitmq.connection import connect
-from shared.rabbitmq.topology import declare
+from command_service.log_identity.deployment import declare_deployment
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
 from tests.sandbox.servers import in_a_loop_of_its_own
@@ -129,11 +128,11 @@ class Deployment:
 
     def prepare(self) -> None:
         """Migrate both databases and declare the topology."""
-        steps = (
-            ("command_service", "migrate"),
-            ("projection_service", "migrate"),
-            ("command_service", "topology"),
-        )
+        self._all(("command_service", "migrate"), ("projection_service", "migrate"))
+        self._all(("command_service", "topology"))
+
+    def _all(self, *steps: tuple[str, str]) -> None:
+        """Run programs side by side."""
         for step, process in [(step, self.begin(*step)) for step in steps]:
             _, complaint = process.communicate(timeout=ENDS_WITHIN_S)
             if process.returncode:
@@ -141,11 +140,8 @@ class Deployment:
 
     def declare(self) -> None:
         """Declare the topology as `topology` does, sparing a test the start of a process."""
-        in_a_loop_of_its_own(self._declare())
-
-    async def _declare(self) -> None:
-        async with connect(self.rabbitmq_url, name="test topology") as broker:
-            await declare(broker, self.partitions)
+        declared = declare_deployment(self.rabbitmq_url, self.event_store_url, self.partitions)
+        in_a_loop_of_its_own(declared)
 
     def begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(

@@ -31,4 +31,4 @@ async def all_settled(sandbox: Sandbox, vhost: str) -> bool:
     """Whether no queue holds a message, delivered or not."""
     queues = sandbox.broker.api("GET", f"/queues/{quote(vhost, safe='')}")
     ours = [queue for queue in queues if queue["name"].startswith("consent.")]
-    return len(ours) == 5 + 2 * PARTITIONS and not any(queue.get("messages", 1) for queue in ours)
+    return len(ours) == 5 + 3 * PARTITIONS and not any(queue.get("messages", 1) for queue in ours)

@@ -18,10 +18,11 @@ from shared.client import ConsentMirror, Stale
 from shared.client.mirror import moments
 from shared.client.mirror.database import open_to_read, sql
 from shared.client.mirror.ends import NO_END, NOTHING, PLACES, allows, evolve, microseconds
+from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.moments import Moment, now, seconds_since
 from shared.client.mirror.reading import Reading
 from shared.client.mirror.writer import Writer
-from shared.errors import LogSetBack, NotNow, SchemaError, SettingsError
+from shared.errors import NotNow, SchemaError, SettingsError
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import (
     ConsentAsked,

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import structlog
 
+from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.moments import Moment, now
 from shared.client.mirror.writer import Writer, read
-from shared.errors import LogSetBack, NoAnswer, QueryRefused, SettingsError
+from shared.errors import NoAnswer, QueryRefused, SettingsError
 from shared.errors.text import reason_of
 from shared.event_log.log_client import (
     PAGE,
@@ -25,6 +27,11 @@ from shared.rabbitmq.connection import ids_of
 from shared.rabbitmq.consumer import Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.partition import partition_of
+
+REMEDY: Final = (
+    "where it is the right log, delete the mirror's file, and it is made anew, once the log's "
+    "operator has decided"
+)
 
 log = structlog.get_logger()
 
@@ -84,6 +91,11 @@ class Following:
             **ids_of(delivery.message),
         )
 
+    async def on_compared(self, partition: int, found: object) -> None:
+        """Raise LogSetBack where the log does not have what was taken: nothing is said any more."""
+        if found is not None:
+            raise LogSetBack(f"partition {partition}: {found}; {REMEDY}")
+
     def on_batch(
         self, deliveries: int, events: int, partitions: Sequence[int], seconds: float
     ) -> None:
@@ -106,8 +118,7 @@ class Following:
         if event_id is not None and [event.id for event in page.events] != [event_id]:
             raise LogSetBack(
                 f"the log of partition {partition} has another event at position {position} than "
-                "was taken from there, or none: it was set back, or is another deployment's; "
-                "where it is the right one, delete the mirror's file, and it is made anew"
+                f"was taken from there, or none: it was set back, or is another one; {REMEDY}"
             )
         self._ends[partition] = (page.head, asked_at)
 

@@ -13,18 +13,19 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 from yarl import URL
 
+from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.following import Following
 from shared.client.mirror.writer import Writer
 from shared.client.mirror.writer_lock import writing
 from shared.client.subscription_queue import declare_passing
-from shared.errors import LogSetBack, NoAnswer, NotAllowed, NotNow, first_cause
+from shared.errors import NoAnswer, NotAllowed, NotNow, first_cause
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.follower import Follower
 from shared.event_log.position_tracker import PositionTracker
 from shared.messages.topic_patterns import EVERYTHING
 from shared.rabbitmq.connection import AccessRefused, Broker, connect
-from shared.rabbitmq.consumer import Consumer
+from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
 
@@ -132,7 +133,8 @@ class Keeper:
         await consumer.open(queue, counts=False)
         follower = Follower(consumer, following.log_client, following, most=BATCH_EVENTS)
         for number, reached in enumerate(writer.reached):
-            follower.open(number, PositionTracker(reached.position))
+            track = PositionTracker[Delivery](reached.position, event_id=reached.event_id)
+            follower.open(number, track)
         log.info("mirror.started", queue=queue)
         self._began, self._said = True, ""
         try:
@@ -151,7 +153,8 @@ class Keeper:
     def _note(self, writer: Writer, error: Exception) -> None:
         """Write down for all readers why nothing new comes in."""
         with suppress(NotNow):
-            writer.note_trouble(reason_of(error), set_back=isinstance(error, LogSetBack))
+            set_back = isinstance(error, LogSetBack)
+            writer.note_trouble(f"{error}" if set_back else reason_of(error), set_back=set_back)
 
     def _tell(self, state: RetryCallState) -> None:
         """Say why the file is not kept, when the reason changes."""

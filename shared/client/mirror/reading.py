@@ -8,8 +8,9 @@ from typing import Final
 
 from shared.client.mirror.database import identity, open_to_read, sql, transaction
 from shared.client.mirror.ends import NOTHING
+from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.moments import Moment, clock, seconds_since
-from shared.errors import LogSetBack, Stale
+from shared.errors import Stale
 
 READ_ENDS: Final = sql("read_ends")
 READ_PARTITIONS: Final = sql("read_partitions")

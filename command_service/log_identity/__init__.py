@@ -1,0 +1,1 @@
+"""Which log this is, and whether it still has what was published of it."""

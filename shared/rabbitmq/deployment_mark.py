@@ -1,0 +1,102 @@
+"""Marks of a virtual host: which log it works on, so that two deployments never share one.
+
+Each is an exchange that nothing is published to. Its name can be looked for without any permission;
+and `consent.deployment` has the log's own mark as its alternate exchange, which a broker keeps: to
+declare it for another log is refused.
+"""
+
+from contextlib import suppress
+from typing import Final
+from uuid import UUID
+
+from shared.errors import NotConnected, SettingsError, TopologyMissing
+from shared.errors.connection import BROKER_ERRORS
+from shared.messages import names
+from shared.rabbitmq.connection import Broker, EntityNotFound, PreconditionFailed, connect
+from shared.settings import ClientSettings, read_settings
+
+KIND: Final = "fanout"
+
+
+async def mark_log(broker: Broker, log_id: UUID) -> None:
+    """Give the virtual host to a log; raises SettingsError where it has another one."""
+    channel = await broker.channel(expendable=True)
+    mark = names.log_mark(log_id)
+    try:
+        await channel.exchange_declare(
+            names.DEPLOYMENT,
+            exchange_type=KIND,
+            durable=True,
+            arguments={"alternate-exchange": mark},
+        )
+    except PreconditionFailed as error:
+        raise SettingsError(f"{_another(log_id)} ({error})") from None
+    await channel.exchange_declare(mark, exchange_type=KIND, durable=True)
+    await channel.close()
+
+
+async def mark_virtual_host(broker: Broker, log_id: UUID, virtual_host: UUID) -> None:
+    """Have the log know this virtual host again."""
+    channel = await broker.channel()
+    mark = names.virtual_host_mark(log_id, virtual_host)
+    await channel.exchange_declare(mark, exchange_type=KIND, durable=True)
+    await broker.close_channel(channel)
+
+
+async def is_marked(broker: Broker, mark: str) -> bool:
+    """Whether the virtual host has such a mark."""
+    channel = await broker.channel(expendable=True)
+    try:
+        await channel.exchange_declare(mark, passive=True)
+    except EntityNotFound:
+        return False
+    await channel.close()
+    return True
+
+
+async def check_marks(broker: Broker, log_id: UUID, virtual_host: UUID | None) -> None:
+    """Look whether the virtual host and the log belong together.
+
+    Raises SettingsError where they do not, TopologyMissing where that is not said yet.
+    """
+    if not await is_marked(broker, names.DEPLOYMENT):
+        raise TopologyMissing(names.DEPLOYMENT, "exchange")
+    if not await is_marked(broker, names.log_mark(log_id)):
+        raise SettingsError(_another(log_id))
+    if virtual_host is None:
+        raise TopologyMissing(names.virtual_host_mark(log_id, log_id), "exchange")
+    if not await is_marked(broker, names.virtual_host_mark(log_id, virtual_host)):
+        raise SettingsError(
+            f"the event store of the log {log_id} works with another virtual host than that of "
+            "RABBITMQ_URL: name the other one, or run `python -m command_service topology` here "
+            "once no worker of that one runs any more"
+        )
+
+
+async def check_log_mark(broker: Broker, log_id: UUID) -> None:
+    """Look whether the virtual host works on this log; raises as `check_marks` does."""
+    if not await is_marked(broker, names.DEPLOYMENT):
+        raise TopologyMissing(names.DEPLOYMENT, "exchange")
+    if not await is_marked(broker, names.log_mark(log_id)):
+        raise SettingsError(_another(log_id))
+
+
+async def refuse_another_log(log_id: UUID) -> None:
+    """Raise SettingsError where RABBITMQ_URL is set, and its virtual host is another log's.
+
+    A broker that can't be asked now is no matter here: the workers will ask.
+    """
+    try:
+        url = read_settings(ClientSettings).rabbitmq_url
+    except SettingsError:
+        return
+    with suppress(TopologyMissing, NotConnected, TimeoutError, *BROKER_ERRORS):
+        async with connect(url, name="migrate") as broker:
+            await check_log_mark(broker, log_id)
+
+
+def _another(log_id: UUID) -> str:
+    return (
+        f"the virtual host of RABBITMQ_URL belongs to another deployment than the log {log_id}: "
+        "give each deployment a virtual host of its own"
+    )

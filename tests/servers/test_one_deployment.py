@@ -1,0 +1,108 @@
+"""One deployment is one event store, one virtual host, one read model: all others are refused."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.conftest import PARTITIONS
+from tests.sandbox import Sandbox
+from tests.support.amqp import open_client
+from tests.support.deployment import Deployment, ServiceName, open_deployment
+from tests.support.eventually import eventually
+from tests.support.facts import fetch
+
+ANOTHER = "belongs to another deployment"
+
+
+@pytest.fixture
+def other(sandbox: Sandbox, migrated: str) -> Iterator[Deployment]:
+    """Give a second deployment, with a log of its own, that was declared in its virtual host."""
+    with open_deployment(sandbox, "another", partitions=PARTITIONS, prepared_from=migrated) as made:
+        name = made.event_store_url.rsplit("/", 1)[1]
+        sandbox.event_store_server.execute(
+            "UPDATE log_identity SET log_id = gen_random_uuid()", name
+        )
+        made.declare()
+        yield made
+
+
+def refused(deployment: Deployment, *arguments: str) -> str:
+    """Return why a command is refused as a wrong configuration, in one line."""
+    done = deployment.run(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def ends(deployment: Deployment, service: ServiceName) -> str:
+    """Return what a worker says that ends because of its configuration."""
+    worker = deployment.start(service)
+    assert worker.process.wait(60) == 2, worker.log
+    return worker.log.splitlines()[-1]
+
+
+def checked(deployment: Deployment, service: ServiceName) -> str:
+    done = deployment.run(service, "check")
+    assert done.returncode == 1, done.stdout
+    return done.stdout
+
+
+async def test_a_second_event_store_is_refused_by_a_virtual_host_that_has_one(
+    deployment: Deployment, other: Deployment
+) -> None:
+    mixed = replace(other, rabbitmq_url=deployment.rabbitmq_url, workers=[])
+    assert ANOTHER in refused(mixed, "command_service", "topology")
+    assert ANOTHER in refused(mixed, "command_service", "migrate")
+    assert ANOTHER in ends(mixed, "command_service")
+    assert ANOTHER in checked(mixed, "command_service")
+    deployment.start("command_service").wait_ready()
+
+
+async def test_a_read_model_of_another_log_is_refused(
+    deployment: Deployment, other: Deployment
+) -> None:
+    deployment.start_both()
+    await eventually(lambda: follows_a_log(deployment))
+    deployment.close()
+    mixed = replace(other, read_model_url=deployment.read_model_url, workers=[])
+    assert ANOTHER in refused(mixed, "projection_service", "migrate")
+    assert ANOTHER in ends(mixed, "projection_service")
+    assert ANOTHER in checked(mixed, "projection_service")
+    mixed.start("command_service").wait_ready()
+    assert "leads to the log" in refused(mixed, "projection_service", "rebuild")
+    mixed.close()
+
+
+async def follows_a_log(deployment: Deployment) -> bool:
+    return bool(await fetch(deployment.read_model_url, "SELECT FROM followed_log"))
+
+
+async def test_an_event_store_at_work_is_refused_by_a_second_virtual_host(
+    sandbox: Sandbox, deployment: Deployment
+) -> None:
+    worker = deployment.start("command_service")
+    worker.wait_ready()
+    second = replace(deployment, rabbitmq_url=sandbox.broker.create_vhost("second"), workers=[])
+    try:
+        assert "at work with another virtual host" in refused(second, "command_service", "topology")
+        assert worker.stop() == 0
+        moved = second.run("command_service", "topology")
+        assert moved.returncode == 0, moved.stderr
+        second.start("command_service").wait_ready()
+        async with open_client(second.rabbitmq_url, PARTITIONS) as client:
+            assert (await client.command("GrantConsent", "p-1"))["status"] == "accepted"
+        assert "works with another virtual host" in ends(deployment, "command_service")
+    finally:
+        second.close()
+        sandbox.broker.delete_vhost("second")
+
+
+async def test_topology_again_changes_nothing_beneath_workers(deployment: Deployment) -> None:
+    deployment.start_both()
+    again = deployment.run("command_service", "topology")
+    assert again.returncode == 0, again.stderr
+    for service in ("command_service", "projection_service"):
+        found = deployment.run(service, "check")
+        assert found.returncode == 0, found.stdout
+        assert "identity: " in found.stdout
