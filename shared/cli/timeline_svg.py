@@ -112,7 +112,7 @@ def _draw_what_comes(svg: Element, timeline: Timeline, period: Period, middle: f
     begin, end = _x(timeline, timeline.axis.share(timeline.now)), float(WIDTH - RIGHT)
     ends_here = period.until is not None and period.until <= timeline.axis.end
     if ends_here and period.until:
-        end = _x(timeline, timeline.axis.share(period.until))
+        end = max(begin, _x(timeline, timeline.axis.share(period.until)))
     if timeline.shows_what_comes:
         _draw_to_come(svg, begin, end, middle)
     if ends_here:

@@ -129,7 +129,7 @@ def _draw_on(
     """Draw a period that is in force: up to now, and on to its end, or to where the axis ends."""
     first, now = at(period.granted.at), at(timeline.now)
     ends_here = period.until is not None and period.until <= timeline.axis.end
-    last = at(period.until) if ends_here and period.until else len(cells) - 1
+    last = max(now, at(period.until)) if ends_here and period.until else len(cells) - 1
     cells[first : now + 1] = [(glyphs.in_force, "green")] * (now + 1 - first)
     cells[now + 1 : last + 1] = [(glyphs.to_come, "green")] * (last - now)
     cells[last] = (glyphs.end, "yellow") if ends_here else (glyphs.on, "bold green")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from shared.worker.gc_tuning import collect_seldom
-from tests.bench import append, catch_up, growth, latency, midnight, mirror, throughput
+from tests.bench import append, catch_up, checks, growth, latency, midnight, mirror, throughput
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
 from tests.bench.machine import check_durable, facts, give_memory
 from tests.bench.progress import Steps
@@ -19,6 +19,7 @@ SECTIONS = {
     "append": append.measure,
     "catch-up": catch_up.measure,
     "latency": latency.measure,
+    "checks": checks.measure,
     "growth": growth.measure,
     "midnight": midnight.measure,
     "mirror": mirror.measure,

@@ -30,6 +30,10 @@ class Sizes:
     latency_s: float
     """How long commands are sent at each rate."""
     idle_s: float
+    consents: int
+    """In the read model that questions are asked of."""
+    check_s: float
+    """How long questions are asked of each kind."""
     log_sizes: tuple[int, ...]
     stream_lengths: tuple[int, ...]
     ends: int
@@ -51,6 +55,8 @@ FULL = Sizes(
     log_events=30_000,
     latency_s=3,
     idle_s=3,
+    consents=1_000_000,
+    check_s=3,
     log_sizes=(0, 1_000_000, 5_000_000),
     stream_lengths=(10, 1_000, 50_000),
     ends=100_000,
@@ -64,6 +70,8 @@ QUICK = Sizes(
     log_events=5_000,
     latency_s=1,
     idle_s=1,
+    consents=20_000,
+    check_s=1,
     log_sizes=(0, 20_000, 100_000),
     stream_lengths=(10, 200, 2_000),
     ends=5_000,

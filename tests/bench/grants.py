@@ -38,7 +38,7 @@ class Grant:
             message_id=self.command_id,
             content_type="application/json",
             delivery_mode=PERSISTENT,
-            reply_to=reply_to,
+            reply_to=reply_to or None,
         )
         key = f"grant.{partition_of(self.patient_id, partitions)}"
         return Outgoing(names.COMMANDS, key, json.dumps(body).encode(), properties)

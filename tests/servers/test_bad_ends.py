@@ -125,6 +125,17 @@ async def test_a_longer_grant_than_is_allowed_is_refused_and_told_how_long(
             assert reply["status"] == "accepted"
 
 
+@pytest.mark.parametrize(
+    ("given", "why"), [("x", "'x' is no duration: write a number"), ("0d", "must be longer than")]
+)
+def test_a_limit_that_is_none_is_one_line_with_the_remedy(
+    running: Deployment, given: str, why: str
+) -> None:
+    done = running.run("command_service", "run", CONSENT_LONGEST_GRANT=given)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: CONSENT_LONGEST_GRANT is wrong: {why}")
+
+
 def in_days(number: int) -> str:
     return (datetime.now(UTC) + timedelta(days=number)).isoformat()
 

@@ -16,6 +16,7 @@ from command_service.domain.rejections import Rejected
 from projection_service.history_queries import Past
 from projection_service.projections.consents import NOTHING, Consent
 from projection_service.projections.fold import fold, read
+from projection_service.purge_history import purge_history
 from projection_service.read_model import ReadModel
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.commands import (
@@ -507,3 +508,25 @@ def test_an_event_that_changes_nothing_parks_nobody() -> None:
     log = [event(1, expired(BEGAN), BEGAN)]
     changes = fold([(one, read(one)) for one in log], {}, {})
     assert (changes.parked, changes.spans.begun, changes.spans.ended) == ([], [], {})
+
+
+async def test_a_purge_removes_what_has_ended_by_itself_though_that_is_not_recorded(
+    read_model_pool: Pool,
+) -> None:
+    end = BEGAN + TICK
+    ask = ConsentAsked(
+        patient_id=PATIENT, by_entity="nurse", by_id="n'1", target="exams", expires_at=end
+    )
+    log = [event(1, granted(end), BEGAN), event(2, ask, BEGAN)]
+    log.append(event(3, granted(BEGAN + FAR), BEGAN + 2 * TICK))
+    await project(read_model_pool, log, 0)
+    async with read_model_pool.acquire() as connection:
+        await connection.execute("UPDATE consent_history SET ended_version = NULL, ended_at = NULL")
+        day = timedelta(days=1)
+        counted = await purge_history(connection, day, dry_run=True)  # type: ignore[arg-type]
+        purged = await purge_history(connection, day)  # type: ignore[arg-type]
+    assert (counted.periods, counted.requests) == (purged.periods, purged.requests) == (1, 0)
+    await project(read_model_pool, [event(4, expired(end), BEGAN + 3 * TICK)], 3)
+    found = await whole(read_model_pool, limit=9)
+    assert [period.until for period in found.periods] == [BEGAN + FAR]
+    assert [request.answered for request in found.requests] == [None], "it waits for an answer"

@@ -134,6 +134,7 @@ async def some_of_everything(client: Client, patient_id: str) -> None:
     await client.command("GrantConsent", patient_id)
     await client.command("GrantConsent", patient_id)
     await client.query("ListConsents", patient_id=patient_id, min_version=1)
+    await client.query("HasConsent", patient_id=patient_id, entity_name="doctor", entity_id="d-1")
 
 
 async def test_every_query_of_the_dashboard_has_something_to_show(

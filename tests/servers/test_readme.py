@@ -20,6 +20,7 @@ from tests.support.javascript import NoNode, node_folder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRACT = (ROOT / "shared/contract/README.md").read_text(encoding="utf-8")
 PAGES = [
     ROOT / path
     for path in (
@@ -35,9 +36,9 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 LARGEST_README = 16 * 1024
 
 
-def example(name: str) -> str:
-    found = re.search(rf"<!-- test: {re.escape(name)} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found, f"README has no example {name}"
+def example(name: str, page: str = README) -> str:
+    found = re.search(rf"<!-- test: {re.escape(name)} -->\n```\w+\n(.*?)```", page, re.DOTALL)
+    assert found, f"the page has no example {name}"
     return found[1]
 
 
@@ -108,11 +109,29 @@ async def test_the_publisher_in_javascript_gets_the_same_replies(
     assert (second["status"], second["error"]) == ("rejected", "consent_already_granted")
 
 
+async def test_the_ward_list_gets_an_answer_for_each_patient(
+    running: Deployment, client: Client, tmp_path: Path
+) -> None:
+    granted = await client.command("GrantConsent", "p-1", target="exams")
+    await client.query("ListConsents", patient_id="p-1", min_version=granted["version"])
+    script = tmp_path / "ward.py"
+    script.write_text(example("ward.py"))
+    done = subprocess.run(
+        [sys.executable, script],
+        env=running.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "p-1 yes\np-2 no\n"
+
+
 async def test_the_subscriber_in_javascript_tells_of_a_request(
     running: Deployment, client: Client, amqplib: Path
 ) -> None:
     script = amqplib / "subscribe.mjs"
-    script.write_text(example("subscribe.mjs"))
+    script.write_text(example("subscribe.mjs", CONTRACT))
     out = amqplib / "out.txt"
     with out.open("w") as stream:
         process = subprocess.Popen(
@@ -176,7 +195,7 @@ def test_every_file_that_the_reading_order_names_is_there() -> None:
 def test_every_setting_of_the_workers_is_in_the_table() -> None:
     for kind in (WorkerSettings, CommandSettings, ProjectionSettings):
         for name in kind.model_fields:
-            assert f"`{name.upper()}`" in README
+            assert f"`{name.upper()}`" in TEXT
 
 
 def test_every_verb_that_the_text_names_is_one_of_make() -> None:
@@ -190,5 +209,5 @@ def test_every_verb_that_the_text_names_is_one_of_make() -> None:
 
 def test_every_command_line_that_the_text_shows_exists() -> None:
     known = [f"{verb.words} " for verb in verbs()]
-    for shown in re.findall(r"python -m \w+_service \w+", TEXT):
+    for shown in re.findall(r"python -m \w+_service [\w-]+", TEXT):
         assert any(words.startswith(f"{shown} ") for words in known), shown

@@ -70,6 +70,19 @@ async def test_what_comes_too_early_is_said_of_that_question_alone_after_one_wai
     assert responder.database.asked[PRESENT] == 1
 
 
+async def test_a_moment_that_is_not_known_any_more_is_said_of_that_question_alone(
+    responder: Responder, client: Client
+) -> None:
+    await responder.database.execute(
+        "INSERT INTO history_horizon (known_since) VALUES ('2026-06-01T00:00:00Z')"
+    )
+    asked = [question("p-1"), question("p-1", at=AT), question("p-1", at="2026-06-01T00:00:00Z")]
+    now, gone, known = (await client.reply(await ask(client, asked)))["answers"]
+    assert (now["status"], gone["error"], known["status"]) == ("ok", "validation_error", "ok")
+    assert gone["details"][0]["field"] == "at"
+    assert "known since 2026-06-01" in gone["details"][0]["message"]
+
+
 async def test_who_waits_for_very_many_patients_gives_way_to_who_waits_for_one(
     responder: Responder, client: Client
 ) -> None:
