@@ -638,9 +638,9 @@ async def test_it_fills_a_read_model_that_was_never_projected_and_the_projection
         deployment.read_model_url, "UPDATE checkpoints SET position = 9999 WHERE partition = 0"
     )
     for dry_run in (True, False):  # it is made of what the log has
-        found = await rebuilt(deployment, dry_run=dry_run)
-        assert [one.partition for one in found.set_back] == [0]
-        assert found.switched is not dry_run
+        made = await rebuilt(deployment, dry_run=dry_run)
+        assert [one.partition for one in made.set_back] == [0]
+        assert made.switched is not dry_run
     assert await read_model(deployment) == await folded_log(deployment)
 
 
