@@ -30,6 +30,7 @@ from shared.values.partition import Lease
 
 LOOKS: Final = 3
 """Another worker may have the message in hand for a moment."""
+LOOK_AGAIN_S: Final = 0.02
 READ_WITHIN_S: Final = 5.0
 READ_OFTEN: Final = 10_000
 """So often a message is read before it is written anew, far below what its queue allows."""
@@ -164,9 +165,12 @@ class Witness:
             except TimeoutError:
                 lost = f"the queue {queue} does not answer: has it a leader?"
                 raise ConnectionLost(lost) from None
-            await channel.close()  # the message goes back
+            if found.delivery_tag:  # it goes back before the next look, whoever takes that
+                await channel.basic_nack(found.delivery_tag, requeue=True)
+            await channel.close()
             if found.delivery_tag:
                 return await self._renewed(queue, found)
+            await asyncio.sleep(LOOK_AGAIN_S)
         return None
 
     async def _renewed(self, queue: str, found: AmqpMessage) -> Testimony | None:
