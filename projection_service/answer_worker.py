@@ -8,7 +8,7 @@ from projection_service.query_responder import QueryResponder
 from projection_service.read_model import ReadModel
 from shared.messages import names
 from shared.rabbitmq.consumer import Consumer
-from shared.rabbitmq.deployment_mark import check_log_mark
+from shared.rabbitmq.deployment_mark import check_log_mark, is_bound
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.oversized import LARGEST_CHECKS
 from shared.worker.session import Opened
@@ -36,7 +36,7 @@ class AnswerWorker:
         """Look whether this read model's log is the broker's; nothing is read before `read`."""
         read_model = ReadModel(opened.pool)
         log_id = await read_model.followed_log()
-        if log_id is not None:
+        if log_id is not None and await is_bound(opened.broker):
             await check_log_mark(opened.broker, log_id)
         set_backs = SetBacks(read_model, opened.readiness, partitions)
         await set_backs.look()
