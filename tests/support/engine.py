@@ -205,6 +205,5 @@ class Engine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        worker = Worker(service, process, port, log_file)  # type: ignore[arg-type] # by its name
-        worker.wait_ready()
-        return worker
+        # As the engine does, it does not wait: after a restore a worker may not be ready for long.
+        return Worker(service, process, port, log_file)  # type: ignore[arg-type] # by its name
