@@ -73,11 +73,14 @@ class Cluster(Broker):
         return found
 
     def is_whole(self, vhost: str) -> bool:
-        """Whether every quorum queue has a leader, and a replica on every node that is up."""
+        """Whether every queue of ours has a leader, and a replica on each node.
+
+        Not those of others, declared a moment before: RabbitMQ 3.10, killed, forgets such.
+        """
         return all(
             queue.get("leader") and len(queue.get("online", ())) == len(self.nodes)
             for queue in self.queues(vhost)
-            if queue["type"] == "quorum"
+            if queue["name"].startswith("consent.")
         )
 
 

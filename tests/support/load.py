@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -67,20 +65,11 @@ class Load:
         self.deployment = deployment
         self.ends = asyncio.Event()
         self.lanes = list(_lanes(deployment.partitions, lanes_each))
-        self.longest_pause: dict[int, float] = {}
-        """For each partition, the longest time without an answer so far."""
-        self._answered_at: dict[int, float] = {}
         self._answers: Counter[int] = Counter()
 
     def answered(self, patient_id: str) -> None:
         """Note an answer."""
-        partition, now = partition_of(patient_id, self.deployment.partitions), monotonic()
-        pause = now - self._answered_at.get(partition, now)
-        self.longest_pause[partition] = max(self.longest_pause.get(partition, 0.0), pause)
-        if pause > 1:
-            print(f"pause {partition} {pause:.1f}")
-        self._answered_at[partition] = now
-        self._answers[partition] += 1
+        self._answers[partition_of(patient_id, self.deployment.partitions)] += 1
 
     async def goes_on(self, within: float = 60.0) -> None:
         """Return when every partition has answered what was sent from now on.
@@ -97,10 +86,6 @@ class Load:
             return all(self._answers[number] >= least for number, least in wanted.items())
 
         await eventually(all_answer, within=within)
-
-    def forget_pauses(self) -> None:
-        """Measure anew."""
-        self.longest_pause.clear()
 
     async def end(self) -> None:
         """Compare what was answered with the log, the read model and what a subscriber got."""
@@ -175,11 +160,8 @@ async def under_load(deployment: Deployment, *, lanes_each: int = 3) -> AsyncIte
             for number, lane in enumerate(load.lanes)
         ]
         await load.goes_on()
-        load.forget_pauses()
         yield load
         await load.goes_on()
-        if os.environ.get("SHOW_PAUSES"):
-            print(load.longest_pause)
         load.ends.set()
         await asyncio.gather(*sending)
     await load.end()
