@@ -12,7 +12,7 @@ FUNCTIONS: Final = ("clock_timestamp", "statement_timestamp", "now")
 class DatabaseClock:
     """What PostgreSQL's functions tell in a database; to be made before anybody works there.
 
-    They are replaced by others of the same names, which add what a table holds.
+    They give their names to others, which add what a table holds.
     """
 
     def __init__(self, connection: asyncpg.Connection) -> None:
@@ -25,13 +25,10 @@ class DatabaseClock:
         await connection.execute("CREATE TABLE clock (name text PRIMARY KEY, ahead interval)")
         for name in FUNCTIONS:
             await connection.execute(f"INSERT INTO clock VALUES ('{name}', '0')")  # noqa: S608
+            await connection.execute(f"ALTER FUNCTION pg_catalog.{name}() RENAME TO true_{name}")
             await connection.execute(
-                f"CREATE FUNCTION true_{name}() RETURNS timestamptz LANGUAGE internal AS '{name}'"
-            )
-            await connection.execute(
-                f"CREATE OR REPLACE FUNCTION pg_catalog.{name}() RETURNS timestamptz "  # noqa: S608
-                f"LANGUAGE sql AS 'SELECT public.true_{name}() + ahead FROM public.clock "
-                f"WHERE name = ''{name}'''"
+                f"CREATE FUNCTION pg_catalog.{name}() RETURNS timestamptz LANGUAGE sql "  # noqa: S608
+                f"AS $$ SELECT true_{name}() + ahead FROM public.clock WHERE name = '{name}' $$"
             )
         return cls(connection)
 
