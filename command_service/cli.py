@@ -18,7 +18,12 @@ from command_service.broker_users.private_file import write_private
 from command_service.log_identity.accept_log import accept_log
 from command_service.log_identity.check_log import look_at_log
 from command_service.log_identity.deployment import declare_deployment, refuse_another_deployment
-from command_service.settings import CommandSettings, EventStoreSettings, TopologySettings
+from command_service.settings import (
+    AcceptLogSettings,
+    CommandSettings,
+    EventStoreSettings,
+    TopologySettings,
+)
 from command_service.store.purge_receipts import PurgedReceipts, purge_receipts
 from command_service.worker import service
 from shared.cli.check import Management, management_option, tell
@@ -38,6 +43,7 @@ from shared.messages import names
 from shared.postgres.database import connect_once
 from shared.postgres.retention import read_age
 from shared.rabbitmq.connection import virtual_host
+from shared.rabbitmq.deployment_mark import BIND_IT
 from shared.rabbitmq.policies import policy_warnings
 from shared.settings import ClientSettings, read_settings
 
@@ -73,12 +79,14 @@ def topology(management: Management = None) -> None:
     """
     with clear_errors():
         settings = read_settings(TopologySettings)
-        count = asyncio.run(
+        declared = asyncio.run(
             declare_deployment(
                 settings.rabbitmq_url, settings.event_store_url, settings.consent_partitions
             )
         )
-        typer.echo(f"declared {count} exchanges, queues and bindings")
+        typer.echo(f"declared {declared.things} exchanges, queues and bindings")
+        if declared.unbound:
+            typer.echo(f"warning: {declared.unbound}: {BIND_IT}", err=True)
         if management:
             for line in asyncio.run(policy_warnings(settings, management)):
                 typer.echo(f"warning: {line}", err=True)
@@ -199,7 +207,7 @@ def accept_log_(json: AsJson = False) -> None:
     that is no more, and `python -m projection_service rebuild` makes the read model follow.
     """
     with clear_errors():
-        accepted = asyncio.run(accept_log(read_settings(TopologySettings)))
+        accepted = asyncio.run(accept_log(read_settings(AcceptLogSettings)))
     if json:
         print_json(accepted)
         return

@@ -17,8 +17,14 @@ class EventStoreSettings(PartitionSettings):
     event_store_url: PostgresUrl
 
 
-class TopologySettings(ClientSettings, EventStoreSettings):
-    """What `topology` needs: it binds a virtual host to an event store."""
+class TopologySettings(ClientSettings):
+    """What `topology` needs: it binds a virtual host to an event store, where it is told of one."""
+
+    event_store_url: PostgresUrl | None = None
+
+
+class AcceptLogSettings(ClientSettings, EventStoreSettings):
+    """What `accept-log` needs: the log, and the broker that remembers more of it."""
 
 
 class CommandSettings(WorkerSettings, EventStoreSettings):

@@ -22,6 +22,7 @@ from command_service.store.snapshot_writer import SnapshotWriter
 from shared.messages import names
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
+from shared.rabbitmq.deployment_mark import is_bound
 from shared.rabbitmq.publishing import Outlet
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.partition import Lease
@@ -57,8 +58,10 @@ class CommandWorker:
     async def open(cls, opened: Opened, settings: CommandSettings) -> "CommandWorker":
         """Open channels, and read the queues that belong to no partition."""
         broker, store = opened.broker, EventStore(opened.pool)
-        await check_deployment(opened.pool, broker)
+        if await is_bound(broker):
+            await check_deployment(opened.pool, broker)
         witness = await Witness.open(broker, store)
+        await witness.check_server(settings.consent_partitions)
         consumer = Consumer(broker, prefetch=PREFETCH)
         queries = Consumer(broker, prefetch=LOG_PREFETCH)
         OLDEST_IN_HAND.labels("commands").set_function(consumer.oldest_s)

@@ -251,14 +251,21 @@ def _plain(value: object) -> str:
 
 
 @app.command()
-def run() -> None:
+def run(
+    answers_only: Annotated[
+        bool,
+        typer.Option(
+            "--answers-only", help="Project nothing and write nothing: for a standby's URL."
+        ),
+    ] = False,
+) -> None:
     """Work until a signal says stop: the first drains, the second leaves at once.
 
     Example: python -m projection_service run
     """
     with clear_errors():
         settings = read_settings(ProjectionSettings)
-        run_worker(service(settings), settings)
+        run_worker(service(settings), settings, answers_only=answers_only)
 
 
 @app.command(epilog="Example: python -m projection_service check")

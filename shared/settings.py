@@ -15,6 +15,7 @@ from yarl import URL
 from shared.errors import SettingsError
 from shared.values.database_url import read_database_url
 from shared.values.durations import parse_duration
+from shared.values.several_hosts import one_by_one
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -34,10 +35,10 @@ EXAMPLES: Final = {
 def _url_with(*schemes: str) -> AfterValidator:
     def check(text: str) -> str:
         try:
-            url = URL(text)
+            found = [URL(url).scheme for url in one_by_one(text)]
         except ValueError:
-            url = URL()
-        if url.scheme not in schemes or not url.host:
+            found = [""]
+        if not set(found) <= set(schemes):
             raise PydanticCustomError(
                 "url", "must be a URL like {schemes}://user:password@host", {"schemes": schemes[0]}
             )

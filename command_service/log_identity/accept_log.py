@@ -5,7 +5,7 @@ from typing import Final
 
 from command_service.log_identity.deployment import check_deployment
 from command_service.log_identity.witness import Witness
-from command_service.settings import TopologySettings
+from command_service.settings import AcceptLogSettings
 from command_service.store.event_store import EventStore
 from shared.event_log.set_back import LogPlace
 from shared.postgres.connection import Connection
@@ -34,7 +34,7 @@ class Accepted:
     partitions: list[AcceptedPartition]
 
 
-async def accept_log(settings: TopologySettings) -> Accepted:
+async def accept_log(settings: AcceptLogSettings) -> Accepted:
     """Begin a new generation, and have the broker remember the log as it is.
 
     Workers begin anew with it; done again, it does no harm. Raises SettingsError and SchemaError
@@ -57,7 +57,7 @@ async def _accept(database: Connection, broker: Broker) -> Accepted:
     partitions = []
     for row in rows:
         number, position = row["partition"], row["position"]
-        before = await witness.compare(number)
+        before = await witness.compare(number, any_server=True)
         lost = max(0, before.position - position) if before else 0
         partitions.append(AcceptedPartition(number, position, lost))
         await witness.forget(number)

@@ -64,21 +64,42 @@ async def refuse_another_deployment(event_store_url: str) -> None:
         database.terminate()
 
 
-async def declare_deployment(rabbitmq_url: str, event_store_url: str, partitions: int) -> int:
-    """Declare the topology in a virtual host, and bind it to the event store.
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What `topology` has done."""
 
-    Returns how many things there are. Raises SettingsError where one of them belongs to another
-    deployment, and what `declare` raises.
+    things: int
+    unbound: str | None
+    """Why the virtual host is not bound to an event store yet."""
+
+
+async def declare_deployment(
+    rabbitmq_url: str, event_store_url: str | None, partitions: int
+) -> Declared:
+    """Declare the topology in a virtual host, and bind it to the event store, if there is one yet.
+
+    Raises SettingsError where one of them belongs to another deployment, and what `declare` raises.
     """
-    database = await connect_once(event_store_url, "command_service", name="topology")
+    async with connect(rabbitmq_url, name="topology") as broker:
+        if event_store_url is None:
+            return Declared(await upgrade(broker, partitions), "EVENT_STORE_URL is not set")
+        database = await connect_once(event_store_url, "command_service", name="topology")
+        try:
+            unbound = await _bind_to(database, broker)
+        finally:
+            database.terminate()
+        return Declared(await upgrade(broker, partitions), unbound)
+
+
+async def _bind_to(database: Queryable, broker: Broker) -> str | None:
+    """Bind the virtual host; return why that can't be done before `migrate`."""
     try:
         identity = await read_identity(database)
-        async with connect(rabbitmq_url, name="topology") as broker:
-            await mark_log(broker, identity.log_id)
-            await _bind(database, broker, identity)
-            return await upgrade(broker, partitions)
-    finally:
-        database.terminate()
+    except SchemaError as error:
+        return str(error)
+    await mark_log(broker, identity.log_id)
+    await _bind(database, broker, identity)
+    return None
 
 
 async def _bind(database: Queryable, broker: Broker, identity: Identity) -> None:

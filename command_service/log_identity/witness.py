@@ -13,10 +13,16 @@ from uuid import UUID
 import asyncpg
 from pydantic import BaseModel, ValidationError
 
-from command_service.store.event_store import EventStore
-from shared.errors import TopologyMissing
+from command_service.store.event_store import EventStore, Head
+from shared.errors import NotConnected, TopologyMissing
 from shared.errors.connection import ConnectionLost
-from shared.event_log.set_back import FIRST_GENERATION, LogPlace, SetBack, compare
+from shared.event_log.set_back import (
+    FIRST_GENERATION,
+    LogPlace,
+    SetBack,
+    compare,
+    newest_generation,
+)
 from shared.messages import names
 from shared.rabbitmq.connection import AmqpMessage, Broker, EntityNotFound, Properties
 from shared.rabbitmq.publishing import PERSISTENT, Outgoing, Outlet
@@ -24,10 +30,18 @@ from shared.values.partition import Lease
 
 LOOKS: Final = 3
 """Another worker may have the message in hand for a moment."""
+LOOK_AGAIN_S: Final = 0.02
 READ_WITHIN_S: Final = 5.0
 READ_OFTEN: Final = 10_000
 """So often a message is read before it is written anew, far below what its queue allows."""
 WRITTEN_WITHIN_S: Final = 5.0
+
+
+LEFT: Final = (
+    "the event store's server was left: another one has taken over from it, or its log was given "
+    "up: lead EVENT_STORE_URL to the right one; or take this as it is: "
+    "`python -m command_service accept-log`"
+)
 
 
 class Testimony(BaseModel):
@@ -90,8 +104,11 @@ class Witness:
             await channel.basic_ack(found.delivery_tag)
         await self._broker.close_channel(channel)
 
-    async def compare(self, partition: int) -> SetBack | None:
-        """Compare a partition's log with what was remembered; None where it has that."""
+    async def compare(self, partition: int, *, any_server: bool = False) -> SetBack | None:
+        """Compare a partition's log with what was remembered; None where it has that.
+
+        Raises NotConnected on a server that another has taken over from, unless that is no matter.
+        """
         told = await self._read(partition)
         head = await self._store.read_head(partition)
         if told is None or told.log != head.log_id:
@@ -99,17 +116,31 @@ class Witness:
         event_id = await self._event_id(partition, told.position)
         taken = LogPlace(told.position, told.event_id, told.generation)
         found = compare(partition, taken, head.position, head.generations, event_id)
-        if found is None and await self._is_left(told):
-            return SetBack(partition, told.position, head.position, None)
+        if not any_server and await self._is_left(told, head):
+            raise NotConnected(LEFT)
         return found
+
+    async def check_server(self, partitions: int) -> None:
+        """Raise NotConnected on a server that another has taken over from: it may not even be read.
+
+        Others would compare what they took with a log that is not the right one any more.
+        """
+        for partition in range(partitions):
+            told = await self._read(partition)
+            if told is not None:
+                head = await self._store.read_head(partition)
+                if told.log == head.log_id and await self._is_left(told, head):
+                    raise NotConnected(LEFT)
 
     async def _event_id(self, partition: int, position: int) -> str | None:
         events = await self._store.read_log(partition, max(0, position - 1), 1)
         there = events[0] if events and events[0].position == position else None
         return str(there.event_id) if there else None
 
-    async def _is_left(self, told: Testimony) -> bool:
-        """Whether this is a server that another has taken over from."""
+    async def _is_left(self, told: Testimony, head: Head) -> bool:
+        """Whether this is a server that another has taken over from, or a log that was given up."""
+        if (told.generation or FIRST_GENERATION) > newest_generation(head.generations):
+            return True
         server, timeline = self._server = await self._read_server()
         if server is None or timeline is None or told.timeline is None:
             return False
@@ -134,9 +165,12 @@ class Witness:
             except TimeoutError:
                 lost = f"the queue {queue} does not answer: has it a leader?"
                 raise ConnectionLost(lost) from None
-            await channel.close()  # the message goes back
+            if found.delivery_tag:  # it goes back before the next look, whoever takes that
+                await channel.basic_nack(found.delivery_tag, requeue=True)
+            await channel.close()
             if found.delivery_tag:
                 return await self._renewed(queue, found)
+            await asyncio.sleep(LOOK_AGAIN_S)
         return None
 
     async def _renewed(self, queue: str, found: AmqpMessage) -> Testimony | None:

@@ -55,6 +55,10 @@ class Matter(NamedTuple):
     kind: Kind
 
 
+Whose = tuple[str, Entity, str, RecordType]
+"""A matter of either kind."""
+
+
 @dataclass(slots=True)
 class Span:
     """A period or a request."""
@@ -92,35 +96,42 @@ class Spans:
         whose end has not come.
         """
         target = event.target
-        period = Matter(patient_id, *event.grantee, target, "period")
-        request = period._replace(kind="request")
+        whose = (patient_id, *event.grantee, target)
         match event:
             case ConsentAsked():
-                self._begin(request, change, event.expires_at)
+                self._begin(Matter(*whose, "request"), change, event.expires_at)
             case ConsentGranted():
                 if target not in before.permissions or event.expires_at != before.ends.get(target):
-                    self._close(period, _ending(before, target, change, "extended"), stored, before)
-                    self._begin(period, change, event.expires_at)
-                self._answer(request, Ending(change), stored, before)
+                    self._close(whose, change, "extended", stored, before)
+                    self._begin(Matter(*whose, "period"), change, event.expires_at)
+                self._answer(whose, change, None, stored, before)
             case ConsentRevoked():
-                self._close(period, _ending(before, target, change), stored, before)
+                self._close(whose, change, None, stored, before)
             case ConsentExpired():
                 if before.ends.get(target) == event.expires_at:
-                    self._close(period, _ending(before, target, change, "expired"), stored, before)
+                    self._close(whose, change, "expired", stored, before)
             case ConsentDenied():
-                self._answer(request, Ending(change, "denied"), stored, before)
+                self._answer(whose, change, "denied", stored, before)
             case RequestWithdrawn():
-                self._answer(request, Ending(change, "withdrawn"), stored, before)
+                self._answer(whose, change, "withdrawn", stored, before)
             case _:
                 assert_never(event)
 
-    def _close(self, period: Matter, ending: Ending, stored: Consent, before: Consent) -> None:
-        if period.record_type in before.permissions:
-            self._end(period, ending, period.record_type in stored.permissions)
+    def _close(
+        self, whose: Whose, change: Cause, how: How | None, stored: Consent, before: Consent
+    ) -> None:
+        record_type = whose[-1]
+        if record_type in before.permissions:
+            ending = _ending(before, record_type, change, how)
+            self._end(Matter(*whose, "period"), ending, record_type in stored.permissions)
 
-    def _answer(self, request: Matter, ending: Ending, stored: Consent, before: Consent) -> None:
-        if request.record_type in before.requested:
-            self._end(request, ending, request.record_type in stored.requested)
+    def _answer(
+        self, whose: Whose, change: Cause, how: How | None, stored: Consent, before: Consent
+    ) -> None:
+        record_type = whose[-1]
+        if record_type in before.requested:
+            matter = Matter(*whose, "request")
+            self._end(matter, Ending(change, how), record_type in stored.requested)
 
     def _begin(self, matter: Matter, change: Cause, expires_at: datetime | None) -> None:
         span = Span(matter, change, expires_at=expires_at)
@@ -134,7 +145,7 @@ class Spans:
             self.ended.setdefault(matter, ending)
 
 
-def _ending(consent: Consent, target: RecordType, change: Cause, how: How | None = None) -> Ending:
+def _ending(consent: Consent, target: RecordType, change: Cause, how: How | None) -> Ending:
     """Say how a period ends: by itself, where its end had come before the change was recorded."""
     end = consent.ends.get(target)
     if end is None or change.at < end:

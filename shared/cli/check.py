@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -21,6 +22,7 @@ from shared.cli.terminal import can_show, shown
 from shared.errors import SettingsError
 from shared.settings import secret
 from shared.values.database_url import place_of
+from shared.values.several_hosts import one_by_one, place_of_broker
 
 _URL_SETTING: Final = "RABBITMQ_MANAGEMENT_URL"
 _PASSWORD: Final = "RABBITMQ_MANAGEMENT_PASSWORD"  # noqa: S105 - a variable's name
@@ -33,7 +35,7 @@ def _with_password(
     if text is None and (text := _secret(_URL_SETTING)) is None:
         return None
     try:
-        url = URL(text)
+        url = URL(one_by_one(text)[0])
     except ValueError as error:
         raise typer.BadParameter(f"it is no URL ({error})") from None
     given = context.get_parameter_source(parameter.name or "")
@@ -46,7 +48,8 @@ def _with_password(
     password = _secret(_PASSWORD)
     if url.user is None or url.password is not None or password is None:
         return text
-    return str(url.with_password(password))
+    user, at, hosts = text.rpartition("@")
+    return f"{user}:{quote(password, safe='')}{at}{hosts}"
 
 
 def _secret(name: str) -> str | None:
@@ -70,7 +73,6 @@ def management_option(purpose: str) -> Any:  # noqa: ANN401 - what typer makes o
 Management = Annotated[
     str | None, management_option("to compare bindings, and look for harmful policies")
 ]
-AMQP_PORT: Final = 5672
 MARKS: Final = ("✓", "✗")
 ASCII_MARKS: Final = ("ok", "NO")
 """For a terminal whose encoding lacks the others."""
@@ -114,8 +116,7 @@ async def _findings(needs: Needs, management: str | None) -> AsyncIterator[Findi
 
 def _servers_meant(needs: Needs) -> Iterator[str]:
     """Say which servers are meant, without users and passwords."""
-    broker = URL(needs.settings.rabbitmq_url)
-    yield f"broker {broker.host}:{broker.port or AMQP_PORT}{broker.path}"
+    yield f"broker {place_of_broker(needs.settings.rabbitmq_url)}"
     yield f"database {place_of(needs.database_url)}"
     yield f"{needs.settings.consent_partitions} partitions"
 

@@ -17,9 +17,9 @@ from rich.table import Table
 from shared.cli.check_lines import check_lines, open_lines, read_lines
 from shared.cli.ends import For, Until, end_of, local
 from shared.cli.terminal import Program, shown, shown_json, tell_version
-from shared.cli.timeline import lay_out
-from shared.cli.timeline_svg import picture
-from shared.cli.timeline_text import ASCII, UNICODE, draw
+from shared.cli.timeline.layout import lay_out
+from shared.cli.timeline.svg import picture
+from shared.cli.timeline.text import ASCII, UNICODE, draw
 from shared.cli.watch import read_positions, subject_of
 from shared.cli.watch import watch as watch_events
 from shared.client.client import ConsentClient

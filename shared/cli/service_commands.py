@@ -24,6 +24,7 @@ from shared.telemetry.readiness import Readiness
 from shared.telemetry.standard_streams import guard_standard_streams
 from shared.telemetry.tracing import tracing
 from shared.values.legible import visible
+from shared.worker.answering import run_answering_session
 from shared.worker.monitor import Monitor
 from shared.worker.process import run_process
 from shared.worker.session import Service, run_session
@@ -110,7 +111,7 @@ def migrate_database(url: str, service: str, partitions: int, worker_role: str |
     typer.echo(f"applied {', '.join(applied)}" if applied else "nothing to apply")
 
 
-def run_worker(service: Service, settings: WorkerSettings) -> None:
+def run_worker(service: Service, settings: WorkerSettings, *, answers_only: bool = False) -> None:
     """Run a worker process to its end."""
     bound_headers()
     stream = guard_standard_streams()
@@ -123,10 +124,11 @@ def run_worker(service: Service, settings: WorkerSettings) -> None:
     tell_build(service.package)
     LOG_LINES_DROPPED.set_function(lambda: stream.dropped)
     readiness = Readiness()
+    session = run_answering_session if answers_only else run_session
     observer = Monitor(service.package, service.database_url, settings, readiness, service.probe)
     with tracing(service.package, settings.worker_id):
         run_process(
-            lambda stop: run_session(service, settings, readiness, stop),
+            lambda stop: session(service, settings, readiness, stop),
             settings,
             readiness,
             observer,

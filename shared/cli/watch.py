@@ -27,6 +27,7 @@ from shared.rabbitmq.connection import connect
 from shared.settings import ClientSettings
 from shared.telemetry.standard_streams import output_is_read
 from shared.values.partition import partition_of
+from shared.values.several_hosts import one_by_one
 
 STYLES: Final = {
     "asked": ("yellow", "asked by"),
@@ -100,7 +101,7 @@ def read_positions(text: str) -> dict[int, int]:
 
 def _queue_of_its_own(url: str) -> str:
     """Name a queue that the permissions of a subscriber allow: it bears the user's name."""
-    return f"{URL(url).user or 'guest'}.watch.{secrets.token_hex(4)}"
+    return f"{URL(one_by_one(url)[0]).user or 'guest'}.watch.{secrets.token_hex(4)}"
 
 
 def _patterns_of(patient_id: str | None, partitions: int) -> Sequence[str]:

@@ -20,8 +20,9 @@ WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name)
 \gexec
 ALTER ROLE consent_owner PASSWORD :'owner_password';
 ALTER ROLE consent_worker PASSWORD :'worker_password';
-SELECT 'GRANT consent_owner TO CURRENT_USER'
-WHERE NOT pg_has_role('consent_owner', 'MEMBER')
+SELECT 'GRANT consent_owner TO CURRENT_USER' -- who made a role is not yet one that may act as it
+FROM pg_roles
+WHERE rolname = current_user AND NOT rolsuper
 \gexec
 ALTER DATABASE :"DBNAME" OWNER TO consent_owner;
 SQL

@@ -20,7 +20,7 @@ from shared.messages import names
 from shared.messages.commands import COMMANDS
 from shared.messages.events import EVENTS
 from shared.rabbitmq.topology import EXCHANGES, queues
-from shared.values.oversized import LARGEST_ANSWER, LARGEST_REQUEST
+from shared.values.oversized import LARGEST_ANSWER, LARGEST_CHECKS, LARGEST_REQUEST
 from shared.values.vocabulary import ENTITIES, RECORD_TYPES
 
 SCHEMAS: Final = "#/components/schemas/"
@@ -33,7 +33,8 @@ ABOUT: Final = f"""May this person see this patient's records?
 Commands, queries and events travel over RabbitMQ, by AMQP 0-9-1, as JSON in UTF-8.
 `x-amqp-properties` is the JSON Schema of a message's AMQP properties.
 A received message may have no unknown field, and none twice; of a sent one, ignore what you don't
-know. A command or query has at most {LARGEST_REQUEST:,} bytes, an answer {LARGEST_ANSWER:,}.
+know. A command or query has at most {LARGEST_REQUEST:,} bytes, a CheckConsents and its answer
+{LARGEST_CHECKS:,}, any other answer {LARGEST_ANSWER:,}.
 `x-topology` lists exchanges, queues and bindings; queues that end in .0 exist for each partition.
 """
 PARTITION: Final = {

@@ -271,6 +271,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "status": "ok",
         "events": [_CONSENT_ASKED, _CONSENT_GRANTED],
         "head": 42,
+        "log": "0d9d5a0e-5f0c-4c7e-9d1d-0f1f7a1c9b53",
     },
     "QueryFailed": {
         "status": "error",

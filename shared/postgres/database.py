@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
-from pogo_core.migration import Migration, topological_sort
+from pogo_core.migration import Migration, read_sql_migration, topological_sort
 
 from shared.errors import NotConnected, SchemaError, SettingsError
 from shared.errors.connection import DATABASES, SOME_DATABASE
@@ -19,6 +19,9 @@ from shared.postgres.surroundings import check_surroundings
 
 MIGRATION_LOCK: Final = 0xC045E47
 """One number for everybody who migrates a consent database, so that they wait for each other."""
+STATEMENTS: Final = 5
+"""Where the library's reader of a migration returns those that apply it."""
+BESIDE_WORK: Final = "CONCURRENTLY "
 LOOK_AGAIN_S: Final = 0.2
 COMMAND_TIMEOUT_S: Final = 30
 
@@ -195,8 +198,8 @@ async def _recorded(connection: Queryable) -> set[str]:
 async def copy_schema(connection: Connection, package: str, partitions: int) -> None:
     """Make the package's tables, empty, in the first schema of the connection's search path.
 
-    They are made as `migrate` makes them, so that names, indexes and storage are the same;
-    nothing of it is recorded.
+    They are made as `migrate` makes them, so that names, indexes and storage are the same, but for
+    waiting for others, since nobody uses them yet; nothing of it is recorded.
     """
     with as_file(files("shared.postgres")) as shared, as_file(files(package)) as own:
         paths = [*(shared / "migrations").glob("*.sql"), *(own / "migrations").glob("*.sql")]
@@ -204,7 +207,8 @@ async def copy_schema(connection: Connection, package: str, partitions: int) -> 
         for migration in migrations:
             migration.load()
         for migration in topological_sort(migrations):
-            await migration.apply(connection)
+            for sql in read_sql_migration(migration.path)[STATEMENTS]:
+                await connection.execute(sql.replace(BESIDE_WORK, ""))
     await connection.execute(_MAKE_PARTITIONS, partitions)
 
 

@@ -18,8 +18,10 @@ _NOT_KEPT: Final = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePrepa
 _READ_SURROUNDINGS = statement("shared.postgres", "read_surroundings")
 
 
-async def check_surroundings(session: Session, url: str, server: Server) -> asyncpg.Record:
-    """Return what the session was given.
+async def check_surroundings(
+    session: Session, url: str, server: Server, *, writes: bool = True
+) -> asyncpg.Record:
+    """Return what the session was given; without `writes`, a standby will do.
 
     Raises SettingsError where nothing can work until an operator mends it, NotConnected where
     the server takes no writes: that may pass.
@@ -32,7 +34,7 @@ async def check_surroundings(session: Session, url: str, server: Server) -> asyn
         raise SettingsError(_shared(server)) from None
     if found["encoding"] not in ENCODINGS:
         raise SettingsError(_encoded(server, found["encoding"]))
-    if found["is_read_only"]:
+    if writes and found["is_read_only"]:
         raise NotConnected(
             f"read-only: {server.name} takes no writes, as a standby does: put the primary into "
             f"{server.setting}, or all hosts and target_session_attrs=read-write"

@@ -6,8 +6,11 @@ is not mended in place: whoever used it lets go of all that was in hand and begi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from random import sample
+from time import monotonic
 from typing import Final
 
 import aio_pika
@@ -20,9 +23,10 @@ from pamqp.commands import Basic
 from yarl import URL
 
 from shared.errors import NotConnected
-from shared.errors.connection import BROKER, ConnectionLost, explained
+from shared.errors.connection import BROKER, BROKER_ERRORS, ConnectionLost, explained
 from shared.rabbitmq.alarms.alarm import Alarm
 from shared.rabbitmq.lenient_decoding import read_odd_properties
+from shared.values.several_hosts import one_by_one
 
 Channel = aiormq.Channel
 AmqpMessage = DeliveredMessage
@@ -34,8 +38,12 @@ PreconditionFailed = aiormq.exceptions.ChannelPreconditionFailed
 ResourceLocked = aiormq.exceptions.ChannelLockedResource
 """Why a broker closes a channel, by AMQP's own names: 404, 403, 406, 405."""
 
-HEARTBEAT_S: Final = 5
+HEARTBEAT_S: Final = 3
 CONNECT_TIMEOUT_S: Final = 10
+NEXT_HOST_AFTER_S: Final = 3
+"""How long a host of several may take to answer, before the next one is tried."""
+SHUNNED_S: Final = 60.0
+"""How long a host that failed is tried after all others."""
 CLOSE_TIMEOUT_S: Final = 3
 """A broker that reads nothing does not answer a good-bye either."""
 
@@ -106,7 +114,7 @@ def closing_reason(closing: "asyncio.Future[object]") -> BaseException | None:
 
 def virtual_host(url: str) -> str:
     """Read the virtual host off a URL, as aiormq does."""
-    return URL(url).path[1:].replace("%2F", "/") or "/"
+    return URL(one_by_one(url)[0]).path[1:].replace("%2F", "/") or "/"
 
 
 def _refuse_unverified(url: URL) -> None:
@@ -145,6 +153,8 @@ class _Connection(aio_pika.Connection):
 async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> AsyncIterator[Broker]:
     """Connect under a name that operators see in the broker's list of connections.
 
+    Of several hosts the next one is tried where one does not answer, the last to fail at the end.
+
     Whichever side hears nothing for three heartbeats takes the other for dead.
     Raises NotConnected where the URL must be mended.
     """
@@ -155,22 +165,63 @@ async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> Asy
 
 @asynccontextmanager
 async def _connected(url: str, name: str, heartbeat_s: int) -> AsyncIterator[Broker]:
-    _refuse_unverified(URL(url))
     read_odd_properties()
-    address = URL(url).update_query({"name": name, "heartbeat": str(heartbeat_s)})
-    with explained(BROKER):
-        connection = await aio_pika.connect(
-            address, timeout=CONNECT_TIMEOUT_S, connection_class=_Connection
-        )
+    host, connection = await _dial(url, {"name": name, "heartbeat": str(heartbeat_s)})
+    losing: asyncio.Future[object] | None = None
     try:
         transport = connection.transport
         if transport is None:
             raise ConnectionLost("the connection closed while it was opened")
+        losing = transport.connection.closing
+        losing.add_done_callback(partial(_ended, host))
         yield Broker(transport.connection)
     finally:
+        if losing is not None:
+            losing.cancel()  # this observer alone
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await connection.close()
+
+
+_failed_at: Final[dict[str, float]] = {}
+"""When a host of several last failed, by the monotonic clock."""
+
+
+def _ended(host: str, losing: "asyncio.Future[object]") -> None:
+    if not losing.cancelled():
+        _failed_at[host] = monotonic()
+
+
+def _best_first(hosts: Sequence[str]) -> list[str]:
+    """Sort out who failed lately; chance spreads the connections over the others."""
+    now = monotonic()
+
+    def failed_at(host: str) -> float:
+        at = _failed_at.get(host, 0.0)
+        return at if now - at < SHUNNED_S else 0.0
+
+    return sorted(sample(hosts, len(hosts)), key=failed_at)
+
+
+async def _dial(
+    url: str, parameters: Mapping[str, str]
+) -> tuple[str, aio_pika.abc.AbstractConnection]:
+    """Connect to one of the hosts; raises what the last one said, or what an operator can mend."""
+    told: list[BaseException] = []
+    *first, last = _best_first(one_by_one(url))
+    for host in (*first, last):
+        _refuse_unverified(URL(host))
+        seconds = NEXT_HOST_AFTER_S if host in first else CONNECT_TIMEOUT_S
+        try:
+            with explained(BROKER):
+                address = URL(host).update_query(parameters)
+                return host, await aio_pika.connect(
+                    address, timeout=seconds, connection_class=_Connection
+                )
+        except BROKER_ERRORS as error:
+            _failed_at[host] = monotonic()
+            told.append(error)
+    raise next((error for error in told if isinstance(error, NotConnected)), told[-1])
 
 
 async def consume(

@@ -9,6 +9,8 @@ from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
+import structlog
+
 from shared.errors import NotConnected, SettingsError, TopologyMissing
 from shared.errors.connection import BROKER_ERRORS
 from shared.messages import names
@@ -16,6 +18,12 @@ from shared.rabbitmq.connection import Broker, EntityNotFound, PreconditionFaile
 from shared.settings import ClientSettings, read_settings
 
 KIND: Final = "fanout"
+BIND_IT: Final = (
+    "run `python -m command_service topology` with EVENT_STORE_URL, after `migrate`: until then "
+    "nobody notices a second deployment in this virtual host"
+)
+
+log = structlog.get_logger()
 
 
 async def mark_log(broker: Broker, log_id: UUID) -> None:
@@ -52,6 +60,14 @@ async def is_marked(broker: Broker, mark: str) -> bool:
         return False
     await channel.close()
     return True
+
+
+async def is_bound(broker: Broker) -> bool:
+    """Whether the virtual host belongs to some log; says so where `topology` was told of none."""
+    bound = await is_marked(broker, names.DEPLOYMENT)
+    if not bound:
+        log.warning("deployment.unbound", remedy=BIND_IT)
+    return bound
 
 
 async def check_marks(broker: Broker, log_id: UUID, virtual_host: UUID | None) -> None:

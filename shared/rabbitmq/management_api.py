@@ -1,6 +1,7 @@
 """Reads a virtual host's topology from RabbitMQ's management API, which alone tells bindings."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -9,6 +10,7 @@ import aiohttp
 from yarl import URL
 
 from shared.rabbitmq.topology import SPREAD, Exchange, Queue
+from shared.values.several_hosts import one_by_one
 
 ANSWER_WITHIN: Final = aiohttp.ClientTimeout(total=20)
 Thing = dict[str, Any]
@@ -157,6 +159,15 @@ def _smaller(left: int | None, right: int | None) -> int | None:
 
 
 async def _read(url: str, path: str) -> list[Thing]:
+    """Ask one host after the other, until one answers; raises what the last one said."""
+    *first, last = one_by_one(url)
+    for host in first:
+        with suppress(NotManaged):
+            return await _read_host(host, path)
+    return await _read_host(last, path)
+
+
+async def _read_host(url: str, path: str) -> list[Thing]:
     address = URL(url)
     login = aiohttp.encode_basic_auth(address.user or "", address.password or "")
     target = URL(f"{address.with_user(None)}".rstrip("/") + f"/api/{path}", encoded=True)

@@ -113,7 +113,7 @@ def query_queue() -> dict[str, Any]:
 
 def _witness() -> dict[str, Any]:
     """One message, in place of which the next one comes; it is read and put back."""
-    return {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT, "x-max-length": 1}
+    return {"x-queue-type": "quorum", **SPREAD, "x-delivery-limit": NO_LIMIT, "x-max-length": 1}
 
 
 def queues(partitions: int) -> Iterator[Queue]:

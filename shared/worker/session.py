@@ -51,6 +51,8 @@ class Service:
     probe: Probe
     database_settings: Mapping[str, str] = field(default_factory=dict)
     """PostgreSQL's own, for the sessions in which the work is done; leases are kept in another."""
+    make_answerer: Callable[["Opened"], Awaitable["Answerer"]] | None = None
+    """Makes what answers and does nothing else, where the service answers."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,19 @@ class Opened:
     may_write: Callable[[], bool]
     """Whether the leases still hold by this machine's clock."""
     readiness: Readiness
+
+
+class Answerer(Protocol):
+    """What answers, and does nothing else."""
+
+    async def read(self) -> None:
+        """Begin to read what is asked."""
+
+    def loops(self) -> Sequence[Coroutine[None, None, None]]:
+        """What runs as long as the session does."""
+
+    async def close(self) -> None:
+        """Finish what is in hand."""
 
 
 class Worker(Protocol):
@@ -224,7 +239,7 @@ class _Session:
     async def _run_until_drained(self, broker: Broker, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             loops = (*self._worker.loops(), broker.wait_lost(), self._keeper.run())
-            tasks = [group.create_task(_looping(loop)) for loop in loops]
+            tasks = [group.create_task(looping(loop)) for loop in loops]
             await self._keeper.first_round.wait()
             self._readiness.is_ready()
             log.info("session.started", owner=self._owner, partitions=len(self._keeper.owned))
@@ -236,7 +251,7 @@ class _Session:
                 task.cancel()
 
 
-async def _looping(loop: Coroutine[None, None, None]) -> None:
+async def looping(loop: Coroutine[None, None, None]) -> None:
     """Run a loop; to a group of tasks one that a library cancelled is no failure, and it is."""
     with only_our_cancellation():
         await loop

@@ -26,6 +26,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from command_service import worker as command_worker
+from projection_service import answer_worker
 from projection_service import worker as projection_worker
 from shared.messages import names
 from shared.messages.cloud_event import CONTENT_TYPE
@@ -201,7 +202,7 @@ def acknowledge_all(total: Total) -> None:
 async def _echo() -> None:
     async with connect(os.environ["RABBITMQ_URL"], name="bare echo") as broker:
         inbox, replies = Inbox(), await broker.channel()
-        await inbox.read(broker, 0, names.CHECKS, projection_worker.CHECK_PREFETCH)
+        await inbox.read(broker, 0, names.CHECKS, answer_worker.CHECK_PREFETCH)
         typer.echo("ready")
         while True:
             batch = await inbox.take()

@@ -18,6 +18,7 @@ from tests.chaos.plan import DECK
 from tests.chaos.report import show
 from tests.chaos.round import Result, Settings, play
 from tests.sandbox import ServerDidNotStart, open_sandbox
+from tests.sandbox.clustered import open_clustered
 from tests.support.deployment import Deployment, WorkerDidNotStart, open_deployment
 
 TELL_EVERY_S = 15.0
@@ -28,6 +29,12 @@ Partitions = Annotated[int, typer.Option(help="Partitions of the deployment.")]
 Rate = Annotated[float, typer.Option(help="Commands a second, beside bursts.")]
 Hot = Annotated[int, typer.Option(help="Patients at a time who get many commands.")]
 Others = Annotated[int, typer.Option(help="Patients who share the rest.")]
+OnCluster = Annotated[
+    bool,
+    typer.Option(
+        "--cluster", help="Three nodes of the broker, and a synchronous standby of each database."
+    ),
+]
 Only = Annotated[list[str] | None, typer.Option(help=f"A kind of fault: {', '.join(DECK)}.")]
 
 app = typer.Typer(add_completion=False)
@@ -43,6 +50,7 @@ def main(
     hot: Hot = 10,
     others: Others = 3000,
     only: Only = None,
+    cluster: OnCluster = False,
 ) -> None:
     """Break everything that may break while commands come in, heal it, and check what is left.
 
@@ -54,7 +62,9 @@ def main(
     kinds = tuple(only or ())
     if unknown := set(kinds) - DECK.keys():
         raise typer.BadParameter(f"there is no fault of the kind {', '.join(sorted(unknown))}")
-    settings = Settings(seconds, seed, partitions, rate, hot=hot, others=others, only=kinds)
+    settings = Settings(
+        seconds, seed, partitions, rate, hot=hot, others=others, only=kinds, cluster=cluster
+    )
     try:
         found = _play(settings)
     except (WorkerDidNotStart, ServerDidNotStart) as error:
@@ -65,9 +75,9 @@ def main(
 
 def _play(settings: Settings) -> bool:
     with Teller() as teller:
-        teller.tell("starting two databases and a broker")
+        teller.tell("starting the databases and the broker")
         with (
-            open_sandbox(durable=True) as sandbox,
+            open_clustered() if settings.cluster else open_sandbox(durable=True) as sandbox,
             open_deployment(sandbox, "chaos", partitions=settings.partitions) as deployment,
         ):
             result = play(settings, sandbox, deployment, teller.tell)
@@ -94,6 +104,7 @@ def _show_logs(result: Result, kept: Path | None) -> None:
         typer.echo(f"The workers' logs and the evidence are in {kept}; play it again with:")
         settings = result.settings
         only = "".join(f" --only {kind}" for kind in settings.only)
+        only += " --cluster" if settings.cluster else ""
         again = f"--seed {settings.seed} --seconds {settings.seconds:.0f}{only}"
         typer.echo(f"  make chaos ARGS='{again}'")
 

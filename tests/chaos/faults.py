@@ -8,23 +8,28 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from tests.chaos.evidence import Span
-from tests.chaos.links import Direction, Disorder, Link
+from tests.chaos.links import Direction, Disorder, Wire
 from tests.chaos.neighbours import Neighbours
-from tests.chaos.plan import LATE_S, NEIGHBOURS, OVER_AFTER_S, SENDERS, Fault
+from tests.chaos.plan import LATE_S, LEASE_S, NEIGHBOURS, OVER_AFTER_S, SENDERS, Fault
 from tests.chaos.takeovers import Takeovers
 from tests.sandbox import Sandbox
-from tests.sandbox.servers import NOT_YET, Broker, DatabaseServer, Server
+from tests.sandbox.cluster import Cluster
+from tests.sandbox.pair import Pair
+from tests.sandbox.servers import NOT_YET, Broker, BrokerRefused, DatabaseServer, Server
 from tests.support.deployment import Deployment, ServiceName, Worker
 from tests.support.eventually import eventually
 
 MUTE_BEFORE_END_S = 1.2
 BEGINS_WITHIN_S = 4.0
 STOPPED_WITHIN_S = 60.0
+WHOLE_WITHIN_S = 60.0
+VHOST = "chaos"
 HURRIED = 3
 """Exit code of a worker that left before it was drained."""
 GOOD_EXITS = (0, HURRIED)
@@ -56,8 +61,8 @@ class Slot:
     name: str
     service: ServiceName
     deployment: Deployment
-    broker: Link
-    database: Link
+    broker: Wire
+    database: Wire
     worker: Worker = field(init=False)
     strange_ends: list[str] = field(default_factory=list)
     left: int = 0
@@ -118,14 +123,16 @@ class Faults:
         self,
         sandbox: Sandbox,
         slots: Sequence[Slot],
-        sender_links: Sequence[Link],
+        sender_links: Sequence[Wire],
         neighbours: Neighbours,
         takeovers: Takeovers,
     ) -> None:
         self._neighbours = neighbours
         self._takeovers = takeovers
         self._slots = {slot.name: slot for slot in slots}
-        self._links = {f"sender-{number}": link for number, link in enumerate(sender_links)}
+        self._links: dict[str, Wire] = {
+            f"sender-{number}": link for number, link in enumerate(sender_links)
+        }
         for slot in slots:
             self._links[f"{slot.name}/broker"] = slot.broker
             self._links[f"{slot.name}/database"] = slot.database
@@ -197,7 +204,7 @@ class Faults:
         if fault.variant != "now":
             end, _, direction = fault.variant.partition(" ")
             async with self._locks[f"{slot.name}/{end}"]:
-                link: Link = getattr(slot, end)
+                link: Wire = getattr(slot, end)
                 link.disturb(Disorder("silence", _directions(direction)))
                 await asyncio.sleep(MUTE_BEFORE_END_S * fault.amount)
                 slot.worker.kill()
@@ -282,10 +289,43 @@ class Faults:
         link.disturb(None)
 
     async def _restart_broker(self, fault: Fault) -> None:
-        await asyncio.to_thread(_restart, self._broker, fault)
+        if isinstance(self._broker, Cluster):
+            await self._lose_node(self._broker, fault)
+        else:
+            await asyncio.to_thread(_restart, self._broker, fault)
+
+    async def _lose_node(self, cluster: Cluster, fault: Fault) -> None:
+        """Take one node away; the next fault of the kind waits until it is back in every queue."""
+        node = cluster.nodes[int(fault.amount * len(cluster.nodes)) % len(cluster.nodes)]
+        if fault.variant == "freeze":
+            node.freeze()
+            await asyncio.sleep(fault.seconds)
+            node.thaw()  # RabbitMQ 3.10 stays apart from the others, until it begins anew
+        await asyncio.to_thread(_restart, node, fault)
+        with contextlib.suppress(AssertionError):
+            await eventually(partial(_is_whole, cluster), within=WHOLE_WITHIN_S, every=0.5)
 
     async def _restart_database(self, fault: Fault) -> None:
-        await asyncio.to_thread(_restart, self._databases[fault.target], fault)
+        server = self._databases[fault.target]
+        if isinstance(server, Pair):
+            await self._fail_over(server, fault)
+        else:
+            await asyncio.to_thread(_restart, server, fault)
+
+    async def _fail_over(self, pair: Pair, fault: Fault) -> None:
+        """Lose the primary, have the standby take its place, and give it a standby of its own."""
+        lost = pair.primary
+        if fault.variant == "freeze":
+            lost.freeze()
+            await asyncio.sleep(min(fault.seconds, LEASE_S))
+        elif fault.variant == "stop":
+            await asyncio.to_thread(lost.stop)
+        else:
+            await asyncio.to_thread(lost.kill)
+        await asyncio.to_thread(pair.promote)
+        if fault.variant == "freeze":
+            await asyncio.to_thread(lost.kill_frozen)
+        await asyncio.to_thread(pair.follow)
 
     async def _terminate(self, fault: Fault) -> None:
         server = self._databases[fault.target]
@@ -371,7 +411,13 @@ def _directions(named: str) -> tuple[Direction, ...]:
     return known.get(named, ("up", "down"))
 
 
-async def _is_silent(link: Link) -> bool:
+async def _is_whole(cluster: Cluster) -> bool:
+    with contextlib.suppress(OSError, HTTPException, BrokerRefused):
+        return await asyncio.to_thread(cluster.is_whole, VHOST)
+    return False
+
+
+async def _is_silent(link: Wire) -> bool:
     return link.silent
 
 

@@ -9,8 +9,11 @@ import socket
 import threading
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
+from random import sample
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
+
+from shared.values.several_hosts import one_by_one
 
 HOST = "127.0.0.1"
 CHUNK = 65_536
@@ -34,11 +37,10 @@ class Link:
     """A port that leads to a server."""
 
     def __init__(self, wires: "Wires", url: str) -> None:
+        """Lead to the host of a URL; where it names several, to one that can be reached."""
         parts = urlsplit(url)
-        assert parts.hostname is not None
-        assert parts.port is not None
         self._wires = wires
-        self._target = (parts.hostname, parts.port)
+        self._targets = _hosts(parts.netloc)
         self._parts = parts
         self._disorder: Disorder | None = None
         self.silent = False
@@ -96,7 +98,7 @@ class Link:
             if not self._is_silent(disorder, b""):
                 break
             await self._changed.wait()
-        from_server, to_server = await asyncio.open_connection(*self._target)
+        from_server, to_server = await self._reach_one()
         self._open.add(to_server)
         try:
             await asyncio.gather(
@@ -105,6 +107,14 @@ class Link:
         finally:
             self._open.discard(to_server)
             to_server.transport.abort()
+
+    async def _reach_one(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to one of the targets; what is frozen accepts connections, too."""
+        *some, last = sample(self._targets, len(self._targets))
+        for target in some:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection(*target)
+        return await asyncio.open_connection(*last)
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction
@@ -137,6 +147,45 @@ class Link:
         return self.silent
 
 
+class Bundle:
+    """A wire to each host of a URL that names several; what happens to one happens to all."""
+
+    def __init__(self, wires: "Wires", url: str) -> None:
+        self._url = url
+        self._links = [Link(wires, host) for host in one_by_one(url)]
+
+    @property
+    def url(self) -> str:
+        """The URL of all hosts, by way of these wires."""
+        ports = ",".join(f"{HOST}:{link.port}" for link in self._links)
+        parts = urlsplit(self._url)
+        login = parts.netloc.rpartition("@")[0]
+        return urlunsplit(parts._replace(netloc=f"{login}@{ports}"))
+
+    @property
+    def silent(self) -> bool:
+        """Whether something is being held back."""
+        return any(link.silent for link in self._links)
+
+    def disturb(self, disorder: Disorder | None) -> None:
+        """Put this disorder in the place of the one before; None heals."""
+        for link in self._links:
+            link.disturb(disorder)
+
+    def cut(self) -> None:
+        """Break every connection now; new ones are let through."""
+        for link in self._links:
+            link.cut()
+
+
+Wire = Link | Bundle
+
+
+def _hosts(netloc: str) -> list[tuple[str, int]]:
+    hosts = netloc.rpartition("@")[2].split(",")
+    return [(host, int(port)) for host, _, port in (each.partition(":") for each in hosts)]
+
+
 async def _within(seconds: float, event: asyncio.Event) -> bool:
     """Wait for the event, no longer than that; whether it came."""
     try:
@@ -156,8 +205,12 @@ class Wires:
         self._thread.start()
 
     def lay(self, url: str) -> Link:
-        """Lay a wire to the server of a URL."""
+        """Lay a wire to the server of a URL, or to one of its servers."""
         return Link(self, url)
+
+    def lay_all(self, url: str) -> Wire:
+        """Lay a wire to each server of a URL."""
+        return Bundle(self, url) if len(one_by_one(url)) > 1 else Link(self, url)
 
     def do(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something among the wires, and wait for it."""

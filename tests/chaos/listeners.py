@@ -24,7 +24,7 @@ async def declare_queues(url: str) -> None:
     """Declare both queues; they outlive a restart of the broker."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        await channel.declare_queue(REPLIES, durable=True)
+        await channel.declare_queue(REPLIES, durable=True, arguments={"x-queue-type": "quorum"})
         events = await channel.declare_queue(
             EVENTS, durable=True, arguments={"x-queue-type": "quorum"}
         )

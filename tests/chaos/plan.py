@@ -1,7 +1,7 @@
 """Which faults, on what, for how long: all of it follows from the seed."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from random import Random
@@ -30,6 +30,7 @@ DECK = {
     "forge": 2,
 }
 """How many faults of each kind come in a minute, shuffled."""
+ON_A_CLUSTER = {"broker": 2}
 
 TARGETS = {
     "kill": SLOTS,
@@ -104,14 +105,25 @@ class Fault:
     """0 to 1; how slow, or how much, as the kind of fault has it."""
 
 
-def plan(seed: int, seconds: float, only: Collection[str] = ()) -> list[Fault]:
+CLUSTER = {"broker": ("kill", "freeze", "stop"), "database": ("kill", "freeze", "stop")}
+"""Of a cluster's nodes, or a pair of databases, one at a time is lost, in these ways."""
+
+
+def plan(
+    seed: int, seconds: float, only: Collection[str] = (), *, cluster: bool = False
+) -> list[Fault]:
     """Plan the faults of a round; the same seed and length give the same plan.
 
     Where `only` names kinds, all others are left out of it; nothing else changes.
     """
     random = Random(f"faults {seed}")  # noqa: S311 - to be played again, not to be secret
     minutes = int(seconds // 60) + 1
-    faults = [fault for minute in range(minutes) for fault in _minute(random, minute * 60.0)]
+    deck = DECK | (ON_A_CLUSTER if cluster else {})
+    faults = [
+        fault
+        for minute in range(minutes)
+        for fault in _minute(random, minute * 60.0, deck, cluster)
+    ]
     return [one for one in faults if one.at < seconds and (not only or one.kind in only)]
 
 
@@ -120,22 +132,24 @@ def repeats_allowed(happened: Counter[str]) -> int:
     return sum(REPEATS_AFTER[kind] * count for kind, count in happened.items() if kind in DECK)
 
 
-def _minute(random: Random, begins: float) -> Iterator[Fault]:
+def _minute(
+    random: Random, begins: float, deck: Mapping[str, int], cluster: bool
+) -> Iterator[Fault]:
     moments = sorted(
-        (_moment(random, kind, number), kind) for kind in DECK for number in range(DECK[kind])
+        (_moment(random, kind, number, deck), kind) for kind in deck for number in range(deck[kind])
     )
     # In turns, so that a minute has every variant on every target, as far as there are as many.
     targets = {kind: _in_turns(random, TARGETS[kind]) for kind in DECK}
-    variants = {kind: _in_turns(random, _variants(kind)) for kind in DECK}
+    variants = {kind: _in_turns(random, _variants(kind, cluster)) for kind in DECK}
     for at, kind in moments:
         yield _fault(random, begins + at, kind, next(targets[kind]), next(variants[kind]))
 
 
-def _moment(random: Random, kind: str, number: int) -> float:
+def _moment(random: Random, kind: str, number: int, deck: Mapping[str, int]) -> float:
     if kind == "stall":
         return FIRST_AFTER_S + number * STALLS_EVERY_S + random.uniform(0, STALLS_WITHIN_S)
     # Each in its own part of the minute, lest the broker be away for half of it.
-    part = (60.0 - FIRST_AFTER_S) / DECK[kind]
+    part = (60.0 - FIRST_AFTER_S) / deck[kind]
     return FIRST_AFTER_S + part * (number + random.random())
 
 
@@ -154,7 +168,9 @@ def _fault(random: Random, at: float, kind: str, target: str, variant: str) -> F
     )
 
 
-def _variants(kind: str) -> tuple[str, ...]:
+def _variants(kind: str, cluster: bool) -> tuple[str, ...]:
+    if cluster and kind in CLUSTER:
+        return CLUSTER[kind]
     return {
         # Before its end, a worker may be made deaf or dumb towards a dependency: it then ends
         # between asking and being answered.

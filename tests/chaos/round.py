@@ -21,7 +21,7 @@ from tests.chaos.databases import (
 from tests.chaos.evidence import Command, Evidence
 from tests.chaos.faults import Faults, Slot, when_alone
 from tests.chaos.inquirer import Inquirer
-from tests.chaos.links import Link, Wires, open_wires
+from tests.chaos.links import Wires, open_wires
 from tests.chaos.listeners import ReplyListener, declare_queues, read_dead_letters, read_events
 from tests.chaos.neighbours import Neighbours
 from tests.chaos.plan import (
@@ -64,6 +64,8 @@ class Settings:
     """Commands a second, all senders together, beside bursts."""
     lanes: int = 16
     hot: int = 10
+    cluster: bool = False
+    """Whether there are three nodes of the broker, and two of each database."""
     others: int = 3000
     only: tuple[str, ...] = ()
     """The kinds of faults; all where none is named."""
@@ -94,6 +96,9 @@ class Round:
         self._deployment = deployment
         self._tell = tell
         links = [wires.lay(deployment.rabbitmq_url) for _ in SENDERS]
+        url = deployment.rabbitmq_url
+        self._broker_url = wires.lay(url).url if settings.cluster else url
+        """For those who know one host, and are disturbed by nobody."""
         self._senders = [
             Sender(name, link.url, settings.partitions)
             for name, link in zip(SENDERS, links, strict=True)
@@ -106,14 +111,14 @@ class Round:
             rate=settings.rate,
             seed=settings.seed,
         )
-        self._listener = ReplyListener(deployment.rabbitmq_url)
+        self._listener = ReplyListener(self._broker_url)
         self._inquirer = Inquirer(
-            deployment.rabbitmq_url,
+            self._broker_url,
             self._commands,
             Random(f"inquirer {settings.seed}"),  # noqa: S311 - to be played again
         )
         self._neighbours = Neighbours(
-            deployment.rabbitmq_url,
+            self._broker_url,
             settings.partitions,
             self._listener,
             deployment.event_store_url,
@@ -156,7 +161,7 @@ class Round:
         self._tell("migrating, declaring queues, starting four workers")
         await asyncio.to_thread(self._deployment.prepare)
         await set_up_witnesses(self._deployment.event_store_url, self._deployment.read_model_url)
-        await declare_queues(self._deployment.rabbitmq_url)
+        await declare_queues(self._broker_url)
         await asyncio.to_thread(self._sandbox.broker.put_on_disk)
         for slot in self._faults.slots:
             slot.start()
@@ -207,7 +212,12 @@ class Round:
     async def _break_things(self) -> None:
         stop = asyncio.Event()
         seconds = self._settings.seconds
-        faults = plan(self._settings.seed, seconds, self._settings.only)
+        faults = plan(
+            self._settings.seed,
+            seconds,
+            self._settings.only,
+            cluster=self._settings.cluster,
+        )
         async with asyncio.TaskGroup() as group:
             telling = group.create_task(self._tell_now_and_then())
             breaking = group.create_task(self._faults.run(faults, seconds))
@@ -312,8 +322,8 @@ class Round:
             without_outcome_when_healed=lost,
             replies=self._listener.replies,
             held=self._inquirer.held,
-            received=await read_events(deployment.rabbitmq_url),
-            dead_letters=await read_dead_letters(deployment.rabbitmq_url),
+            received=await read_events(self._broker_url),
+            dead_letters=await read_dead_letters(self._broker_url),
             giants=self._neighbours.giants,
             alone=when_alone(self._faults.spans),
             takeovers=self._takeovers.found,
@@ -339,8 +349,14 @@ def _slot(name: str, deployment: Deployment, wires: Wires) -> Slot:
     kind = name.partition("-")[0]
     service: ServiceName = "command_service" if kind == "command" else "projection_service"
     urls = {"command": deployment.event_store_url, "projection": deployment.read_model_url}
-    broker: Link = wires.lay(deployment.rabbitmq_url)
-    return Slot(name, service, deployment, broker, wires.lay(urls[kind]))
+    broker = wires.lay_all(deployment.rabbitmq_url)
+    database = wires.lay_all(_impatient(urls[kind]))
+    return Slot(name, service, deployment, broker, database)
+
+
+def _impatient(url: str) -> str:
+    """Have a worker wait for no longer for a host that is frozen, where there is another."""
+    return f"{url}&connect_timeout=2" if "target_session_attrs" in url else url
 
 
 def play(settings: Settings, sandbox: Sandbox, deployment: Deployment, tell: Tell) -> Result:

@@ -1,11 +1,16 @@
 """The sandbox made of the PostgreSQL and RabbitMQ programs installed on the machine."""
 
+import contextlib
 import re
 import secrets
+import shutil
 import signal
 import socket
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from tests.sandbox import install
 from tests.sandbox.home import Home, Program, free_ports
@@ -48,6 +53,15 @@ ssl_options.certfile = {certificate}
 ssl_options.keyfile = {key}
 ssl_options.verify = verify_peer
 ssl_options.fail_if_no_peer_cert = false
+"""
+CLUSTER_CONFIG = """\
+cluster_partition_handling = pause_minority
+net_ticktime = 15
+"""
+JOIN_CONFIG = """\
+cluster_formation.peer_discovery_backend = classic_config
+cluster_formation.classic_config.nodes.1 = {first}
+cluster_formation.classic_config.nodes.2 = {name}
 """
 POSTGRES_TLS_USER = "encrypted"
 
@@ -165,6 +179,40 @@ class PostgresProgram(DatabaseServer):
         """Take over its data before it starts: a tenth of the time of creating one's own."""
         self._home.run("cp", "-a", other.data, self.data)
 
+    def freeze(self) -> None:
+        """Let it, and all that it started, do nothing any more, though nobody is told so."""
+        for process in self._processes():
+            process.suspend()
+
+    def kill_frozen(self) -> None:
+        """End a frozen one, before it could go on."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self._program:
+            self._program.process.wait()
+
+    def _processes(self) -> list[psutil.Process]:
+        if self._program is None:
+            return []
+        first = psutil.Process(self._program.process.pid)
+        return [first, *first.children(recursive=True)]
+
+    def follow(self, primary: "PostgresProgram") -> None:
+        """Become a standby of a server that runs, with a copy of its data instead of its own."""
+        if self._program:
+            self._program.end(signal.SIGQUIT, SECONDS_TO_STOP)
+        shutil.rmtree(self.data, ignore_errors=True)
+        user = f"postgresql://{USER}:{self.password}@{primary.host}:{primary.port}/?"
+        self._home.run(
+            self._programs / "pg_basebackup",
+            f"--dbname={user}application_name={self._name}",
+            f"--pgdata={self.data}",
+            "--checkpoint=fast",
+            "--write-recovery-conf",
+            "--no-sync",
+        )
+
     def start(self) -> None:
         command: list[str | Path] = [
             self._programs / "postgres",
@@ -208,14 +256,38 @@ def _has_pg_stat_statements(programs: Path) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Membership:
+    """What a node of a cluster must know; all of them share one name server and one secret."""
+
+    name: str
+    first: str
+    """The node that the others join; it starts before them, and has the name server."""
+    secret: str
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the others join this one."""
+        return self.name == self.first
+
+
 class RabbitmqProgram(Broker):
     """With a name server of its own (epmd), which any other broker on the machine can't see."""
 
     def __init__(
-        self, home: Home, programs: Path, ports: list[int], tls: Certificates | None
+        self,
+        home: Home,
+        programs: Path,
+        ports: list[int],
+        tls: Certificates | None,
+        cluster: Membership | None = None,
     ) -> None:
         port, management_port, self._node_port, self._names_port, tls_port = ports
-        super().__init__(port, management_port, secrets.token_hex(16))
+        super().__init__(
+            port, management_port, cluster.secret if cluster else secrets.token_hex(16)
+        )
+        self.name = cluster.name if cluster else f"consent-{secrets.token_hex(4)}@localhost"
+        self._cluster = cluster
         self._tls = tls
         self.tls_port = tls_port if tls else 0
         self._home = home
@@ -225,7 +297,8 @@ class RabbitmqProgram(Broker):
         self._environment = self._variables() | self._fewer_plugins(programs)
 
     def start(self) -> None:
-        self._start_names()
+        if self._cluster is None or self._cluster.is_first:
+            self._start_names()
         self._program = self._home.launch("broker", self._server, **self._environment)
         self._program.wait_until(self.answers, SECONDS_TO_START)
 
@@ -237,6 +310,18 @@ class RabbitmqProgram(Broker):
         """Use `put_on_disk` first for what was declared a moment before."""
         if self._program:
             self._program.end(signal.SIGKILL, SECONDS_TO_STOP)
+
+    def freeze(self) -> None:
+        """Let it do nothing any more, though nobody is told so."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen one go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._program:
+            self._program.process.send_signal(number)
 
     def ctl(self, *words: str) -> None:
         # Not with the home of links, in which this program is looked for in vain.
@@ -257,7 +342,7 @@ class RabbitmqProgram(Broker):
     def _variables(self) -> dict[str, str]:
         folder = self._home.path
         return {
-            "RABBITMQ_NODENAME": f"consent-{secrets.token_hex(4)}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_CONFIG_FILE": str(self._config()),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._plugins()),
             # Empty, lest those of the machine be read.
@@ -292,6 +377,10 @@ class RabbitmqProgram(Broker):
                 certificate=self._tls.server,
                 key=self._tls.server_key,
             )
+        if self._cluster:
+            self._home.write(".erlang.cookie", self._cluster.secret).chmod(0o400)
+            config += CLUSTER_CONFIG
+            config += "" if self._cluster.is_first else JOIN_CONFIG.format(**vars(self._cluster))
         return self._home.write("rabbitmq.conf", config)
 
     def _plugins(self) -> Path:

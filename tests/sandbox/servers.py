@@ -27,7 +27,12 @@ POSTGRES_SETTINGS = {
 HASTY_POSTGRES_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 # What a client meets while PostgreSQL is down, or comes up, or goes down.
-NOT_YET = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+NOT_YET = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
 
 AMQP_GREETING = b"AMQP\x00\x00\x09\x01"
 

@@ -30,6 +30,7 @@ HAPPENS: Final = {
     "partition": 0,
     "position": 0,
     "head": 0,
+    "log": "",
     "id": "",
     "command_id": "",
     "event_id": "",

@@ -159,6 +159,21 @@ async def test_a_migration_makes_way_where_others_use_its_table(
     assert worker.metric("consent_sessions_lost_total") == 0
 
 
+async def test_a_rebuild_does_not_wait_for_a_backup_before_it_begins(
+    deployment: Deployment,
+) -> None:
+    """Its tables are new, so that its indexes need wait for nobody."""
+    deployment.start_both()
+    connection = await asyncpg.connect(deployment.read_model_url)
+    try:
+        async with connection.transaction(isolation="repeatable_read"):
+            await connection.execute("SELECT count(*) FROM checkpoints")
+            done = deployment.run("projection_service", "rebuild", "--dry-run")
+            assert done.returncode == 0, done.stderr
+    finally:
+        await connection.close()
+
+
 MIGRATIONS: Final = [
     Path(str(one))
     for package in ("shared.postgres", "command_service", "projection_service")

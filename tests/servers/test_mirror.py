@@ -18,13 +18,14 @@ from typing import Any, Final
 import pytest
 
 from shared.client import ConsentClient, ConsentMirror, Stale
-from shared.client.mirror.faults import LogSetBack
+from shared.errors import LogSetBack
 from shared.values.vocabulary import RECORD_TYPES, Target
 from tests.chaos.links import Disorder, open_wires
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.support import next_version
 from tests.support.amqp import Client, Json, body_of, open_client
+from tests.support.backups import Backup
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.eventually import eventually
 from tests.support.facts import fetch, flood, replies
@@ -426,9 +427,54 @@ async def test_the_log_of_another_deployment_is_refused_by_name(
                     return str(error)
                 return ""
 
-            assert "has another event at position" in await eventually(refused, within=WITHIN_S)
+            assert "was set back: it ends at" in await eventually(refused, within=WITHIN_S)
     with mirrored(running, path) as mirror:
         await expect(mirror, "p-log", held=True)
+
+
+async def test_a_log_that_was_restored_is_noticed_before_anything_is_taken_from_it(
+    deployment: Deployment, sandbox: Sandbox, path: Path
+) -> None:
+    deployment.start("command_service").wait_ready()
+    async with open_client(deployment.rabbitmq_url, PARTITIONS) as sender:
+        await sender.command("GrantConsent", "p-1")
+        backup = Backup.take(sandbox.event_store_server, deployment.event_store_url)
+        try:
+            deployment.workers[0].wait_ready()
+            await sender.command("GrantConsent", "p-1", id_="d-lost")
+            with mirrored(deployment, path, max_age=3600) as mirror:
+                await eventually(lambda: _held(mirror, "d-lost"), within=WITHIN_S)
+                before = read_file(path)
+                backup.restore()
+                await eventually(lambda: _is_refused(mirror), within=WITHIN_S)
+                done = deployment.run("command_service", "accept-log")
+                assert done.returncode == 0, done.stderr
+                await sender.command("RevokeConsent", "p-1")
+                await sender.command("GrantConsent", "p-1", target="conditions")
+                assert await _is_refused(mirror)
+                assert read_file(path) == before
+            for file in path.parent.glob("mirror.db*"):
+                file.unlink()
+            with mirrored(deployment, path) as mirror:
+                await expect(mirror, "p-1", held=False)
+                assert not mirror.has_consent("p-1", "doctor", "d-lost", "exams")
+        finally:
+            backup.drop()
+
+
+async def _held(mirror: ConsentMirror, doctor: str) -> bool:
+    try:
+        return mirror.has_consent("p-1", "doctor", doctor, "exams")
+    except Stale:
+        return False
+
+
+async def _is_refused(mirror: ConsentMirror) -> bool:
+    try:
+        mirror.has_consent("p-1", "doctor", "d-lost", "exams")
+    except LogSetBack:
+        return True
+    return False
 
 
 async def test_with_a_wrong_number_of_partitions_nothing_is_answered(

@@ -106,3 +106,24 @@ async def test_topology_again_changes_nothing_beneath_workers(deployment: Deploy
         found = deployment.run(service, "check")
         assert found.returncode == 0, found.stdout
         assert "identity: " in found.stdout
+
+
+async def test_a_topology_without_an_event_store_works_and_says_what_it_does_not_guard(
+    sandbox: Sandbox,
+) -> None:
+    with open_deployment(sandbox, "unbound", partitions=PARTITIONS) as made:
+        for known in ({"EVENT_STORE_URL": ""}, {}):
+            early = made.run("command_service", "topology", **known)
+            assert early.returncode == 0, early.stderr
+            assert "nobody notices a second deployment" in early.stderr
+        for service in ("command_service", "projection_service"):
+            assert made.run(service, "migrate").returncode == 0
+        worker, _ = made.start_both()
+        assert "deployment.unbound" in worker.log
+        async with open_client(made.rabbitmq_url, PARTITIONS) as client:
+            assert (await client.command("GrantConsent", "p-1"))["status"] == "accepted"
+        assert "run `python -m command_service topology`" in checked(made, "command_service")
+
+        bound = made.run("command_service", "topology")
+        assert (bound.returncode, bound.stderr) == (0, "")
+        assert made.run("command_service", "check").returncode == 0

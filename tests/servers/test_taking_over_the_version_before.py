@@ -50,7 +50,6 @@ def deployment(sandbox: Sandbox) -> Iterator[Deployment]:
             (sandbox.read_model_server, "read_model"),
         ):
             server.execute((BEFORE / f"{database}.sql").read_text(), "before_ends")
-        made.declare()
         yield made
 
 
@@ -190,10 +189,12 @@ async def test_both_services_are_upgraded_the_projection_first_and_no_answer_is_
 
     await migrate(deployment, "projection_service")
     await apply_by_the_statement_of_before(deployment)
+    await migrate(deployment, "command_service")
+    deployment.declare()
     await start(deployment, "projection_service")
     await asker.ask()
     async with asker.asking():
-        await migrate(deployment, "command_service")
+        await migrate(deployment, "projection_service")  # once more, while it is at work
         await start(deployment, "command_service")
         await eventually(lambda: caught_up(deployment))
     await asker.ask()

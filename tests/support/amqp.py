@@ -145,7 +145,11 @@ class Client:
 
     async def dead_letters(self) -> list[AbstractIncomingMessage]:
         """Take everything out of the dead letters."""
-        queue = await self.channel.get_queue("consent.dead-letters", ensure=False)
+        return await self.take_all("consent.dead-letters")
+
+    async def take_all(self, name: str) -> list[AbstractIncomingMessage]:
+        """Take everything out of a queue."""
+        queue = await self.channel.get_queue(name, ensure=False)
         found = []
         while (message := await queue.get(fail=False)) is not None:
             await message.ack()

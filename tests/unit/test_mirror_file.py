@@ -4,6 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -18,11 +19,11 @@ from shared.client import ConsentMirror, Stale
 from shared.client.mirror import moments
 from shared.client.mirror.database import open_to_read, sql
 from shared.client.mirror.ends import NO_END, NOTHING, PLACES, allows, evolve, microseconds
-from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.moments import Moment, now, seconds_since
 from shared.client.mirror.reading import Reading
 from shared.client.mirror.writer import Writer
-from shared.errors import NotNow, SchemaError, SettingsError
+from shared.errors import LogSetBack, NotNow, SchemaError, SettingsError
+from shared.event_log.set_back import LogPlace
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import (
     ConsentAsked,
@@ -204,7 +205,7 @@ def test_what_a_writer_had_not_committed_is_not_there(path: Path) -> None:
         writer.apply([first], {})
         with pytest.raises(IndexError):
             writer.apply([recorded(revoked(), 2), recorded(granted(), 1, partition=PARTITIONS)], {})
-        assert writer.reached[0] == (1, first.id)
+        assert writer.reached[0] == LogPlace(1, first.id)
     assert allows(ends(path), "exams", 0)
 
 
@@ -326,6 +327,18 @@ def test_a_child_of_a_fork_does_not_use_what_is_its_parents(path: Path) -> None:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         assert not mirror.has_consent("p-1", "doctor", "d-1", max_age=3600)
+
+
+def test_any_thread_may_ask_and_a_mirror_may_be_opened_again(path: Path) -> None:
+    with Writer.open(path, PARTITIONS) as writer:
+        writer.apply([recorded(granted(), 1)], {0: now(), 1: now()})
+    mirror = ConsentMirror("amqp://guest@127.0.0.1:1/", path, partitions=PARTITIONS, max_age=3600)
+    for _ in range(2):
+        with mirror, ThreadPoolExecutor(4) as threads:
+            question = ("p-1", "doctor", "d-1", "exams")
+            asked = [threads.submit(mirror.has_consent, *question) for _ in range(40)]  # type: ignore[arg-type]
+            assert all(one.result() for one in asked)
+            assert mirror.has_consent("p-1", "doctor", "d-1", "exams")
 
 
 def test_outside_its_block_and_for_words_that_are_none_nothing_is_answered(path: Path) -> None:

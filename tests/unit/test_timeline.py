@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from shared.cli.timeline import Axis, lay_out
-from shared.cli.timeline_svg import picture
-from shared.cli.timeline_text import ASCII, UNICODE, Glyphs, draw
+from shared.cli.timeline.layout import Axis, lay_out
+from shared.cli.timeline.svg import picture
+from shared.cli.timeline.text import ASCII, UNICODE, Glyphs, draw
 from shared.client.history_pages import joined
 from shared.messages.queries import Answered, Change, Ended, History, Period, Place, RequestMade
 from shared.values.legible import visible

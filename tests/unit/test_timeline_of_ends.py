@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from shared.cli.timeline import lay_out
-from shared.cli.timeline_svg import picture
-from shared.cli.timeline_text import ASCII, UNICODE
+from shared.cli.timeline.layout import lay_out
+from shared.cli.timeline.svg import picture
+from shared.cli.timeline.text import ASCII, UNICODE
 from shared.client.history_pages import joined
 from shared.messages.queries import Change, Ended, Period, RequestMade
 from tests.unit.test_timeline import (

@@ -6,10 +6,9 @@ from typing import Final
 
 import structlog
 
-from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.moments import Moment, now
 from shared.client.mirror.writer import Writer, read
-from shared.errors import NoAnswer, QueryRefused, SettingsError
+from shared.errors import LogSetBack, NoAnswer, QueryRefused, SettingsError
 from shared.errors.text import reason_of
 from shared.event_log.log_client import (
     PAGE,
@@ -19,6 +18,7 @@ from shared.event_log.log_client import (
     query_request,
     read_answer,
 )
+from shared.event_log.set_back import SetBack
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import ConsentEvent
 from shared.messages.queries import ReadEvents
@@ -91,10 +91,10 @@ class Following:
             **ids_of(delivery.message),
         )
 
-    async def on_compared(self, partition: int, found: object) -> None:
+    async def on_compared(self, partition: int, found: SetBack | None) -> None:
         """Raise LogSetBack where the log does not have what was taken: nothing is said any more."""
         if found is not None:
-            raise LogSetBack(f"partition {partition}: {found}; {REMEDY}")
+            raise LogSetBack(f"{found}; {REMEDY}")
 
     def on_batch(
         self, deliveries: int, events: int, partitions: Sequence[int], seconds: float
@@ -112,14 +112,9 @@ class Following:
 
     async def _look(self, partition: int) -> None:
         """Ask where a log ends, and for the event that was taken from it last."""
-        position, event_id = self._writer.reached[partition]
-        asked_at = now()
-        page = await self.log_client.read(partition, max(0, position - 1), limit=1)
-        if event_id is not None and [event.id for event in page.events] != [event_id]:
-            raise LogSetBack(
-                f"the log of partition {partition} has another event at position {position} than "
-                f"was taken from there, or none: it was set back, or is another one; {REMEDY}"
-            )
+        taken, asked_at = self._writer.reached[partition], now()
+        page = await self.log_client.read(partition, max(0, taken.position - 1), limit=1)
+        await self.on_compared(partition, page.differs(partition, taken))
         self._ends[partition] = (page.head, asked_at)
 
     def _complete(self, positions: Mapping[int, int]) -> dict[int, Moment]:

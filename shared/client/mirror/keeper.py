@@ -13,16 +13,16 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 from yarl import URL
 
-from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.following import Following
 from shared.client.mirror.writer import Writer
 from shared.client.mirror.writer_lock import writing
 from shared.client.subscription_queue import declare_passing
-from shared.errors import NoAnswer, NotAllowed, NotNow, first_cause
+from shared.errors import LogSetBack, NoAnswer, NotAllowed, NotNow, first_cause
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.follower import Follower
 from shared.event_log.position_tracker import PositionTracker
+from shared.event_log.set_back import LogPlace
 from shared.messages.topic_patterns import EVERYTHING
 from shared.rabbitmq.connection import AccessRefused, Broker, connect
 from shared.rabbitmq.consumer import Consumer, Delivery
@@ -132,9 +132,8 @@ class Keeper:
         consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         await consumer.open(queue, counts=False)
         follower = Follower(consumer, following.log_client, following, most=BATCH_EVENTS)
-        for number, reached in enumerate(writer.reached):
-            track = PositionTracker[Delivery](reached.position, event_id=reached.event_id)
-            follower.open(number, track)
+        for number, place in enumerate(writer.reached):
+            follower.open(number, _tracker(place))
         log.info("mirror.started", queue=queue)
         self._began, self._said = True, ""
         try:
@@ -163,6 +162,10 @@ class Keeper:
         if reason != self._said:
             log.warning("mirror.waiting", reason=reason)
         self._said = reason
+
+
+def _tracker(place: LogPlace) -> PositionTracker[Delivery]:
+    return PositionTracker(place.position, event_id=place.event_id, generation=place.generation)
 
 
 def _queue_of_its_own(url: str) -> str:

@@ -12,7 +12,7 @@ from typing import Final, Self
 from shared.client.mirror.ends import PLACES, allows
 from shared.client.mirror.keeper import Keeper, KeeperOptions
 from shared.client.mirror.reading import Reading
-from shared.errors import SettingsError, Stale
+from shared.errors import LogSetBack, SettingsError, Stale
 from shared.values.partition import partition_of
 from shared.values.vocabulary import ENTITIES, Entity, Target
 
@@ -73,8 +73,7 @@ class ConsentMirror:
     ) -> None:
         self._open = False
         self._keeper.stop()
-        for reading in list(self._readings):
-            reading.close()
+        self._of_thread = threading.local()  # each is closed when no thread reads by it any more
 
     def has_consent(
         self,
@@ -99,7 +98,7 @@ class ConsentMirror:
             reading = self._reading()
             reading.expect_known(partition, patient_id, allowed)
             ends = reading.ends(patient_id, entity_name, entity_id)
-        except Stale:
+        except (Stale, LogSetBack):
             self._forget_what_was_replaced()
             raise
         except DatabaseError as error:

@@ -8,9 +8,8 @@ from typing import Final
 
 from shared.client.mirror.database import identity, open_to_read, sql, transaction
 from shared.client.mirror.ends import NOTHING
-from shared.client.mirror.faults import LogSetBack
 from shared.client.mirror.moments import Moment, clock, seconds_since
-from shared.errors import Stale
+from shared.errors import LogSetBack, Stale
 
 READ_ENDS: Final = sql("read_ends")
 READ_PARTITIONS: Final = sql("read_partitions")
@@ -39,6 +38,10 @@ class Reading:
             self._connection = open_to_read(path, partitions)
         except (OSError, sqlite3.Error) as error:
             raise Stale(f"the mirror's file {path} is not there yet, or not whole") from error
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # where it was never open
+            self.close()
 
     def close(self) -> None:
         """Close the connection; sqlite3.ProgrammingError is raised for what is asked later."""
@@ -84,7 +87,7 @@ class Reading:
             self._unreadable = frozenset(row[0] for row in connection.execute(READ_UNREADABLE))
         if set_back:
             raise LogSetBack(self._trouble)
-        self._complete = [_moment(*row[2:]) for row in rows]
+        self._complete = [_moment(*row[3:]) for row in rows]
         self._looked_at = looked_at
 
     def _too_old(self, partition: int, age: float, max_age_s: float) -> str:

@@ -12,6 +12,7 @@ from shared.client.mirror.database import identity, open_to_write, sql, transact
 from shared.client.mirror.ends import NOTHING, Ends, evolve
 from shared.client.mirror.moments import Moment
 from shared.errors import NotNow
+from shared.event_log.set_back import LogPlace, place_of
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import ConsentEvent, UnknownEventError
 from shared.values.vocabulary import Grantee
@@ -27,14 +28,6 @@ READ_UNREADABLE: Final = sql("read_unreadable")
 ADD_UNREADABLE: Final = sql("add_unreadable")
 REMOVE_UNREADABLE: Final = sql("remove_unreadable")
 WRITE_TROUBLE: Final = sql("write_trouble")
-
-
-class Reached(NamedTuple):
-    """How far a partition's log is taken."""
-
-    position: int
-    event_id: str | None
-    """Of the event at the position; None where it is 0."""
 
 
 class Key(NamedTuple):
@@ -57,8 +50,8 @@ class Writer:
         self._identity = identity(path)
         self._connection = connection
         self._unreadable = {row[0] for row in connection.execute(READ_UNREADABLE)}
-        self.reached: list[Reached] = [
-            Reached(*row[:2]) for row in connection.execute(READ_PARTITIONS)
+        self.reached: list[LogPlace] = [
+            LogPlace(*row[:3]) for row in connection.execute(READ_PARTITIONS)
         ]
         """By partition."""
 
@@ -86,7 +79,7 @@ class Writer:
         changed: dict[Key, Ends] = {}
         unreadable: set[str] = set()
         for event in events:
-            reached[event.partition] = Reached(event.position, event.id)
+            reached[event.partition] = place_of(event)
             if event.subject not in self._unreadable | unreadable:
                 fact = read(event)
                 if fact is None:
@@ -130,7 +123,7 @@ class Writer:
             changed[key] = evolve(changed.get(key, NOTHING), event)
         reached = self.reached[partition]
         with self._transaction():
-            self._expect_one(MOVE_PARTITION, (*reached, partition, reached.position))
+            self._move_one(partition, reached, reached)
             self._connection.execute(DROP_PATIENT, (patient_id,))
             self._write(changed)
             self._connection.execute(REMOVE_UNREADABLE, (patient_id,))
@@ -147,10 +140,14 @@ class Writer:
         row: Ends | None = self._connection.execute(READ_ENDS, key).fetchone()
         return row or NOTHING
 
-    def _move(self, reached: Sequence[Reached]) -> None:
+    def _move(self, reached: Sequence[LogPlace]) -> None:
         for number, (before, after) in enumerate(zip(self.reached, reached, strict=True)):
             if after != before:
-                self._expect_one(MOVE_PARTITION, (*after, number, before.position))
+                self._move_one(number, before, after)
+
+    def _move_one(self, number: int, before: LogPlace, after: LogPlace) -> None:
+        place = (after.position, after.event_id, after.generation)
+        self._expect_one(MOVE_PARTITION, (*place, number, before.position))
 
     def _write(self, changed: Mapping[Key, Ends]) -> None:
         for key, ends in changed.items():
@@ -159,7 +156,7 @@ class Writer:
             else:
                 self._connection.execute(WRITE_ENDS, (*key, *ends))
 
-    def _note(self, complete: Mapping[int, Moment], reached: Sequence[Reached]) -> None:
+    def _note(self, complete: Mapping[int, Moment], reached: Sequence[LogPlace]) -> None:
         for number, moment in complete.items():
             self._expect_one(NOTE_COMPLETE, (*moment, number, reached[number].position))
 

@@ -3,7 +3,7 @@
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from shared.cli.timeline import Row, Timeline, cut
+from shared.cli.timeline.layout import Row, Timeline, cut
 from shared.messages.queries import Change, Ended, Period, RequestMade
 from shared.messages.timestamp import timestamp
 from shared.values.legible import visible

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shared.cli.timeline import Entry, Row, Timeline, cut
+from shared.cli.timeline.layout import Entry, Row, Timeline, cut
 from shared.messages.queries import Period
 
 NARROW: Final = 64

@@ -1,0 +1,86 @@
+"""A PostgreSQL server and its synchronous standby, which takes its place when it dies."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tests.sandbox import install
+from tests.sandbox.home import Home, free_ports
+from tests.sandbox.programs import PostgresProgram
+from tests.sandbox.servers import USER, DatabaseServer, ServerDidNotStart
+
+READ_WRITE: Final = "target_session_attrs=read-write"
+
+
+class Pair(DatabaseServer):
+    """Two servers at a URL that names both; whoever connects gets the one that takes writes."""
+
+    def __init__(self, primary: PostgresProgram, standby: PostgresProgram) -> None:
+        super().__init__(primary.port, primary.password)
+        self.primary = primary
+        self.standby = standby
+        self._both = (primary, standby)
+
+    def url(self, database: str = "postgres") -> str:
+        hosts = ",".join(f"{server.host}:{server.port}" for server in self._both)
+        return f"postgresql://{USER}:{self.password}@{hosts}/{database}?{READ_WRITE}"
+
+    def start(self) -> None:
+        self.primary.start()
+        self.follow()
+
+    def follow(self) -> None:
+        """Make a standby of the primary's data, and have commits wait for it from now on."""
+        self.standby.follow(self.primary)
+        self.standby.start()
+        self._commits_wait_for("*")
+
+    def stop(self) -> None:
+        self.standby.stop()
+        self.primary.stop()
+
+    def kill(self) -> None:
+        self.primary.kill()
+
+    def fail_over(self) -> None:
+        """Let the primary die, and the standby take its place, without one of its own yet."""
+        self.primary.kill()
+        self.promote()
+
+    def promote(self) -> None:
+        """Let the standby take the place of the primary, whatever that one does."""
+        self.standby.execute("SELECT pg_promote()")
+        self.primary, self.standby = self.standby, self.primary
+        self._commits_wait_for("")
+
+    def _commits_wait_for(self, standbys: str) -> None:
+        # The first of them must not wait for a standby that is not there.
+        self.primary.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{standbys}'")
+        self.primary.execute("SELECT pg_reload_conf()")
+
+
+def make_pair(home: Home, name: str) -> Pair:
+    """Make a pair in a directory; it is not started yet. Raises `ServerDidNotStart`."""
+    programs = install.postgres_programs()
+    if programs is None:
+        raise ServerDidNotStart(install.advice(install.missing_packages()))
+    password = secrets.token_hex(16)
+    one, other = (
+        PostgresProgram(home, programs, f"{name}_{number}", port, password)
+        for number, port in enumerate(free_ports(2), 1)
+    )
+    one.create(durable=True)
+    return Pair(one, other)
+
+
+@contextmanager
+def open_pair(name: str) -> Iterator[Pair]:
+    """Start a server and its synchronous standby; raises `ServerDidNotStart`."""
+    home = Home()
+    try:
+        pair = make_pair(home, name)
+        pair.start()
+        yield pair
+    finally:
+        home.clear()
