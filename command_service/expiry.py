@@ -8,6 +8,7 @@ two steps has it found again.
 
 import asyncio
 from collections.abc import Sequence
+from math import inf
 from time import monotonic
 from typing import Final
 from uuid import uuid4
@@ -21,7 +22,7 @@ from command_service.domain.decisions import Batch
 from command_service.publisher import Publisher
 from command_service.store.ends import DueEnd, Ends
 from command_service.store.event_store import EventStore
-from shared.errors import Conflict, DecidedBefore, Fenced
+from shared.errors import Fenced
 from shared.values.partition import Lease
 
 LOOK_EVERY_S: Final = 1.0
@@ -34,11 +35,13 @@ MOST_PUT_OFF: Final = 10_000
 LOST: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
     OSError,
     Fenced,
 )
-"""What ends the session, as it does for commands."""
+"""What ends the session, as it does for commands: it is no patient's fault."""
 
 log = structlog.get_logger()
 
@@ -56,6 +59,12 @@ class Expiry:
         self._leases: dict[int, Lease] = {}
         self._put_off: dict[str, float] = {}
         """Patients whose ends can't be recorded now, and when to try again."""
+        self._oldest_since = inf
+        """When the oldest end came that was found and not recorded yet."""
+
+    def oldest_s(self) -> float:
+        """Tell how long ago the oldest end came that waits; it grows while nothing can be done."""
+        return max(0.0, monotonic() - self._oldest_since)
 
     def open(self, lease: Lease) -> None:
         """Begin to record the ends of a partition."""
@@ -73,6 +82,7 @@ class Expiry:
             found = await self._look()
             if found:
                 await self._record(found)
+            metrics.ENDS_PUT_OFF.set(len(self._put_off))
             full = len(found) == MOST_AT_ONCE
             await asyncio.sleep(monotonic() - began if full else LOOK_EVERY_S)
 
@@ -81,27 +91,32 @@ class Expiry:
         now = monotonic()
         self._put_off = {who: until for who, until in self._put_off.items() if until > now}
         found = await self._ends.read_due(list(self._leases), MOST_AT_ONCE, list(self._put_off))
-        metrics.OLDEST_DUE_END.set(max((end.overdue_s for end in found), default=0))
+        self._oldest_since = now - found[0].overdue_s if found else inf
         return found
 
     async def _record(self, found: Sequence[DueEnd]) -> None:
-        """Record them together; where that can't be done, one patient after the other."""
+        """Record them together; where that can't be done, one patient after the other.
+
+        Whatever the reason is, what is in memory is not trusted the second time.
+        """
         try:
             await self._record_together(found)
         except LOST:
             raise
-        except (Conflict, DecidedBefore):
-            self._path.streams.clear()  # found again at once, and decided from what is there now
         except Exception as error:  # noqa: BLE001 - whatever it is, the other patients go on
-            await self._record_each(found, type(error).__name__)
+            log.warning("ends.tried_again", reason=type(error).__name__, ends=len(found))
+            self._path.streams.clear()
+            for patient_id in dict.fromkeys(end.stream_id for end in found):
+                await self._record_alone([end for end in found if end.stream_id == patient_id])
 
-    async def _record_each(self, found: Sequence[DueEnd], reason: str) -> None:
-        patients = dict.fromkeys(end.stream_id for end in found)
-        if len(patients) == 1:
-            self._put_aside(next(iter(patients)), reason)
-            return
-        for patient_id in patients:
-            await self._record([end for end in found if end.stream_id == patient_id])
+    async def _record_alone(self, found: Sequence[DueEnd]) -> None:
+        """Record the ends of one patient, or put them off."""
+        try:
+            await self._record_together(found)
+        except LOST:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other patients go on
+            self._put_aside(found[0].stream_id, type(error).__name__)
 
     async def _record_together(self, found: Sequence[DueEnd]) -> None:
         began = monotonic()
@@ -116,8 +131,7 @@ class Expiry:
             )
             self._publisher.add(appended.events)
             self._path.remember(batch, only_known=True)
-            done = [end for end in due if not batch.streams[end.stream_id].unreadable]
-            await self._ends.forget(done, epochs)
+            await self._ends.forget(_looked_into(due, batch), epochs)
         metrics.EVENTS_APPENDED.inc(len(appended.events))
         metrics.ENDS_RECORDED.inc(len(appended.events))
         log.info(
@@ -145,3 +159,17 @@ class Expiry:
         if len(self._put_off) < MOST_PUT_OFF:
             self._put_off[patient_id] = monotonic() + LOOK_AGAIN_AFTER_S
         log.error("ends.put_off", reason=reason)
+
+
+def _looked_into(due: Sequence[DueEnd], batch: Batch) -> list[DueEnd]:
+    """Tell which need no second look.
+
+    An end that has not come by the time that was decided by is still needed: the server's clock
+    stepped back since it was found.
+    """
+    return [
+        end
+        for end in due
+        if end.expires_at <= batch.times[end.partition]
+        and not batch.streams[end.stream_id].unreadable
+    ]

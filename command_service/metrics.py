@@ -26,6 +26,9 @@ OLDEST_DUE_END: Final = Gauge(
     "consent_oldest_due_end_seconds",
     "How long ago the earliest end of a consent came that is not recorded yet",
 )
+ENDS_PUT_OFF: Final = Gauge(
+    "consent_ends_put_off", "Patients whose consents ended and this could not be recorded"
+)
 EVENTS_PUBLISHED: Final = Counter("consent_events_published", "Events confirmed by the broker")
 EVENTS_REFUSED: Final = Counter(
     "consent_events_refused",

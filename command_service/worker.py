@@ -8,6 +8,7 @@ from command_service.expiry import Expiry
 from command_service.log_identity.deployment import check_deployment
 from command_service.log_identity.disputed_logs import DisputedLogs
 from command_service.log_identity.witness import Witness
+from command_service.metrics import OLDEST_DUE_END
 from command_service.poison_messages import PoisonMessages
 from command_service.probe import probe
 from command_service.publisher import Publisher
@@ -83,6 +84,7 @@ class CommandWorker:
             settings.consent_longest_grant,
         )
         expiry = Expiry(Ends(opened.pool), store, path, publisher)
+        OLDEST_DUE_END.set_function(expiry.oldest_s)
         log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
         await consumer.open(names.UNROUTABLE)
         await queries.open(names.LOG)

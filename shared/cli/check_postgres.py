@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import asyncpg
 
+from shared.cli.check_clocks import clock_findings
 from shared.cli.check_results import Finding, Needs, Ownership, is_too_old
 from shared.errors import ConsentError
 from shared.errors.connection import DATABASES
@@ -17,7 +17,6 @@ from shared.postgres.statements import statement
 from shared.postgres.surroundings import check_surroundings, too_few_connections
 
 OLDEST_POSTGRES: Final = (13,)
-MOST_SKEW: Final = timedelta(seconds=2)
 DATABASE_ERRORS: Final = (
     ConsentError,
     OSError,
@@ -43,7 +42,8 @@ async def database_findings(needs: Needs) -> AsyncIterator[Finding]:
         yield server
         if not server.ok:
             return
-        yield await clock_finding(pool, lambda: datetime.now(UTC))
+        async for finding in clock_findings(pool, needs.package):
+            yield finding
         schema = await _tried("schema", "up to date", lambda: check_schema(pool, needs.package))
         yield schema
         if schema.ok:
@@ -76,19 +76,6 @@ def server_finding(version: str) -> Finding:
     if is_too_old(version, OLDEST_POSTGRES):
         return Finding("database", False, f"PostgreSQL {version} is too old: use {oldest} or newer")
     return Finding("database", True, f"PostgreSQL {version}")
-
-
-async def clock_finding(pool: Pool, now: Callable[[], datetime]) -> Finding:
-    """Compare this machine's clock with the database's, which stamps the events."""
-    before = now()
-    theirs = await pool.fetchval("SELECT clock_timestamp()")
-    ours = before + (now() - before) / 2
-    skew = (ours - theirs).total_seconds()
-    difference = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the database's"
-    if abs(skew) > MOST_SKEW.total_seconds():
-        remedy = "set both by NTP, or the times of logs and events can't be compared"
-        return Finding("clock", False, f"this machine's is {difference}: {remedy}")
-    return Finding("clock", True, difference)
 
 
 async def _server(pool: Pool, needs: Needs) -> Finding:

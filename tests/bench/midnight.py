@@ -14,7 +14,7 @@ from tests.bench.stage import open_stage
 from tests.support.deployment import Deployment
 
 RATE_PER_S = 100
-BEFORE_S = 15.0
+BEFORE_S = 30.0
 CALM_S = 3.0
 SLOWER = Goal(no_more_than=100)
 

@@ -14,7 +14,7 @@ from command_service import cli as command_cli
 from command_service.settings import CommandSettings
 from projection_service import cli as projection_cli
 from projection_service.settings import ProjectionSettings
-from shared.cli import check_postgres, check_rabbitmq
+from shared.cli import check_clocks, check_postgres, check_rabbitmq
 from shared.cli.check import check
 from shared.cli.check_results import Finding, Needs
 from shared.postgres.connection import Pool
@@ -28,7 +28,16 @@ VHOST: Final = "check"
 CLERK: Final = "check-clerk"
 NOTHING: Final = {"configure": "^$", "write": "^$", "read": "^$"}
 NAMES: Final = [
-    *("settings", "version", "database", "clock", "schema", "database rights", "partitions"),
+    *(
+        "settings",
+        "version",
+        "database",
+        "clock",
+        "clocks",
+        "schema",
+        "database rights",
+        "partitions",
+    ),
     *("leases", "broker", "topology", "broker rights", "subscribers", "identity", "log", "plugins"),
 ]
 
@@ -193,9 +202,7 @@ def test_a_rabbitmq_that_is_too_old_is_said(told: str, ok: bool) -> None:
 @pytest.mark.parametrize(("hours", "said"), [(1, "ahead of"), (-1, "behind")])
 async def test_a_clock_that_is_wrong_is_said(event_store_pool: Pool, hours: int, said: str) -> None:
     wrong = timedelta(hours=hours)
-    finding = await check_postgres.clock_finding(
-        event_store_pool, lambda: datetime.now(UTC) + wrong
-    )
+    finding = await check_clocks.clock_finding(event_store_pool, lambda: datetime.now(UTC) + wrong)
     assert not finding.ok
     assert f" s {said} the database's: set both by NTP" in finding.detail
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -121,46 +123,158 @@ async def test_an_end_that_came_while_nobody_worked_is_recorded_before_the_next_
     assert await recorded(deployment, "p-1", 3) == ["Granted", "Expired", "Granted"]
 
 
-@pytest.mark.parametrize(
-    ("waits_for", "recorded_before"),
-    [("INSERT INTO events", 0), ("DELETE FROM ends", 1)],
-    ids=["before it is appended", "before it is forgotten"],
+@asynccontextmanager
+async def held_up(
+    deployment: Deployment, action: str, table: str, level: str = "STATEMENT"
+) -> AsyncIterator[asyncpg.Connection]:
+    """Let whoever does this to a table wait, until the lock of this connection is given back."""
+    async with closing_connection(deployment.event_store_url) as connection:
+        await connection.execute("SELECT pg_advisory_lock(13)")
+        await connection.execute(
+            "CREATE FUNCTION held_up() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_advisory_xact_lock(13); RETURN NULL; END $$"
+        )
+        await connection.execute(
+            f"CREATE TRIGGER held_up AFTER {action} ON {table} "
+            f"FOR EACH {level} EXECUTE FUNCTION held_up()"
+        )
+        yield connection
+        await connection.execute(f"DROP TRIGGER held_up ON {table}")
+
+
+@asynccontextmanager
+async def closing_connection(url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+WAITING = (
+    "SELECT pid FROM pg_stat_activity "
+    "WHERE wait_event = 'advisory' AND datname = current_database()"
 )
-async def test_a_death_on_the_way_has_an_end_recorded_once_by_whoever_comes_next(
-    deployment: Deployment, client: Client, waits_for: str, recorded_before: int
+
+
+@pytest.mark.parametrize(
+    ("step", "is_done", "recorded_before"),
+    [
+        ("INSERT ON events", False, 0),
+        ("INSERT ON events", True, 1),
+        ("DELETE ON ends", False, 1),
+        ("DELETE ON ends", True, 1),
+    ],
+    ids=[
+        "before it is appended",
+        "when it is appended and the worker has not heard of it",
+        "before it is forgotten",
+        "when it is forgotten and the worker has not heard of it",
+    ],
+)
+async def test_a_death_on_the_way_has_an_end_recorded_and_told_once_by_whoever_comes_next(
+    deployment: Deployment, client: Client, step: str, recorded_before: int, *, is_done: bool
 ) -> None:
     """A trigger holds the worker up at that step, and there it is killed."""
     worker = start(deployment)
-    action, table = waits_for.split(" ", maxsplit=1)[0], waits_for.rsplit(" ", maxsplit=1)[-1]
-    await client.command("GrantConsent", "p-1", expires_at=soon())
-    connection = await asyncpg.connect(deployment.event_store_url)
-    await connection.execute(
-        "CREATE FUNCTION held_up() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$"
-    )
-    await connection.execute(
-        f"CREATE TRIGGER held_up BEFORE {action} ON {table} "
-        "FOR EACH STATEMENT EXECUTE FUNCTION held_up()"
-    )
+    seen: list[Any] = []
+    await client.subscribe("expired.#", seen.append)
+    await client.command("GrantConsent", "p-1", target="all", expires_at=soon())
+    action, table = step.split(" ON ")
+    async with held_up(deployment, action, table) as connection:
+        (waiting,) = await eventually(lambda: connection.fetch(WAITING), within=30)
+        worker.kill()
+        if not is_done:
+            await connection.execute(f"SELECT pg_terminate_backend({waiting['pid']})")
+        await connection.execute("SELECT pg_advisory_unlock(13)")
 
-    async def is_held_up() -> bool:
-        return bool(
-            await connection.fetchval(
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-            )
+        async def nobody_is_held_up() -> bool:
+            return not await connection.fetch(WAITING)
+
+        await eventually(nobody_is_held_up, within=30)
+
+    async def as_left() -> bool:
+        return (await types_of(deployment, "p-1")).count("Expired") == 4 * recorded_before
+
+    await eventually(as_left)
+    start(deployment)
+    assert await recorded(deployment, "p-1", 8) == ["Granted"] * 4 + ["Expired"] * 4
+
+    async def told() -> bool:
+        return len({message.message_id for message in seen}) == 4
+
+    await eventually(told, within=30)
+
+
+async def test_ends_that_come_while_workers_die_and_leave_are_recorded_once_each_and_told_in_order(
+    deployment: Deployment, client: Client
+) -> None:
+    first, second = start(deployment), start(deployment)
+    seen: list[Any] = []
+    await client.subscribe("expired.#", seen.append)
+    patients = [f"p-{number}" for number in range(120)]
+    end = soon(4 * SOON)
+    async with held_up(deployment, "INSERT", "events", "ROW") as connection:
+        await connection.execute("SELECT pg_advisory_unlock(13)")
+        await asyncio.gather(
+            *(client.command("GrantConsent", patient, expires_at=end) for patient in patients)
+        )
+        await connection.execute("SELECT pg_advisory_lock(13)")
+        await eventually(lambda: connection.fetch(WAITING), within=30)
+        first.kill()
+        await connection.execute("SELECT pg_advisory_unlock(13)")
+    third = start(deployment)
+    second.stop()
+    assert third.process.poll() is None
+
+    async def all_told() -> bool:
+        return len({message.message_id for message in seen}) == len(patients)
+
+    await eventually(all_told, within=60)
+    for patient in patients:
+        assert await recorded(deployment, patient, 2) == ["Granted", "Expired"]
+    told: dict[int, list[int]] = {}
+    for event in (json.loads(message.body) for message in seen):
+        positions = told.setdefault(partition_of(event["subject"], PARTITIONS), [])
+        if event["position"] not in positions:
+            positions.append(event["position"])
+    assert all(positions == sorted(positions) for positions in told.values())
+
+
+async def test_a_patient_whose_ends_cannot_be_appended_is_put_off_and_holds_up_nobody_else(
+    deployment: Deployment, client: Client
+) -> None:
+    worker = start(deployment)
+    end = soon(2 * SOON)
+    for patient in ("p-odd", "p-1", "p-2"):
+        await client.command("GrantConsent", patient, expires_at=end)
+    async with closing_connection(deployment.event_store_url) as connection:
+        await connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "RAISE unique_violation USING CONSTRAINT = 'events_stream_version_key'; END $$"
+        )
+        await connection.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW "
+            "WHEN (NEW.stream_id = 'p-odd') EXECUTE FUNCTION refuse()"
         )
 
-    await eventually(is_held_up, within=30)
-    worker.kill()
-    await connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-    )
-    written = await types_of(deployment, "p-1")
-    assert written.count("Expired") == recorded_before
-    await connection.execute(f"DROP TRIGGER held_up ON {table}")
-    await connection.close()
+        async def put_off() -> bool:
+            both = [await types_of(deployment, patient) for patient in ("p-1", "p-2")]
+            return (
+                both == [["Granted", "Expired"]] * 2
+                and worker.metric("consent_ends_put_off") == 1
+                and await ends_left(deployment) == 1
+            )
+
+        await eventually(put_off, within=30)
+        assert worker.log.count("ends.put_off") == 1
+        assert "p-odd" not in worker.log
+        assert worker.metric("consent_sessions_lost_total") == 0
+        assert worker.metric("consent_ends_recorded_total") == 2
+        worker.kill()
+        await connection.execute("DROP TRIGGER refuse ON events")
     start(deployment)
-    assert await recorded(deployment, "p-1", 2) == ["Granted", "Expired"]
+    assert await recorded(deployment, "p-odd", 2) == ["Granted", "Expired"]
 
 
 async def test_a_patient_whose_history_cannot_be_read_holds_up_nobody_else(
@@ -191,25 +305,6 @@ async def test_a_patient_whose_history_cannot_be_read_holds_up_nobody_else(
     assert await types_of(deployment, "p-odd") == ["Granted", "Sold"]
     assert await ends_left(deployment) == 1
     assert worker.metric("consent_sessions_lost_total") == 0
-
-
-async def test_the_logs_own_time_decides_and_never_steps_back(
-    deployment: Deployment, client: Client
-) -> None:
-    """As after a clock that ran ahead by minutes was put right: what was recorded stands."""
-    start(deployment)
-    await fetch(
-        deployment.event_store_url,
-        "UPDATE partitions SET recorded_at = now() + interval '10 minutes' RETURNING partition",
-    )
-    refused = await client.command("GrantConsent", "p-1", expires_at=soon(timedelta(minutes=9)))
-    assert refused["error"] == "expiry_not_in_the_future"
-    accepted = await client.command(
-        "GrantConsent", "p-1", expires_at=soon(timedelta(minutes=10, seconds=5))
-    )
-    assert accepted["status"] == "accepted"
-    (event,) = await log_of(deployment, "p-1")
-    assert event["recorded_at"] > datetime.now(UTC) + timedelta(minutes=9)
 
 
 async def test_a_worker_that_lost_a_partition_forgets_none_of_its_ends(
