@@ -14,7 +14,7 @@ from projection_service.read_model import ReadModel
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
 from shared.event_log.position_tracker import PositionTracker
-from shared.event_log.set_back import FIRST_GENERATION, SetBack
+from shared.event_log.set_back import SetBack, place_of
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
 from shared.rabbitmq.connection import ids_of
@@ -84,15 +84,16 @@ class Projector:
 
     def _moves(self, events: Iterable[CloudEvent]) -> dict[int, Move]:
         reached = {event.partition: event for event in events}
+        places = {number: place_of(event) for number, event in reached.items()}
         return {
             number: Move(
                 self._leases[number].epoch,
                 self._follower.position(number),
-                event.position,
-                event.id,
-                event.generation or FIRST_GENERATION,
+                place.position,
+                place.event_id,
+                place.generation,
             )
-            for number, event in reached.items()
+            for number, place in places.items()
         }
 
     async def on_compared(self, partition: int, found: SetBack | None) -> None:

@@ -72,7 +72,11 @@ class Witness:
 
     async def write(self, places: Mapping[int, LogPlace], log_id: UUID) -> bool:
         """Remember the last events of some partitions, in place of those before; whether it is."""
-        server, timeline = self._server or await self._read_server()
+        if (
+            self._server is None
+        ):  # known from then on: a session's last words come without a database
+            self._server = await self._read_server()
+        server, timeline = self._server
         messages = [
             _message(
                 number,

@@ -54,8 +54,8 @@
 --   $43 ended_issuers   text[]
 --   $44 ended_causes    text[]
 --   per partition, once more
---   $45 event_ids    text[]     the event at the new position; null leaves what is known of it
---   $46 generations  bigint[]   of the log, of that event; likewise
+--   $45 event_ids    text[]     the event at the new position; null where it is not known
+--   $46 generations  bigint[]   of the log, of that event
 --
 -- Returns   (partition) of each checkpoint that was moved.
 -- Fenced    no rows: another worker has taken a partition; nothing was changed.
@@ -74,8 +74,10 @@ WITH given AS (
 ), moved AS (
     UPDATE checkpoints c
        SET position = owned.position,
-           event_id = coalesce(owned.event_id, c.event_id),
-           generation = coalesce(owned.generation, c.generation)
+           event_id = CASE WHEN owned.position = c.position THEN c.event_id
+                           ELSE owned.event_id END,
+           generation = CASE WHEN owned.position = c.position THEN c.generation
+                             ELSE owned.generation END
       FROM owned
      WHERE c.partition = owned.partition
        AND (SELECT count(*) FROM owned) = cardinality($1)

@@ -21,6 +21,7 @@ from shared.event_log.set_back import (
     SetBack,
     generation_at,
     newest_generation,
+    place_of,
 )
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.queries import GenerationBegan
@@ -279,7 +280,8 @@ class Follower:
         last = {event.partition: event for event in events}
         for followed in touched:
             if event := last.get(followed.partition):
-                followed.track.applied(event.id, event.generation or FIRST_GENERATION)
+                place = place_of(event)
+                followed.track.applied(place.event_id, place.generation)
 
     def _hold(self, followed: Followed, position: int, delivery: Delivery) -> None:
         if followed.leaving:

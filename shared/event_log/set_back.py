@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pydantic import ValidationError
+
 from shared.messages.cloud_event import CloudEvent
+from shared.messages.events import UnknownEventError
 from shared.messages.queries import GenerationBegan
 
 FIRST_GENERATION: Final = 1
@@ -47,8 +50,17 @@ class SetBack:
 
 
 def place_of(event: CloudEvent) -> LogPlace:
-    """Return the place of an event, for whoever takes it."""
-    return LogPlace(event.position, event.id, event.generation or FIRST_GENERATION)
+    """Return the place of an event, for whoever takes it.
+
+    One that can't be read may be anybody's: it is no word of which log this is.
+    """
+    try:
+        event.event()
+    except (UnknownEventError, ValidationError):
+        event_id = None
+    else:
+        event_id = event.id
+    return LogPlace(event.position, event_id, event.generation or FIRST_GENERATION)
 
 
 def generation_at(generations: Sequence[GenerationBegan], position: int) -> int:
