@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import settings
 
 from shared.postgres.connection import Pool
 from shared.postgres.database import open_pool
@@ -16,6 +17,9 @@ from tests.support.deployment import Deployment, open_deployment
 PARTITIONS: Final = 4
 TEMPLATE: Final = "template_migrated"
 _NUMBERS = count(1)
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no defect of what is tested
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(wrapper=True)

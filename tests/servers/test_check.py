@@ -105,7 +105,7 @@ def test_with_everything_there_it_is_content_and_tells_who_owns_what(
         assert len(owners) == 1
         assert owners.pop().startswith(service)
     shown = deployment.run("command_service", "check").stdout
-    assert "✓ topology: 5 exchanges, 13 queues; bindings not compared, give --managem" in shown
+    assert "✓ topology: 5 exchanges, 17 queues; bindings not compared, give --managem" in shown
     for worker in deployment.workers:
         assert "session.lost" not in worker.log
 
