@@ -137,7 +137,7 @@ class CommandPath:
             return await self._store.append(
                 list(batch.decided.values()),
                 epochs,
-                batch.times,
+                times=batch.times,
                 receipts_checked=receipts_checked,
             )
 

@@ -127,7 +127,7 @@ class Expiry:
                 return
             batch = await self._decided(due, epochs)
             appended = await self._store.append(
-                list(batch.decided.values()), epochs, batch.times, receipts_checked=True
+                list(batch.decided.values()), epochs, times=batch.times, receipts_checked=True
             )
             self._publisher.add(appended.events)
             self._path.remember(batch, only_known=True)

@@ -118,10 +118,12 @@ def is_never(known_since: datetime) -> bool:
 
 def unknown_past(at: datetime, known_since: datetime | None) -> QueryFailed | None:
     """Say that a moment is too long ago to be answered with certainty."""
-    if known_since is None or (at >= known_since and not is_never(known_since)):
+    if known_since is None:
         return None
-    if is_never(known_since):
+    if is_never(known_since):  # PostgreSQL's infinity, which has no zone to compare with
         return invalid("at", "the past is not known here before a rebuild of the read model")
+    if at >= known_since:
+        return None
     return invalid(
         "at", f"the past is known since {timestamp(known_since)}; ask about then or later"
     )

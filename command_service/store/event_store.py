@@ -119,8 +119,8 @@ class EventStore:
         self,
         decisions: Sequence[Decision],
         epochs: Mapping[int, int],
-        times: Mapping[int, datetime] = MappingProxyType({}),
         *,
+        times: Mapping[int, datetime] = MappingProxyType({}),
         receipts_checked: bool = False,
     ) -> Appended:
         """Record decisions and their events in one transaction.

@@ -413,9 +413,8 @@ class Follower:
             followed.busy_at = followed.compared_at = monotonic()
             if await self._differs(followed, taken, page):
                 return False
-            following = [
-                event for event in page.events if track.place(event.position) is Arrival.NEXT
-            ]
+            beyond = [event for event in page.events if event.position > taken.position]
+            following = [event for event in beyond if track.place(event.position) is Arrival.NEXT]
             await self._apply(following, [followed])
             self._handler.on_log_page(len(following))
             if following:

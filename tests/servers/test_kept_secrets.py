@@ -118,13 +118,5 @@ def test_the_databases_roles_are_made_without_a_password_on_a_command_line(tmp_p
         check=True,
     )
     called = (tmp_path / "called").read_text()
-    assert "--username" in called
+    assert "--no-psqlrc" in called
     assert "planted" not in called
-
-
-def test_the_broker_can_read_the_definitions_that_only_their_owner_can() -> None:
-    """In the containers the job runs as the broker's own user, in a folder of that user."""
-    services = read_compose()["services"]
-    user = services["broker_users"]["user"]
-    made = Path("Dockerfile").read_text(encoding="utf-8")
-    assert f"install --directory --owner={user.split(':')[0]} --mode=700 /definitions" in made

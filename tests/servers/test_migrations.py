@@ -25,6 +25,7 @@ ALL = [
     "0005-snapshots",
     "0006-receipts-by-time",
     "0007-presence",
+    "0008-log-identity",
     "0009-ends",
 ]
 
@@ -49,6 +50,7 @@ async def test_an_empty_database_gets_the_whole_schema_once(empty: str) -> None:
     assert await migrate(empty, "command_service", 8) == ALL
     assert await migrate(empty, "command_service", 8) == []
     own = {"events", "command_receipts", "ends", "suspects", "snapshots"}
+    own |= {"log_identity", "generations"}
     assert await tables(empty) == {"partitions", "workers"} | own
 
 
@@ -64,12 +66,15 @@ async def test_the_read_model_gets_its_own_tables(empty: str) -> None:
         "consent_history",
         "history_horizon",
         "discarded_events",
+        "followed_log",
     }
 
 
 async def test_a_rebuild_knows_every_table_that_follows_from_the_log(empty: str) -> None:
     await migrate(empty, "projection_service", 8)
-    decided_by_workers_and_operators = {"partitions", "workers", "discarded_events"}
+    decided_by_workers_and_operators = {
+        "partitions", "workers", "discarded_events", "followed_log",
+    }  # fmt: skip
     assert await tables(empty) == {*TABLES} | decided_by_workers_and_operators
 
 

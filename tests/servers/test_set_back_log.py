@@ -172,6 +172,11 @@ async def test_nobody_is_told_yes_after_a_revoke_where_commands_go_on(
     assert await is_refused(client)
     assert deployment.run("projection_service", "rebuild").returncode == 0
     await eventually(lambda: all_projected(deployment))
+
+    async def is_answered() -> bool:
+        return not await is_refused(client)
+
+    await eventually(is_answered)
     assert (await asked(client, PATIENT, "d-kept"))["has_consent"] is False
     assert (await asked(client, PATIENT, "d-4"))["has_consent"] is True
     await follows_the_log(deployment)

@@ -86,12 +86,20 @@ def test_an_encoding_that_can_not_hold_every_id_is_refused_by_migrate_check_and_
         assert "is in the encoding LATIN1" in told.stdout
 
 
+@contextmanager
+def a_vhost(sandbox: Sandbox) -> Iterator[str]:
+    """Give a virtual host that no log has yet."""
+    yield sandbox.broker.create_vhost("surroundings")
+    sandbox.broker.delete_vhost("surroundings")
+
+
 async def test_a_database_that_takes_bytes_as_they_come_is_served(
     deployment: Deployment, sandbox: Sandbox
 ) -> None:
-    with database_in(sandbox.event_store_server, "SQL_ASCII") as url:
-        deployment.event_store_url = url
-        assert deployment.run("command_service", "migrate").returncode == 0
+    with database_in(sandbox.event_store_server, "SQL_ASCII") as url, a_vhost(sandbox) as broker:
+        deployment.event_store_url, deployment.rabbitmq_url = url, broker
+        for verb in ("migrate", "topology"):
+            assert deployment.run("command_service", verb).returncode == 0
         worker = deployment.start("command_service")
         worker.wait_ready()
         async with open_client(deployment.rabbitmq_url, PARTITIONS) as client:
@@ -171,6 +179,7 @@ async def test_a_search_path_and_an_isolation_level_of_the_role_or_the_database_
     sandbox: Sandbox, deployment: Deployment
 ) -> None:
     """Every table is in `public`, whoever looks."""
+    deployment.rabbitmq_url = sandbox.broker.create_vhost("with_a_path")
     for server, setting in (
         (sandbox.event_store_server, "event_store_url"),
         (sandbox.read_model_server, "read_model_url"),
