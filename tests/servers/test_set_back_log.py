@@ -126,9 +126,15 @@ async def test_answers_are_refused_and_commands_wait_until_an_operator_has_decid
     rebuilt = deployment.run("projection_service", "rebuild")
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert f"partition {PARTITION} was set back" in rebuilt.stdout
-    for worker in (command, projection):
-        worker.wait_ready()
-        assert worker.metric("consent_log_set_back") == 0
+
+    async def is_over() -> bool:
+        workers = (command, projection)
+        return all(
+            worker.get("/health/ready")[0] == 200 and worker.metric("consent_log_set_back") == 0
+            for worker in workers
+        )
+
+    await eventually(is_over)
     await follows_the_log(deployment)
     for doctor in ("d-kept", "d-lost", "d-lost-too"):
         assert (await asked(client, PATIENT, doctor))["has_consent"] is False
