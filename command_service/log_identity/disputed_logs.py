@@ -72,6 +72,7 @@ class DisputedLogs:
         async with self._one_at_a_time[partition]:
             del self._owned[partition]
             waited = self._waiting.pop(partition, None) is not None
+            SET_BACK.labels(partition).set(0)  # its next owner tells of it
             self._tell()
             return waited
 

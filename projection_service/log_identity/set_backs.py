@@ -23,6 +23,8 @@ class SetBacks:
         self._readiness = readiness
         self._count = partitions
         self._partitions: frozenset[int] = frozenset()
+        self._told: frozenset[int] | None = None
+        """Which of them the metrics tell of; a session of before may have told of others."""
         for number in range(partitions):
             SET_BACK.labels(number)
 
@@ -38,10 +40,10 @@ class SetBacks:
     async def look(self) -> None:
         """Read which partitions they are, and tell the readiness and the metrics."""
         found = frozenset(await self._read_model.read_set_back())
-        if found != self._partitions:
+        if found != self._told:
             for number in range(self._count):
                 SET_BACK.labels(number).set(number in found)
-        self._partitions = found
+        self._partitions = self._told = found
         if found:
             self._readiness.report(LOG, "log_set_back", f"{_named(found)}: {REMEDY}")
         else:
