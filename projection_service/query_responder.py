@@ -217,12 +217,13 @@ class QueryResponder:
             encoded.append((delivery.message, found.to_json()))
             if len(encoded[-1][1]) > LONG:
                 await asyncio.sleep(0)
-        await answer(self._replies, encoded)
-        await self._consumer.settle(delivery for delivery, _ in answered)
+        # First, since whoever has seen an answer must find it counted.
         self._tally.count(
             [_kind_and_status(delivery, found) for delivery, found in answered],
             [word for _, found in answered for word in _words(found)],
         )
+        await answer(self._replies, encoded)
+        await self._consumer.settle(delivery for delivery, _ in answered)
 
 
 def _needs(query: Query) -> Mapping[str, int]:

@@ -66,23 +66,30 @@ async def _end_slow_ones(runner: web.AppRunner) -> None:
 
 
 class _Metrics:
-    """The metrics as text, some hundredths of a second old: however many ask, they cost the same.
+    """The metrics as text: however many ask, they cost the same.
 
-    Not older, since whoever saw a command answered may look for it here at once.
+    Whoever asks gets what is counted afterwards, since a command that was seen answered may be
+    looked for here at once; those who ask during the pause wait for its end, and share one text.
     """
 
     def __init__(self) -> None:
-        self._text = b""
-        self._good_until = 0.0
+        self._not_before = 0.0
+        self._counting: asyncio.Task[bytes] | None = None
 
-    def text(self) -> bytes:
-        """Count them up, or return what was counted just now."""
+    async def text(self) -> bytes:
+        """Count them up, some hundredths of a second later where that was just done."""
+        if self._counting is None:
+            self._counting = asyncio.create_task(self._count())
+        return await asyncio.shield(self._counting)
+
+    async def _count(self) -> bytes:
+        await asyncio.sleep(self._not_before - monotonic())
+        self._counting = None
         began = monotonic()
-        if began >= self._good_until:
-            self._text = generate_latest()
-            now = monotonic()
-            self._good_until = now + EFFORT * (now - began)
-        return self._text
+        text = generate_latest()
+        now = monotonic()
+        self._not_before = now + EFFORT * (now - began)
+        return text
 
 
 async def _one_request(_: web.BaseRequest, response: web.StreamResponse) -> None:
@@ -107,7 +114,9 @@ def _application(readiness: Readiness) -> web.Application:
         return web.json_response(body, status=503)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=counted.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(
+            body=await counted.text(), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
 
     application = web.Application()
     application.router.add_get("/health/live", live)

@@ -7,10 +7,15 @@ from contextlib import ExitStack
 from typing import Final
 
 import pytest
+from aiohttp import ClientSession
+from prometheus_client import REGISTRY, Counter
 
+from shared.telemetry.readiness import Readiness
 from shared.worker.health_check import health_check
+from shared.worker.http import serve_operations
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
+from tests.sandbox.home import free_ports
 from tests.support.deployment import Deployment, Worker, open_deployment
 
 NEIGHBOUR: Final = "127.0.0.2"
@@ -105,6 +110,17 @@ def test_the_metrics_are_counted_up_once_for_many_who_ask(worker: Worker) -> Non
         bodies = [whole(one).partition(b"\r\n\r\n")[2] for one in many]
     assert all(b"consent_ready 1.0" in body for body in bodies)
     assert len(set(bodies)) <= MANY / 10
+
+
+async def test_whoever_asks_finds_what_was_counted_before() -> None:
+    counted, readiness = Counter("consent_test_of_the_port", "Counted up by a test"), Readiness()
+    (port,) = free_ports(1)
+    async with serve_operations("127.0.0.1", port, readiness), ClientSession() as session:
+        for times in range(1, 31):
+            counted.inc()
+            async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                assert f"consent_test_of_the_port_total {times}.0\n" in await answer.text()
+    REGISTRY.unregister(counted)
 
 
 def test_headers_that_are_wrong_and_paths_that_are_not_there_are_refused(worker: Worker) -> None:

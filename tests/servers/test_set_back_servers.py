@@ -1,6 +1,7 @@
 """Event stores set back as they are in earnest, under load: dumps, base backups, failovers."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from shared.values.partition import partition_of
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox, install, open_sandbox
 from tests.sandbox.programs import PostgresProgram
@@ -162,11 +164,25 @@ async def all_projected(deployment: Deployment) -> bool:
     return await projected(deployment) == await log_size(deployment)
 
 
-async def noticed(*workers: Worker) -> None:
+async def noticed(deployment: Deployment, load: Load, *workers: Worker) -> None:
+    """Wait until each worker says so, and answers are refused of each partition that it befell."""
+    (projection,) = (one for one in workers if one.service == "projection_service")
+
     async def all_say_so() -> bool:
         return all("log_set_back" in worker.get("/health/ready")[1] for worker in workers)
 
+    async def each_is_named() -> bool:
+        truth = await folded_log(deployment)
+        befell = {
+            partition_of(patient, PARTITIONS)
+            for patient, doctors in load.accepted.items()
+            if any((patient, "doctor", doctor) not in truth for doctor in doctors)
+        }
+        named = re.search(r"log of partition ([\d, ]+)", projection.get("/health/ready")[1])
+        return named is not None and befell <= {int(one) for one in named[1].split(",")}
+
     await eventually(all_say_so, within=90)
+    await eventually(each_is_named, within=15)
 
 
 async def says_that_it_was_left(worker: Worker) -> bool:
@@ -199,7 +215,7 @@ async def lose_some_and_go_on(
         pair.falls_behind()
         await load.goes_on()
         pair.take_over()
-        await noticed(*workers)
+        await noticed(placed, load, *workers)
     assert await not_in_the_log(placed, load) > 0
     assert await no_answer_is_wrong(client, placed, load) > 0
     await decided_and_mended(client, placed, load)
@@ -238,7 +254,7 @@ async def test_a_base_backup_that_is_restored(
         server.kill()
         put_back(backup, server.data)
         server.start()
-        await noticed(*workers)
+        await noticed(placed, load, *workers)
     assert await not_in_the_log(placed, load) > 0
     assert await no_answer_is_wrong(client, placed, load) > 0
     await decided_and_mended(client, placed, load)
@@ -264,7 +280,7 @@ async def test_a_dump_that_is_restored_beneath_the_session_in_which_it_was_made(
         await load.goes_on()
         restore = ("--clean", "--if-exists", "--single-transaction", f"--dbname={url}")
         home.run(programs / "pg_restore", *restore, dump)
-        await noticed(*workers)
+        await noticed(placed, load, *workers)
     assert await not_in_the_log(placed, load) > 0
     assert await no_answer_is_wrong(client, placed, load) > 0
     await decided_and_mended(client, placed, load)
