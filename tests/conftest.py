@@ -11,12 +11,15 @@ from hypothesis import settings
 from shared.postgres.connection import Pool
 from shared.postgres.database import open_pool
 from tests.sandbox import Sandbox, open_sandbox
+from tests.support import warm
 from tests.support.amqp import Client, open_client
 from tests.support.deployment import Deployment, open_deployment
 
 PARTITIONS: Final = 4
 TEMPLATE: Final = "template_migrated"
 _NUMBERS = count(1)
+
+Deployment.popen = warm.Popen
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect of what is tested
 settings.load_profile("untimed")
