@@ -38,7 +38,7 @@ unit: setup ## run the tests that need no server
 	@$(BIN)/python -m pytest -n $(JOBS) tests/unit $(ARGS)
 
 test: programs setup ## run all tests, on real servers
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 chaos: servers setup ## break everything while commands come in, heal, check what is left
 	@$(BIN)/python -m tests.chaos $(ARGS)
