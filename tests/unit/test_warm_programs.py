@@ -30,7 +30,7 @@ def silent() -> Iterator[dict[str, str]]:
 
 def begin(environment: dict[str, str], **more: Any) -> "subprocess.Popen[Any]":  # noqa: ANN401
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return warm.Popen(WORDS, env=environment, **{**piped, **more})  # type: ignore[call-overload]
+    return warm.Popen(WORDS, env=environment, **{**piped, **more})
 
 
 def is_warm(process: "subprocess.Popen[Any]") -> bool:
