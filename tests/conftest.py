@@ -1,5 +1,6 @@
 """One sandbox for the whole run; databases and a virtual host of its own for each test."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import count
 from pathlib import Path
@@ -16,13 +17,8 @@ from tests.support.amqp import Client, open_client
 from tests.support.deployment import Deployment, open_deployment
 
 PARTITIONS: Final = 4
-BEGUN_FIRST: Final = (
-    "test_chaos", "test_blocked_broker", "test_policies", "test_set_back_log", "test_dependencies",
-    "test_postgres_failover", "test_set_back_servers", "test_full_outlets", "test_database_urls",
-    "test_surroundings", "test_expiry", "test_observation", "test_runbook", "test_mirror",
-    "test_list_patients", "test_parked", "test_sharing", "test_workers", "test_rebuild",
-)  # fmt: skip
-"""Those that take longest: begun last, one process would be at work on them when all others end."""
+BEGUN_FIRST: Final = ("test_chaos", "test_blocked_broker")
+"""They wait for minutes: begun last, one process would be at them when all others have ended."""
 TEMPLATE: Final = "template_migrated"
 _NUMBERS = count(1)
 
@@ -33,12 +29,12 @@ settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the longest modules begin first, and those that need no server last."""
+    """Have modules with many tests begin before those with few, and what needs no server last."""
+    sizes = Counter(item.path for item in items)
 
-    def place(item: pytest.Item) -> int:
-        if item.path.stem in BEGUN_FIRST:
-            return BEGUN_FIRST.index(item.path.stem)
-        return len(BEGUN_FIRST) + (item.path.parent.name == "unit")
+    def place(item: pytest.Item) -> tuple[bool, bool, int]:
+        is_last, is_first = item.path.parent.name == "unit", item.path.stem in BEGUN_FIRST
+        return is_last, not is_first, -sizes[item.path]
 
     items.sort(key=place)
 
