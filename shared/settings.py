@@ -5,17 +5,11 @@ import socket
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from yarl import URL
 
 from shared.errors import SettingsError
@@ -23,7 +17,7 @@ from shared.values.database_url import read_database_url
 from shared.values.durations import parse_duration
 from shared.values.several_hosts import one_by_one
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=BaseSettings)
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 LogFormat = Literal["json", "console"]
 
@@ -80,10 +74,10 @@ def _default_worker_id() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-class PartitionSettings(BaseModel):
+class PartitionSettings(BaseSettings):
     """What is fixed for a deployment."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     consent_partitions: Annotated[int, Field(ge=1, le=1024)] = 8
 
@@ -111,17 +105,12 @@ def read_settings(kind: type[Settings]) -> Settings:
 
     Whatever is a URL may hold a password, so it may be in a file instead, as `secret` has it.
     """
-    given = {name: text for name in kind.model_fields if (text := _given(name))}
+    urls = [name for name in kind.model_fields if name.endswith(_URL)]
+    given: dict[str, Any] = {name: text for name in urls if (text := secret(name.upper()))}
     try:
-        return kind.model_validate(given)
+        return kind(**given)
     except ValidationError as error:
         raise SettingsError("; ".join(_complaints(error))) from None
-
-
-def _given(setting: str) -> str | None:
-    """Read the variable of a setting; one that is empty counts as not set."""
-    name = setting.upper()
-    return secret(name) if setting.endswith(_URL) else os.environ.get(name)
 
 
 def secret(name: str, environment: Mapping[str, str] = os.environ) -> str | None:

@@ -8,8 +8,8 @@ from typing import Annotated, Final, NoReturn
 
 import asyncpg
 import typer
-from pydantic import BaseModel
 from pydantic_core import to_json
+from pydantic_settings import BaseSettings
 
 from shared.cli.terminal import Program, shown_json, tell_version
 from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsure
@@ -55,7 +55,7 @@ EXIT_CODES: Final = (
 )
 
 
-def new_app(help_: str, settings: type[BaseModel] | None = None) -> typer.Typer:
+def new_app(help_: str, settings: type[BaseSettings] | None = None) -> typer.Typer:
     """Make a command line that lists its verbs when it is given none.
 
     A program's own is given its settings, to name them. It has no shell completion, since no
@@ -136,7 +136,7 @@ def run_worker(service: Service, settings: WorkerSettings, *, answers_only: bool
         )
 
 
-def _told(settings: type[BaseModel]) -> str:
+def _told(settings: type[BaseSettings]) -> str:
     names = ", ".join(name.upper() for name in settings.model_fields)
     return f"Settings, from the environment: {names}; a URL may be in a file that …_URL_FILE names."
 

@@ -57,6 +57,7 @@ def become(asked: dict[str, Any]) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and their programs
     import_module(f"{sys.argv[1]}.cli")
+    import_module("shared.worker.http")
     gc.collect()
     gc.freeze()
     if asked := serve(socket.socket(fileno=int(sys.argv[2]))):
