@@ -19,6 +19,7 @@ class ConsentError(Exception):
     ├── NotNow               something is in the way; nothing was changed, try again; exit code 3
     ├── Unsure               what was asked for was done or was not: look; exit code 3
     ├── NoAnswer             no reply came in time; ask again with the same command id
+    │   └── NotTaken         a queue refuses it at this moment: it is full, or has no leader
     ├── NotHandled           a subscriber's handler failed, and the event can't be parked
     ├── Stale                what a mirror knows may be too old; ask HasConsent, or later
     └── QueryRefused         the query was answered with an error
@@ -92,6 +93,10 @@ class Unsure(ConsentError):
 
 class NoAnswer(ConsentError):
     """No reply came in time. A command may be sent again under the same id, without harm."""
+
+
+class NotTaken(NoAnswer):
+    """The broker has refused a request for its queue, which may take the next one."""
 
 
 class NotHandled(ConsentError):

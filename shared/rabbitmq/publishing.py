@@ -29,7 +29,7 @@ PUBLISH_WINDOW: Final = 250
 PERSISTENT: Final = 2
 
 
-RENEWED_AFTER_S: Final = 1.0
+RENEWED_AFTER_S: Final = 0.5
 """How long a channel is used at least, on which something was refused."""
 
 

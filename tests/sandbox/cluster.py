@@ -67,6 +67,18 @@ class Cluster(Broker):
                 continue
         return self.nodes[-1].api(method, path, body)
 
+    def create_vhost(self, name: str) -> str:
+        """Give the URL of a new virtual host that runs on every node.
+
+        A node takes clients a moment before it counts as running, and what is made in that moment
+        does not run there.
+        """
+        url, path = super().create_vhost(name), f"/vhosts/{quote(name, safe='')}"
+        for node, state in self.api("GET", path)["cluster_state"].items():
+            if state != "running":
+                self.api("POST", f"{path}/start/{node}")
+        return url
+
     def queues(self, vhost: str) -> list[dict[str, Any]]:
         """Tell of the queues of a virtual host what the management API knows."""
         found: list[dict[str, Any]] = self.api("GET", f"/queues/{quote(vhost, safe='')}")

@@ -15,11 +15,16 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aiormq.abc import FieldTable
 
+from shared.client.client import ConsentClient
 from shared.client.subscription import subscribe
+from shared.errors import NoAnswer
 from shared.messages.cloud_event import CloudEvent
+from shared.messages.names import command_queue
 from shared.messages.topic_patterns import whole
 from shared.rabbitmq.connection import Properties, connect
 from shared.rabbitmq.publishing import Outgoing, Why, publish_in_order
+from shared.values.partition import partition_of
+from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment, Worker
@@ -299,6 +304,32 @@ def overfill(api: Callable[..., Any], fill: Callable[[str], None]) -> None:
 
 def empty(deployment: Deployment, api: Callable[..., Any]) -> None:
     lifted(api)
+
+
+async def test_a_client_that_was_refused_is_answered_once_the_queue_takes_commands_again(
+    deployment: Deployment, api: Callable[..., Any], fill: Callable[[str], None]
+) -> None:
+    queue = command_queue(partition_of("p-1", PARTITIONS))
+    fill(queue)
+    url = deployment.rabbitmq_url
+    async with ConsentClient.connect(url, partitions=PARTITIONS, within=1) as consent:
+
+        async def refused() -> bool:
+            with pytest.raises(NoAnswer) as told:
+                await consent.grant("p-1", "doctor", "d-1", "exams")
+            return "refuse" in str(told.value)
+
+        await eventually(refused)
+        lifted(api)
+        deployment.start("command_service").wait_ready()
+
+        async def answered() -> bool:
+            with suppress(NoAnswer):
+                await consent.grant("p-1", "doctor", "d-2", "exams")
+                return True
+            return False
+
+        await eventually(answered)
 
 
 REFUSING: Final = {"missing": (drop, restore), "full": (overfill, empty)}
