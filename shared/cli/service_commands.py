@@ -16,7 +16,7 @@ from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsu
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import said_by, words_of
 from shared.postgres.database import migrate
-from shared.rabbitmq.lenient_decoding import bound_headers
+from shared.rabbitmq.reading.lenient_decoding import bound_headers
 from shared.settings import WorkerSettings
 from shared.telemetry.logs import hush_libraries, set_up_logs
 from shared.telemetry.metrics import LOG_LINES_DROPPED, tell_build
