@@ -1,14 +1,14 @@
 """An event as the log keeps it, and as it is published."""
 
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from shared.messages import names
-from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent
+from shared.messages.cloud_event import CONTENT_TYPE, SOURCE, CloudEvent
 from shared.messages.events import ConsentEvent, UnknownEventError
 from shared.messages.timestamp import timestamp
 from shared.messages.upcasting import Data, UpcastError, upcast
@@ -42,23 +42,29 @@ class RecordedEvent(NamedTuple):
     def cloud_event(self) -> CloudEvent:
         """Give it the form in which it travels: up to date, or as it is where it can't be read."""
         schema_version, data = self._newest()
-        return CloudEvent(
-            id=str(self.event_id),
-            type=self.type,
-            subject=self.stream_id,
-            time=timestamp(self.recorded_at),
-            schemaversion=schema_version,
-            partition=self.partition,
-            position=self.position,
-            streamversion=self.stream_version,
-            generation=self.generation,
-            correlationid=self.correlation_id,
-            causationid=str(self.causation_id),
-            issuedby=self.issued_by,
-            traceparent=self.traceparent,
-            tracestate=self.tracestate,
-            data=data,
-        )
+        return CloudEvent(**self._attributes(schema_version), data=data)
+
+    def _attributes(self, schema_version: int) -> dict[str, Any]:
+        """Give it the attributes of a CloudEvent, in its order."""
+        return {
+            "specversion": "1.0",
+            "id": str(self.event_id),
+            "source": SOURCE,
+            "type": self.type,
+            "subject": self.stream_id,
+            "time": timestamp(self.recorded_at),
+            "datacontenttype": "application/json",
+            "schemaversion": schema_version,
+            "partition": self.partition,
+            "position": self.position,
+            "streamversion": self.stream_version,
+            "generation": self.generation,
+            "correlationid": self.correlation_id,
+            "causationid": str(self.causation_id),
+            "issuedby": self.issued_by,
+            "traceparent": self.traceparent,
+            "tracestate": self.tracestate,
+        }
 
     def _newest(self) -> tuple[int, Data]:
         data = from_json(self.data)
@@ -70,27 +76,23 @@ class RecordedEvent(NamedTuple):
     def message(self) -> Outgoing:
         """Make the message that subscribers receive."""
         cloud_event = self.cloud_event()
+        return self._message(_routing_key(cloud_event), cloud_event.to_json())
+
+    def _message(self, routing_key: str, body: bytes) -> Outgoing:
         trace = {name: value for name in _TRACE_HEADERS if (value := getattr(self, name))}
         return Outgoing(
             exchange=names.EVENTS,
-            routing_key=self._routing_key(cloud_event),
-            body=cloud_event.to_json(),
+            routing_key=routing_key,
+            body=body,
             properties=Properties(
                 content_type=CONTENT_TYPE,
                 delivery_mode=PERSISTENT,
-                message_id=cloud_event.id,
+                message_id=str(self.event_id),
                 message_type=self.type,
                 correlation_id=self.correlation_id,
                 headers=dict(trace) or None,
             ),
         )
-
-    def _routing_key(self, event: CloudEvent) -> str:
-        """Say where it goes; one that can't be read is published too, or all later would wait."""
-        try:
-            return names.event_key(event.event(), event.partition)
-        except (UnknownEventError, ValidationError):
-            return names.unknown_event_key(event.type, event.data, event.partition)
 
 
 class FreshEvent(RecordedEvent):
@@ -98,5 +100,17 @@ class FreshEvent(RecordedEvent):
 
     event: ConsentEvent
 
-    def _routing_key(self, event: CloudEvent) -> str:
-        return names.event_key(self.event, self.partition)
+    def message(self) -> Outgoing:
+        """Make the same message from the parts at hand, the data as they were written."""
+        attributes = self._attributes(self.schema_version).items()
+        around = to_json({name: value for name, value in attributes if value is not None})
+        body = b'%b,"data":%b}' % (around.removesuffix(b"}"), self.data.encode())
+        return self._message(names.event_key(self.event, self.partition), body)
+
+
+def _routing_key(event: CloudEvent) -> str:
+    """Say where it goes; one that can't be read is published too, or all later would wait."""
+    try:
+        return names.event_key(event.event(), event.partition)
+    except (UnknownEventError, ValidationError):
+        return names.unknown_event_key(event.type, event.data, event.partition)
