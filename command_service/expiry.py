@@ -99,24 +99,24 @@ class Expiry:
 
         Whatever the reason is, what is in memory is not trusted the second time.
         """
-        try:
-            await self._record_together(found)
-        except LOST:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other patients go on
-            log.warning("ends.tried_again", reason=type(error).__name__, ends=len(found))
-            self._path.streams.clear()
-            for patient_id in dict.fromkeys(end.stream_id for end in found):
-                await self._record_alone([end for end in found if end.stream_id == patient_id])
+        if (reason := await self._fault_of(found)) is None:
+            return
+        log.warning("ends.tried_again", reason=reason, ends=len(found))
+        self._path.streams.clear()
+        for patient_id in dict.fromkeys(end.stream_id for end in found):
+            reason = await self._fault_of([end for end in found if end.stream_id == patient_id])
+            if reason is not None:
+                self._put_aside(patient_id, reason)
 
-    async def _record_alone(self, found: Sequence[DueEnd]) -> None:
-        """Record the ends of one patient, or put them off."""
+    async def _fault_of(self, found: Sequence[DueEnd]) -> str | None:
+        """Record ends; return what is wrong with them where that can't be done."""
         try:
             await self._record_together(found)
         except LOST:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the other patients go on
-            self._put_aside(found[0].stream_id, type(error).__name__)
+            return type(error).__name__
+        return None
 
     async def _record_together(self, found: Sequence[DueEnd]) -> None:
         began = monotonic()
