@@ -7,8 +7,6 @@ from time import monotonic
 from typing import Final
 from uuid import UUID, uuid4
 
-import structlog
-
 from command_service import metrics
 from command_service.decode import decode, decode_unroutable, strayed
 from command_service.domain.decisions import EMPTY, Batch, Decision, Receipt, Ruling, Stream
@@ -23,6 +21,7 @@ from shared.errors import Conflict, DecidedBefore
 from shared.messages.replies import CommandRejected, Outcome
 from shared.rabbitmq.consumer import SUSPICIOUS, Consumer, Delivery
 from shared.telemetry import tracing
+from shared.telemetry.batch_lines import BatchLines
 from shared.telemetry.metrics import LAST_PROGRESS
 
 MAX_BATCH: Final = 500
@@ -31,8 +30,6 @@ MOST_DECISIONS: Final = 10
 CHECK_RECEIPTS_ABOVE: Final = 20
 """Commands for which no receipts are read at first: the append itself finds out a repeated one.
 Where more are at stake, a look costs less than a batch that has to be decided again."""
-
-log = structlog.get_logger()
 
 
 class CommandPath:
@@ -57,6 +54,7 @@ class CommandPath:
         self._snapshots = snapshots
         self._partitions = partitions
         self._longest_grant = longest_grant
+        self.lines = BatchLines("batch.appended")
         self.streams = StreamCache()
         self.turn = asyncio.Lock()
         """Held from reading states to handing events on, so that these come in the log's order."""
@@ -92,7 +90,7 @@ class CommandPath:
                         for delivery, outcome in zip(deliveries, outcomes, strict=True)
                     ]
                 )
-        _report(deliveries, appended, monotonic() - began)
+        self._report(deliveries, appended, monotonic() - began)
 
     async def handle(self, deliveries: Sequence[Delivery]) -> tuple[list[Outcome], Appended]:
         """Decide and append a batch; decide again where another writer was first.
@@ -179,6 +177,19 @@ class CommandPath:
             stream = self._snapshots.offer(patient_id, batch.streams[patient_id])
             self.streams.put(partition, patient_id, stream)
 
+    def _report(self, deliveries: Sequence[Delivery], appended: Appended, seconds: float) -> None:
+        metrics.BATCH.observe(len(deliveries))
+        metrics.BATCH_SECONDS.observe(seconds)
+        LAST_PROGRESS.labels("append").set_to_current_time()
+        metrics.EVENTS_APPENDED.inc(len(appended.events))
+        self.lines.note(
+            {delivery.partition for delivery in deliveries if delivery.partition is not None},
+            seconds,
+            deliveries=len(deliveries),
+            decided=len(appended.decided),
+            events=len(appended.events),
+        )
+
 
 def _rule(batch: Batch, decoded: Received | CommandRejected) -> Ruling:
     return batch.answer(decoded, uuid4) if isinstance(decoded, Received) else decoded
@@ -192,20 +203,3 @@ def _outcome(ruling: Ruling, appended: Appended) -> Outcome:
             return ruling.outcome
         case _:
             return ruling
-
-
-def _report(deliveries: Sequence[Delivery], appended: Appended, seconds: float) -> None:
-    metrics.BATCH.observe(len(deliveries))
-    metrics.BATCH_SECONDS.observe(seconds)
-    LAST_PROGRESS.labels("append").set_to_current_time()
-    metrics.EVENTS_APPENDED.inc(len(appended.events))
-    log.info(
-        "batch.appended",
-        partitions=sorted(
-            {delivery.partition for delivery in deliveries if delivery.partition is not None}
-        ),
-        deliveries=len(deliveries),
-        decided=len(appended.decided),
-        events=len(appended.events),
-        milliseconds=round(seconds * 1000, 1),
-    )

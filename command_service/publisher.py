@@ -26,6 +26,7 @@ from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages import names
 from shared.rabbitmq.publishing import PUBLISH_WINDOW, Outgoing, Outlet, Why
 from shared.telemetry import tracing
+from shared.telemetry.batch_lines import BatchLines
 from shared.telemetry.metrics import LAST_PROGRESS
 from shared.telemetry.readiness import Readiness
 from shared.values.partition import Lease
@@ -155,6 +156,7 @@ class Publisher:
         witness: Witness,
     ) -> None:
         """What was refused on the one way goes to its queue on the other."""
+        self.lines = BatchLines("batch.published")
         self._witness = witness
         self._log_id: UUID | None = None
         self._testified: dict[int, int] = {}
@@ -273,11 +275,8 @@ class Publisher:
                 box.newest = following[-1]
         self._readiness.report(EXCHANGE)
         LAST_PROGRESS.labels("publish").set_to_current_time()
-        log.info(
-            "batch.published",
-            partitions=sorted(box.lease.partition for box, _ in window),
-            events=len(events),
-            milliseconds=round((monotonic() - began) * 1000, 1),
+        self.lines.note(
+            (box.lease.partition for box, _ in window), monotonic() - began, events=len(events)
         )
 
     async def _wait_for_exchange(self) -> None:

@@ -24,6 +24,7 @@ from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
 from shared.rabbitmq.deployment_mark import is_bound
 from shared.rabbitmq.publishing import Outlet
+from shared.telemetry.batch_lines import keep_telling
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.partition import Lease
 from shared.worker.session import Opened, Service
@@ -106,6 +107,7 @@ class CommandWorker:
             self._log_reader.run(),
             self._snapshots.run(),
             self._disputed.run(),
+            keep_telling(self._path.lines, self._publisher.lines),
         )
 
     async def take(self, lease: Lease) -> None:

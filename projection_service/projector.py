@@ -21,6 +21,7 @@ from shared.rabbitmq.connection import ids_of
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
 from shared.telemetry import tracing
+from shared.telemetry.batch_lines import BatchLines
 from shared.telemetry.metrics import LAST_PROGRESS
 from shared.values.partition import Lease
 
@@ -42,6 +43,7 @@ class Projector:
         set_backs: SetBacks,
     ) -> None:
         """`on_progress` is told the versions that patients have reached."""
+        self.lines = BatchLines("batch.projected")
         self._read_model = read_model
         self._cache = ConsentCache(read_model)
         self._dead_letters = dead_letters
@@ -120,13 +122,7 @@ class Projector:
         metrics.BATCH.observe(deliveries)
         metrics.BATCH_SECONDS.observe(seconds)
         LAST_PROGRESS.labels("project").set_to_current_time()
-        log.info(
-            "batch.projected",
-            partitions=partitions,
-            deliveries=deliveries,
-            events=events,
-            milliseconds=round(seconds * 1000, 1),
-        )
+        self.lines.note(partitions, seconds, deliveries=deliveries, events=events)
 
     def on_log_page(self, events: int) -> None:
         """Count what came from the log."""

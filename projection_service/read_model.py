@@ -1,19 +1,21 @@
 """The read model, over asyncpg: one statement changes it and moves the checkpoints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 from immutables import Map
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 
-from projection_service.projections.changes import Changes, Held, Key
+from projection_service.projections.changes import Changes, Held, Key, Move
 from projection_service.projections.consents import NO_ENDS, Consent, Ends
-from projection_service.projections.spans import Spans
+from projection_service.projections.spans import Ending, Span
 from shared.errors import Fenced
 from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
@@ -50,7 +52,8 @@ _LIST_CONSENTS = statement("projection_service", "list_consents")
 _HAS_CONSENT = statement("projection_service", "has_consent")
 _READ_VERSIONS = statement("projection_service", "read_versions")
 
-_NO_CHANGE: Final = (None, None, None, None)
+
+Row = dict[str, Any]
 _ENDS: Final[TypeAdapter[dict[RecordType, Moment]]] = TypeAdapter(dict[RecordType, Moment])
 
 
@@ -111,31 +114,7 @@ class ReadModel:
 
     async def project(self, changes: Changes) -> None:
         """Apply changes in one transaction; raises Fenced where another worker has taken over."""
-        moves = sorted(changes.moves.items())
-        consents = changes.consents.values()
-        parked = changes.parked
-        moved = await self._database.fetch(
-            _PROJECT,
-            [number for number, _ in moves],
-            [move.epoch for _, move in moves],
-            [move.checkpoint for _, move in moves],
-            [move.position for _, move in moves],
-            *key_columns(list(changes.consents)),
-            [",".join(sorted(consent.permissions)) for consent in consents],
-            [",".join(sorted(consent.requested)) for consent in consents],
-            _shortened([_written(consent.ends) for consent in consents]),
-            _shortened([_written(consent.requested_ends) for consent in consents]),
-            list(changes.versions),
-            list(changes.versions.values()),
-            [event.partition for event in parked],
-            [event.position for event in parked],
-            [event.patient_id for event in parked],
-            [event.event for event in parked],
-            [event.reason for event in parked],
-            *_span_columns(changes.spans),
-            [move.event_id for _, move in moves],
-            [move.generation for _, move in moves],
-        )
+        moved = await self._database.fetch(_PROJECT, *map(_json, _rows(changes)))
         if not moved:
             raise Fenced("another worker projects one of these partitions now")
 
@@ -178,32 +157,66 @@ class ReadModel:
         ]
 
 
-def _span_columns(spans: Spans) -> Iterable[Sequence[object]]:
-    """Turn rows into the columns that `project` takes: 16 of what begins, 10 of what ends."""
-    begun = [
-        (
-            *span.matter,
-            *span.began[:-1],
-            *(span.ended.cause[:-1] if span.ended else _NO_CHANGE),
-            span.expires_at,
-            span.ended and span.ended.how,
-            span.began.event_id,
-        )
-        for span in spans.begun
-    ]
-    ended = [(*matter, *ending.cause[:-1], ending.how) for matter, ending in spans.ended.items()]
-    return chain(
-        map(_shortened, zip(*begun, strict=True)) if begun else [()] * 16,
-        map(_shortened, zip(*ended, strict=True)) if ended else [()] * 10,
-    )
+def _json(rows: Sequence[Row]) -> str:
+    return to_json(rows).decode()
 
 
-def _shortened(column: Sequence[object]) -> Sequence[object]:
-    """Leave out a column of nothing but nulls: `unnest` fills it up beside the others.
+def _rows(changes: Changes) -> Iterator[list[Row]]:
+    """Give the parameters of `project`, in their order."""
+    yield [_move_row(*move) for move in sorted(changes.moves.items())]
+    yield [_consent_row(*changed) for changed in changes.consents.items()]
+    versions = changes.versions.items()
+    yield [{"patient_id": patient_id, "version": version} for patient_id, version in versions]
+    yield [asdict(parked) for parked in changes.parked]
+    yield [_begun_row(span) for span in changes.spans.begun]
+    yield [matter._asdict() | _ending(ending) for matter, ending in changes.spans.ended.items()]
 
-    Most columns are such, and to encode a null costs the driver more than any value.
-    """
-    return () if column.count(None) == len(column) else column
+
+def _move_row(partition: int, move: Move) -> Row:
+    return {
+        "partition": partition,
+        "epoch": move.epoch,
+        "checkpoint": move.checkpoint,
+        "position": move.position,
+        "event_id": move.event_id,
+        "generation": move.generation,
+    }
+
+
+def _consent_row(key: Key, consent: Consent) -> Row:
+    return {
+        "patient_id": key.patient_id,
+        "entity_name": key.grantee.entity,
+        "entity_id": key.grantee.id,
+        "permissions": sorted(consent.permissions),
+        "requested": sorted(consent.requested),
+        "ends": _written(consent.ends),
+        "requested_ends": _written(consent.requested_ends),
+    }
+
+
+def _begun_row(span: Span) -> Row:
+    began = span.began
+    row = span.matter._asdict() | {
+        "began_version": began.version,
+        "began_at": began.at,
+        "began_command": began.command_id,
+        "began_issuer": began.issued_by,
+        "began_event": began.event_id,
+        "expires_at": span.expires_at,
+    }
+    return row | _ending(span.ended) if span.ended else row
+
+
+def _ending(ending: Ending) -> Row:
+    cause = ending.cause
+    return {
+        "ended_version": cause.version,
+        "ended_at": cause.at,
+        "ended_command": cause.command_id,
+        "ended_issuer": cause.issued_by,
+        "ended_cause": ending.how,
+    }
 
 
 def key_columns(keys: Sequence[Key]) -> tuple[list[str], list[str], list[str]]:

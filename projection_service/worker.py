@@ -17,6 +17,7 @@ from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
 from shared.rabbitmq.publishing import Outlet
 from shared.rabbitmq.rpc_client import Requests
+from shared.telemetry.batch_lines import keep_telling
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.oversized import LARGEST_EVENT
 from shared.values.partition import Lease
@@ -76,6 +77,7 @@ class ProjectionWorker:
             self._dead_letters.run(),
             *self._answers.loops(),
             self._learn_log(),
+            keep_telling(self._projector.lines),
         )
 
     async def _learn_log(self) -> None:

@@ -4,43 +4,20 @@
 -- it was decided before.
 -- The counter rows stay locked to the commit, so positions appear in commit order.
 --
---   per partition
---   $1  partitions   integer[]
---   $2  epochs       bigint[]    the epoch under which this worker took each
---   $3  counts       integer[]   how many events it gets; 0 where all was rejected
---   $4  decided_at   timestamptz[]   the time of its log that was decided by; null where none was
---   per event
---   $5  partitions       integer[]
---   $6  ordinals         integer[]   1, 2, 3 ... within its partition's part of the batch
---   $7  stream_ids       text[]
---   $8  stream_versions  bigint[]
---   $9  event_ids        uuid[]
---   $10  types            text[]
---   $11 schema_versions  smallint[]
---   $12 data             text[]      JSON
---   $13 correlation_ids  text[]
---   $14 causation_ids    uuid[]
---   $15 issued_by        text[]
---   $16 traceparents     text[]
---   $17 tracestates      text[]
---   per receipt
---   $18 command_ids      uuid[]
---   $19 fingerprints     bytea[]
---   $20 patient_ids      text[]
---   $21 partitions       integer[]
---   $22 stream_versions  bigint[]    the patient's version after the command
---   $23 first_ordinals   integer[]   of its events; null for a rejection
---   $24 event_counts     integer[]
---   $25 errors           text[]      null where accepted
---   $26 messages         text[]
---   $27 details          text[]      JSON; null where there are none
---   per end of a consent
---   $28 partitions       integer[]
---   $29 expires_at       timestamptz[]
---   $30 stream_ids       text[]
---   of the batch
---   $31 receipts_checked boolean    whether its receipts were read before: then they are not again
---   $32 positions    bigint[]    per partition: where its log ended at least when last heard of
+-- Each parameter but the last is a list of objects in JSON: a driver encodes a column at a time,
+-- and for a batch of one that took it longer than the server needs to append it.
+--
+--   $1  partitions  json   per partition: partition, epoch (under which this worker took it), count
+--                          (of its events; 0 where all was rejected), decided_at (the time of its
+--                          log that was decided by; null where none was), position (where its log
+--                          ended at least when last heard of)
+--   $2  events      json   per event, as below; ordinal: 1, 2, 3 ... within its partition's part of
+--                          the batch; data: JSON
+--   $3  receipts    json   per receipt, as below; stream_version: the patient's after the command;
+--                          first_ordinal: of its events, null for a rejection; error: null where
+--                          accepted; details: JSON, null where there are none
+--   $4  ends        json   per end of a consent
+--   $5  receipts_checked  boolean   whether the receipts were read before: then they are not again
 --
 -- Returns   (partition, first_position, recorded_at), one row per partition.
 -- Decided   one row of nulls: a command id has a receipt already; nothing was appended.
@@ -49,12 +26,17 @@
 -- Conflict  events_stream_version_key: somebody appended first; read again, decide again.
 -- Conflict  command_receipts_command_id_key: the command is being decided elsewhere just now.
 WITH given AS (
-    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::integer[], $4::timestamptz[],
-                         $32::bigint[])
-               AS given (partition, epoch, count, decided_at, position)
+    SELECT * FROM json_to_recordset($1::json)
+               AS given (partition integer, epoch bigint, count integer, decided_at timestamptz,
+                         position bigint)
+), receipts AS (
+    SELECT * FROM json_to_recordset($3::json)
+               AS r (command_id uuid, fingerprint bytea, patient_id text, partition integer,
+                     stream_version bigint, first_ordinal integer, event_count integer, error text,
+                     message text, details text)
 ), decided AS (
     SELECT FROM command_receipts
-     WHERE NOT $31::boolean AND command_id = ANY ($18::uuid[])
+     WHERE NOT $5::boolean AND command_id = ANY (ARRAY (SELECT command_id FROM receipts))
      LIMIT 1
 ), owned AS (
     SELECT p.partition, given.count, given.decided_at
@@ -69,7 +51,7 @@ WITH given AS (
            recorded_at = greatest(clock_timestamp(), p.recorded_at, owned.decided_at)
       FROM owned
      WHERE p.partition = owned.partition
-       AND (SELECT count(*) FROM owned) = cardinality($1)
+       AND (SELECT count(*) FROM owned) = (SELECT count(*) FROM given)
     RETURNING p.partition, p.position - owned.count AS before, p.recorded_at
 ), appended AS (
     INSERT INTO events (
@@ -78,17 +60,16 @@ WITH given AS (
     SELECT e.partition, advanced.before + e.ordinal, e.stream_id, e.stream_version, e.event_id,
            e.type, e.schema_version, e.data::json, advanced.recorded_at, e.correlation_id,
            e.causation_id, e.issued_by, e.traceparent, e.tracestate
-      FROM unnest($5::integer[], $6::integer[], $7::text[], $8::bigint[], $9::uuid[], $10::text[],
-                  $11::smallint[], $12::text[], $13::text[], $14::uuid[], $15::text[], $16::text[],
-                  $17::text[])
-           AS e (partition, ordinal, stream_id, stream_version, event_id, type, schema_version,
-                 data, correlation_id, causation_id, issued_by, traceparent, tracestate)
+      FROM json_to_recordset($2::json)
+           AS e (partition integer, ordinal integer, stream_id text, stream_version bigint,
+                 event_id uuid, type text, schema_version smallint, data text, correlation_id text,
+                 causation_id uuid, issued_by text, traceparent text, tracestate text)
       JOIN advanced USING (partition)
 ), ending AS (
     INSERT INTO ends (partition, expires_at, stream_id)
     SELECT e.partition, e.expires_at, e.stream_id
-      FROM unnest($28::integer[], $29::timestamptz[], $30::text[])
-           AS e (partition, expires_at, stream_id)
+      FROM json_to_recordset($4::json)
+           AS e (partition integer, expires_at timestamptz, stream_id text)
       JOIN advanced USING (partition)
         ON CONFLICT DO NOTHING
 ), receipted AS (
@@ -99,10 +80,7 @@ WITH given AS (
     SELECT r.command_id, r.fingerprint, r.patient_id, r.partition, r.stream_version,
            advanced.before + r.first_ordinal, r.event_count, r.error, r.message,
            r.details, advanced.recorded_at
-      FROM unnest($18::uuid[], $19::bytea[], $20::text[], $21::integer[], $22::bigint[],
-                  $23::integer[], $24::integer[], $25::text[], $26::text[], $27::text[])
-           AS r (command_id, fingerprint, patient_id, partition, stream_version, first_ordinal,
-                 event_count, error, message, details)
+      FROM receipts r
       JOIN advanced USING (partition)
      ORDER BY r.command_id
 )

@@ -18,9 +18,16 @@ from uuid import UUID
 import asyncpg
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
-from command_service.domain.decisions import Decision, Receipt, Stream, unreadable_history
+from command_service.domain.decisions import (
+    Decision,
+    NewEvent,
+    Receipt,
+    Stream,
+    unreadable_history,
+)
+from command_service.domain.received import EndsCame, Received
 from command_service.domain.replay import replay
 from command_service.domain.snapshot import FORMAT, Snapshot, SnapshotError
 from command_service.store.recorded_event import FreshEvent, RecordedEvent
@@ -60,6 +67,8 @@ _CONFLICTS: Final = {
     "events_stream_version_key": Conflict,
     "command_receipts_command_id_key": DecidedBefore,
 }
+
+Row = dict[str, Any]
 
 log = structlog.get_logger()
 
@@ -137,19 +146,19 @@ class EventStore:
         for decision in decisions:
             counts[decision.received.partition] += len(decision.events)
         partitions = sorted(counts)
-        arguments = (
-            partitions,
-            [epochs[number] for number in partitions],
-            [counts[number] for number in partitions],
-            [times.get(number) for number in partitions],
-            *_columns(_event_rows(decisions), 13),
-            *_columns(_receipt_rows(decisions), 10),
-            *_columns(_end_rows(decisions), 3),
-            receipts_checked,
-            [self._head(number).position for number in partitions],
-        )
+        given = [
+            {
+                "partition": number,
+                "epoch": epochs[number],
+                "count": counts[number],
+                "decided_at": times.get(number),
+                "position": self._head(number).position,
+            }
+            for number in partitions
+        ]
+        written = (_json(given), *map(_json, _rows(decisions)), receipts_checked)
         try:
-            rows = await self._pool.fetch(_APPEND, *arguments)
+            rows = await self._pool.fetch(_APPEND, *written)
         except asyncpg.UniqueViolationError as error:
             raise _conflict(error) from error
         if rows and rows[0]["partition"] is None:
@@ -280,61 +289,60 @@ def _conflict(error: asyncpg.UniqueViolationError) -> Exception:
     return kind("another writer was first") if kind else error
 
 
-def _columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return columns or [[] for _ in range(width)]
+def _json(rows: Sequence[Row]) -> str:
+    return to_json(rows).decode()
 
 
-def _event_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
+def _rows(decisions: Sequence[Decision]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Make the rows of events, receipts and ends."""
+    events: list[Row] = []
+    receipts: list[Row] = []
+    ends: list[Row] = []
     ordinals = Counter[int]()
     for decision in decisions:
-        received = decision.received
+        partition = decision.received.partition
+        receipts.append(_receipt_row(decision, ordinals[partition] + 1))
         for new in decision.events:
-            ordinals[received.partition] += 1
-            yield (
-                received.partition,
-                ordinals[received.partition],
-                received.patient_id,
-                new.version,
-                new.id,
-                type(new.event).__name__,
-                new.event.schema_version,
-                new.data,
-                received.correlation_id,
-                received.command_id,
-                received.issued_by,
-                received.traceparent,
-                received.tracestate,
-            )
-
-
-def _receipt_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
-    ordinals = Counter[int]()
-    for decision in decisions:
-        received, rejection = decision.received, decision.rejection
-        first = ordinals[received.partition] + 1
-        ordinals[received.partition] += len(decision.events)
-        yield (
-            received.command_id,
-            received.fingerprint,
-            received.patient_id,
-            received.partition,
-            decision.version,
-            None if rejection else first,
-            len(decision.events),
-            rejection and rejection.error,
-            rejection and rejection.message,
-            _DETAILS.dump_json(rejection.details).decode()
-            if rejection and rejection.details
-            else None,
-        )
-
-
-def _end_rows(decisions: Sequence[Decision]) -> Iterable[tuple[Any, ...]]:
-    for decision in decisions:
-        for new in decision.events:
+            ordinals[partition] += 1
+            events.append(_event_row(decision.received, new, ordinals[partition]))
             if isinstance(new.event, ConsentGranted) and new.event.expires_at is not None:
-                yield decision.received.partition, new.event.expires_at, new.event.patient_id
+                end, stream_id = new.event.expires_at, new.event.patient_id
+                ends.append({"partition": partition, "expires_at": end, "stream_id": stream_id})
+    return events, receipts, ends
+
+
+def _event_row(received: Received | EndsCame, new: NewEvent, ordinal: int) -> Row:
+    return {
+        "partition": received.partition,
+        "ordinal": ordinal,
+        "stream_id": received.patient_id,
+        "stream_version": new.version,
+        "event_id": new.id,
+        "type": type(new.event).__name__,
+        "schema_version": new.event.schema_version,
+        "data": new.data,
+        "correlation_id": received.correlation_id,
+        "causation_id": received.command_id,
+        "issued_by": received.issued_by,
+        "traceparent": received.traceparent,
+        "tracestate": received.tracestate,
+    }
+
+
+def _receipt_row(decision: Decision, first_ordinal: int) -> Row:
+    received, rejection = decision.received, decision.rejection
+    row = {
+        "command_id": received.command_id,
+        "fingerprint": f"\\x{received.fingerprint.hex()}",
+        "patient_id": received.patient_id,
+        "partition": received.partition,
+        "stream_version": decision.version,
+        "event_count": len(decision.events),
+    }
+    if rejection is None:
+        return row | {"first_ordinal": first_ordinal}
+    details = _DETAILS.dump_json(rejection.details).decode() if rejection.details else None
+    return row | {"error": rejection.error, "message": rejection.message, "details": details}
 
 
 def _appended(

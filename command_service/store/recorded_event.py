@@ -1,8 +1,7 @@
 """An event as the log keeps it, and as it is published."""
 
 from datetime import datetime
-from json.encoder import encode_basestring as _quoted
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -43,23 +42,29 @@ class RecordedEvent(NamedTuple):
     def cloud_event(self) -> CloudEvent:
         """Give it the form in which it travels: up to date, or as it is where it can't be read."""
         schema_version, data = self._newest()
-        return CloudEvent(
-            id=str(self.event_id),
-            type=self.type,
-            subject=self.stream_id,
-            time=timestamp(self.recorded_at),
-            schemaversion=schema_version,
-            partition=self.partition,
-            position=self.position,
-            streamversion=self.stream_version,
-            generation=self.generation,
-            correlationid=self.correlation_id,
-            causationid=str(self.causation_id),
-            issuedby=self.issued_by,
-            traceparent=self.traceparent,
-            tracestate=self.tracestate,
-            data=data,
-        )
+        return CloudEvent(**self._attributes(schema_version), data=data)
+
+    def _attributes(self, schema_version: int) -> dict[str, Any]:
+        """Give it the attributes of a CloudEvent, in its order."""
+        return {
+            "specversion": "1.0",
+            "id": str(self.event_id),
+            "source": SOURCE,
+            "type": self.type,
+            "subject": self.stream_id,
+            "time": timestamp(self.recorded_at),
+            "datacontenttype": "application/json",
+            "schemaversion": schema_version,
+            "partition": self.partition,
+            "position": self.position,
+            "streamversion": self.stream_version,
+            "generation": self.generation,
+            "correlationid": self.correlation_id,
+            "causationid": str(self.causation_id),
+            "issuedby": self.issued_by,
+            "traceparent": self.traceparent,
+            "tracestate": self.tracestate,
+        }
 
     def to_json(self) -> bytes:
         """Write it as it travels: the same as its `cloud_event`, for a third of what that costs.
@@ -67,25 +72,9 @@ class RecordedEvent(NamedTuple):
         What it says was validated before it was recorded, and is again by whoever reads it.
         """
         schema_version, data = self._newest_json()
-        optional = "".join(
-            f',"{name}":{_quoted(value)}'
-            for name, value in (
-                ("issuedby", self.issued_by),
-                ("traceparent", self.traceparent),
-                ("tracestate", self.tracestate),
-            )
-            if value is not None
-        )
-        generation = "" if self.generation is None else f',"generation":{self.generation}'
-        return (
-            f'{{"specversion":"1.0","id":"{self.event_id}","source":"{SOURCE}",'
-            f'"type":{_quoted(self.type)},"subject":{_quoted(self.stream_id)},'
-            f'"time":"{timestamp(self.recorded_at)}","datacontenttype":"application/json",'
-            f'"schemaversion":{schema_version},"partition":{self.partition},'
-            f'"position":{self.position},"streamversion":{self.stream_version}{generation},'
-            f'"correlationid":{_quoted(self.correlation_id)},"causationid":"{self.causation_id}"'
-            f'{optional},"data":{data}}}'
-        ).encode()
+        attributes = self._attributes(schema_version).items()
+        around = to_json({name: value for name, value in attributes if value is not None})
+        return b'%b,"data":%b}' % (around.removesuffix(b"}"), data.encode())
 
     def _newest_json(self) -> tuple[int, str]:
         if (self.type, self.schema_version) not in UPCASTERS:
@@ -102,24 +91,24 @@ class RecordedEvent(NamedTuple):
 
     def message(self) -> Outgoing:
         """Make the message that subscribers receive."""
-        cloud_event = self.cloud_event()
         trace = {name: value for name in _TRACE_HEADERS if (value := getattr(self, name))}
         return Outgoing(
             exchange=names.EVENTS,
-            routing_key=self._routing_key(cloud_event),
-            body=cloud_event.to_json(),
+            routing_key=self._routing_key(),
+            body=self.to_json(),
             properties=Properties(
                 content_type=CONTENT_TYPE,
                 delivery_mode=PERSISTENT,
-                message_id=cloud_event.id,
+                message_id=str(self.event_id),
                 message_type=self.type,
                 correlation_id=self.correlation_id,
                 headers=dict(trace) or None,
             ),
         )
 
-    def _routing_key(self, event: CloudEvent) -> str:
+    def _routing_key(self) -> str:
         """Say where it goes; one that can't be read is published too, or all later would wait."""
+        event = self.cloud_event()
         try:
             return names.event_key(event.event(), event.partition)
         except (UnknownEventError, ValidationError):
@@ -131,5 +120,5 @@ class FreshEvent(RecordedEvent):
 
     event: ConsentEvent
 
-    def _routing_key(self, event: CloudEvent) -> str:
+    def _routing_key(self) -> str:
         return names.event_key(self.event, self.partition)

@@ -3,66 +3,30 @@
 -- each checkpoint still stands where the worker believes, and the worker still owns the partition.
 -- Of each partition its own row is locked before its checkpoint, as whoever fences it does.
 --
---   per partition
---   $1  partitions   integer[]
---   $2  epochs       bigint[]   the epoch under which this worker took each
---   $3  checkpoints  bigint[]   where the worker believes each stands
---   $4  positions    bigint[]   where each moves to
---   per consent that changed
---   $5  patient_ids   text[]
---   $6  entity_names  text[]
---   $7  entity_ids    text[]
---   $8  permissions   text[]   each a list, joined by commas
---   $9  requested     text[]   likewise; where both are empty, the consent is removed
---   $10 ends            text[]   JSON: by record type, when what is granted ends; null where never
---   $11 requested_ends  text[]   likewise of what is asked for
---   per patient that changed
---   $12 patient_ids  text[]
---   $13 versions     bigint[]
---   per event that could not be applied
---   $14 partitions   integer[]
---   $15 positions    bigint[]
---   $16 patient_ids  text[]
---   $17 events       text[]   JSON
---   $18 reasons      text[]
---   per period of consent, or request, that begins
---   $19 patient_ids     text[]
---   $20 entity_names    text[]
---   $21 entity_ids      text[]
---   $22 record_types    text[]
---   $23 kinds           text[]         'period' or 'request'
---   $24 began_versions  bigint[]
---   $25 began_ats       timestamptz[]
---   $26 began_commands  uuid[]
---   $27 began_issuers   text[]
---   $28 ended_versions  bigint[]       null where it does not end in the same batch; so the next 3
---   $29 ended_ats       timestamptz[]
---   $30 ended_commands  uuid[]
---   $31 ended_issuers   text[]
---   $32 expires_ats     timestamptz[]  when it ends by itself, or is asked to; null where never
---   $33 ended_causes    text[]         null where revoked, or answered by a grant
---   $34 began_events    uuid[]
---   per period or request that was open before, and ends
---   $35 patient_ids     text[]
---   $36 entity_names    text[]
---   $37 entity_ids      text[]
---   $38 record_types    text[]
---   $39 kinds           text[]
---   $40 ended_versions  bigint[]
---   $41 ended_ats       timestamptz[]
---   $42 ended_commands  uuid[]
---   $43 ended_issuers   text[]
---   $44 ended_causes    text[]
---   per partition, once more
---   $45 event_ids    text[]     the event at the new position; null where it is not known
---   $46 generations  bigint[]   of the log, of that event
+-- Each parameter is a list of objects in JSON: a driver encodes a column at a time, and for a batch
+-- of one that took it longer than the server needs to apply it.
+--
+--   $1  moves     json   per partition: epoch (under which this worker took it), checkpoint (where
+--                        the worker believes it stands), position (where it moves to), event_id (of
+--                        the event there; null where it is not known), generation (of the log, of
+--                        that event)
+--   $2  consents  json   per consent that changed: permissions, requested (where both are empty, the
+--                        consent is removed), ends (JSON: by record type, when what is granted ends;
+--                        null where never), requested_ends (likewise of what is asked for)
+--   $3  patients  json   per patient that changed
+--   $4  parked    json   per event that could not be applied; event: JSON
+--   $5  begun     json   per period of consent, or request, that begins; kind: 'period' or
+--                        'request'; expires_at: when it ends by itself, or is asked to, null where
+--                        never; ended_...: null where it does not end in the same batch;
+--                        ended_cause: null where revoked, or answered by a grant
+--   $6  ended     json   per period or request that was open before, and ends
 --
 -- Returns   (partition) of each checkpoint that was moved.
 -- Fenced    no rows: another worker has taken a partition; nothing was changed.
 WITH given AS (
-    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bigint[],
-                         $45::text[], $46::bigint[])
-               AS given (partition, epoch, checkpoint, position, event_id, generation)
+    SELECT * FROM json_to_recordset($1::json)
+               AS given (partition integer, epoch bigint, checkpoint bigint, position bigint,
+                         event_id text, generation bigint)
 ), owned AS (
     SELECT c.partition, given.position, given.event_id, given.generation
       FROM checkpoints c
@@ -80,16 +44,14 @@ WITH given AS (
                              ELSE owned.generation END
       FROM owned
      WHERE c.partition = owned.partition
-       AND (SELECT count(*) FROM owned) = cardinality($1)
+       AND (SELECT count(*) FROM owned) = (SELECT count(*) FROM given)
     RETURNING c.partition
 ), changed AS (
-    SELECT patient_id, entity_name, entity_id, string_to_array(permissions, ',') AS permissions,
-           string_to_array(requested, ',') AS requested,
+    SELECT patient_id, entity_name, entity_id, permissions, requested,
            ends::jsonb AS ends, requested_ends::jsonb AS requested_ends
-      FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
-                  $11::text[])
-           AS changed (patient_id, entity_name, entity_id, permissions, requested, ends,
-                       requested_ends)
+      FROM json_to_recordset($2::json)
+           AS changed (patient_id text, entity_name text, entity_id text, permissions text[],
+                       requested text[], ends text, requested_ends text)
      WHERE EXISTS (SELECT FROM moved)
 ), kept AS (
     INSERT INTO patient_consent (
@@ -107,13 +69,15 @@ WITH given AS (
        AND c.entity_id = changed.entity_id
 ), versioned AS (
     INSERT INTO patients (patient_id, version)
-    SELECT * FROM unnest($12::text[], $13::bigint[]) WHERE EXISTS (SELECT FROM moved)
+    SELECT patient_id, version
+      FROM json_to_recordset($3::json) AS changed (patient_id text, version bigint)
+     WHERE EXISTS (SELECT FROM moved)
     ON CONFLICT (patient_id) DO UPDATE SET version = EXCLUDED.version
 ), parked AS (
     INSERT INTO parked_events (partition, position, patient_id, event, reason)
     SELECT partition, position, patient_id, event::json, reason
-      FROM unnest($14::integer[], $15::bigint[], $16::text[], $17::text[], $18::text[])
-           AS parked (partition, position, patient_id, event, reason)
+      FROM json_to_recordset($4::json)
+           AS parked (partition integer, position bigint, patient_id text, event text, reason text)
      WHERE EXISTS (SELECT FROM moved)
 ), begun AS (
     -- A version twice is no event of ours: it must not stop the others.
@@ -121,10 +85,13 @@ WITH given AS (
         patient_id, entity_name, entity_id, record_type, kind,
         began_version, began_at, began_command, began_issuer,
         ended_version, ended_at, ended_command, ended_issuer, expires_at, ended_cause, began_event)
-    SELECT * FROM unnest($19::text[], $20::text[], $21::text[], $22::text[], $23::text[],
-                         $24::bigint[], $25::timestamptz[], $26::uuid[], $27::text[],
-                         $28::bigint[], $29::timestamptz[], $30::uuid[], $31::text[],
-                         $32::timestamptz[], $33::text[], $34::uuid[])
+    SELECT *
+      FROM json_to_recordset($5::json)
+           AS begun (patient_id text, entity_name text, entity_id text, record_type text, kind text,
+                     began_version bigint, began_at timestamptz, began_command uuid,
+                     began_issuer text, ended_version bigint, ended_at timestamptz,
+                     ended_command uuid, ended_issuer text, expires_at timestamptz,
+                     ended_cause text, began_event uuid)
      WHERE EXISTS (SELECT FROM moved)
     ON CONFLICT (patient_id, entity_name, entity_id, record_type, kind, began_version) DO NOTHING
 ), ended AS (
@@ -136,11 +103,12 @@ WITH given AS (
         ended_version, ended_at, ended_command, ended_issuer, ended_cause)
     SELECT ended.patient_id, ended.entity_name, ended.entity_id, ended.record_type, ended.kind,
            open.began_version, open.began_at, open.began_command, open.began_issuer,
-           ended.version, ended.at, ended.command, ended.issuer, ended.cause
-      FROM unnest($35::text[], $36::text[], $37::text[], $38::text[], $39::text[],
-                  $40::bigint[], $41::timestamptz[], $42::uuid[], $43::text[], $44::text[])
-           AS ended (patient_id, entity_name, entity_id, record_type, kind,
-                     version, at, command, issuer, cause)
+           ended.ended_version, ended.ended_at, ended.ended_command, ended.ended_issuer,
+           ended.ended_cause
+      FROM json_to_recordset($6::json)
+           AS ended (patient_id text, entity_name text, entity_id text, record_type text, kind text,
+                     ended_version bigint, ended_at timestamptz, ended_command uuid,
+                     ended_issuer text, ended_cause text)
      CROSS JOIN LATERAL (
            SELECT h.began_version, h.began_at, h.began_command, h.began_issuer
              FROM consent_history h

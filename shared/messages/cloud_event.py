@@ -1,5 +1,6 @@
 """An event as it travels: a CloudEvent 1.0 in structured JSON mode."""
 
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -53,4 +54,8 @@ class CloudEvent(BaseModel):
         Raises UnknownEventError where a newer writer wrote it, pydantic.ValidationError
         where the data is not what its type promises.
         """
+        return self._event
+
+    @cached_property
+    def _event(self) -> ConsentEvent:
         return read_event(self.type, self.schemaversion, self.data)

@@ -12,6 +12,7 @@ from functools import partial
 from random import sample
 from time import monotonic
 from typing import Final
+from uuid import uuid4
 
 import aio_pika
 import aiormq
@@ -25,7 +26,8 @@ from yarl import URL
 from shared.errors import NotConnected
 from shared.errors.connection import BROKER, BROKER_ERRORS, ConnectionLost, explained
 from shared.rabbitmq.alarms.alarm import Alarm
-from shared.rabbitmq.lenient_decoding import read_odd_properties
+from shared.rabbitmq.reading.deliveries import hand_over, read_in_one_go
+from shared.rabbitmq.reading.lenient_decoding import read_odd_properties
 from shared.values.several_hosts import one_by_one
 
 Channel = aiormq.Channel
@@ -166,6 +168,7 @@ async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> Asy
 @asynccontextmanager
 async def _connected(url: str, name: str, heartbeat_s: int) -> AsyncIterator[Broker]:
     read_odd_properties()
+    read_in_one_go()
     host, connection = await _dial(url, {"name": name, "heartbeat": str(heartbeat_s)})
     losing: asyncio.Future[object] | None = None
     try:
@@ -229,7 +232,9 @@ async def consume(
 ) -> None:
     """Consume with at most `prefetch` unsettled deliveries."""
     await channel.basic_qos(prefetch_count=prefetch)
-    await channel.basic_consume(queue, on_delivery)  # type: ignore[arg-type] # it is wrapped
+    tag = f"consent.{uuid4()}"
+    hand_over(channel, tag, on_delivery)
+    await channel.basic_consume(queue, on_delivery, consumer_tag=tag)  # type: ignore[arg-type] # it is never called
 
 
 def ids_of(delivery: AmqpMessage) -> dict[str, str | None]:

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from operator import attrgetter
+from struct import Struct
 from time import monotonic
 from typing import Final
 from uuid import uuid4
@@ -14,8 +16,8 @@ import aiormq
 from aiormq.abc import (
     ChannelFrame,
 )
-from pamqp.body import ContentBody
 from pamqp.commands import Basic
+from pamqp.constants import FRAME_BODY, FRAME_END_CHAR, FRAME_HEADER
 from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 
@@ -28,6 +30,13 @@ PUBLISH_WINDOW: Final = 250
 
 PERSISTENT: Final = 2
 
+_FRAME: Final = Struct(">BHI")
+_HEADER: Final = Struct(">HHQH")
+_NAMES: Final = ("content_type", "delivery_mode", "correlation_id", "message_id", "message_type")
+_USUAL: Final = attrgetter(*_NAMES)
+_UNUSUAL: Final = attrgetter(*(name for name in Properties.attributes() if name not in _NAMES))
+_NOT_GIVEN: Final = _UNUSUAL(Properties())
+_FLAGS: Final = tuple(Properties.flags[name] for name in _NAMES)
 
 RENEWED_AFTER_S: Final = 0.5
 """How long a channel is used at least, on which something was refused."""
@@ -286,9 +295,37 @@ def _as_one_write(
 
 def _frames(message: Outgoing, number: int, largest: int, *, mandatory: bool) -> Iterator[bytes]:
     yield _publish_frame(number, message.exchange, message.routing_key, mandatory)
-    yield marshal(ContentHeader(body_size=len(message.body), properties=message.properties), number)
+    yield _header_frame(message, number)
     for start in range(0, len(message.body), largest):
-        yield marshal(ContentBody(message.body[start : start + largest]), number)
+        part = message.body[start : start + largest]
+        yield _FRAME.pack(FRAME_BODY, number, len(part))
+        yield part
+        yield FRAME_END_CHAR
+
+
+def _header_frame(message: Outgoing, number: int) -> bytes:
+    """Write a content header; usual properties alone take the library twice as long."""
+    usual, unusual = _USUAL(message.properties), _UNUSUAL(message.properties)
+    if unusual != _NOT_GIVEN:
+        header = ContentHeader(body_size=len(message.body), properties=message.properties)
+        return marshal(header, number)
+    flags, parts = 0, b""
+    for value, flag in zip(usual, _FLAGS, strict=True):
+        if value:
+            flags |= flag
+            parts += _short_string(value) if isinstance(value, str) else bytes((value,))
+    size = _HEADER.size + len(parts)
+    return (
+        _FRAME.pack(FRAME_HEADER, number, size)
+        + _HEADER.pack(Basic.frame_id, 0, len(message.body), flags)
+        + parts
+        + FRAME_END_CHAR
+    )
+
+
+def _short_string(text: str) -> bytes:
+    data = text.encode()
+    return bytes((len(data),)) + data
 
 
 @lru_cache(maxsize=1000)

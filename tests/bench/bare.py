@@ -7,7 +7,8 @@ All run as a worker does: a process of its own, uvloop, the same queues and pref
 
 This is the fastest way through aio-pika's underlay that was found: whatever has arrived is handled
 at once, all that it causes is written in one piece, deliveries are acknowledged together, and
-confirms are waited for in windows, beside the next batch.
+confirms are waited for in windows, beside the next batch. It reads deliveries as the library does;
+the services themselves read them past it (`shared.rabbitmq.reading`).
 """
 
 import asyncio
@@ -30,7 +31,7 @@ from projection_service import answer_worker
 from projection_service import worker as projection_worker
 from shared.messages import names
 from shared.messages.cloud_event import CONTENT_TYPE
-from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, connect, consume
+from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, connect
 
 MAX_BATCH = 500
 WINDOW = 100
@@ -58,7 +59,8 @@ class Inbox:
             self._arrived.append((channel, partition, delivery))
             self._news.set()
 
-        await consume(channel, queue, prefetch, arrive)
+        await channel.basic_qos(prefetch_count=prefetch)
+        await channel.basic_consume(queue, arrive)  # type: ignore[arg-type] # it is wrapped
 
     async def take(self) -> list[tuple[Channel, int, AmqpMessage]]:
         """Wait for the first, and return whatever there is."""

@@ -79,6 +79,14 @@ QUICK = Sizes(
 )
 
 
+@dataclass
+class Found:
+    """What a section found, for those after it."""
+
+    end_to_end: float | None = None
+    """Commands a second, one worker of each kind; None where that was not measured."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """The servers, how much to measure on them, and where to tell how far it is."""
@@ -88,6 +96,7 @@ class Bench:
     steps: Steps
     template: str
     """The migrated databases, one on each server, that others are copied from."""
+    found: Found = field(default_factory=Found)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """How many waiting commands, or events, per second go through one worker, and through two."""
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from tests.bench import rounds
 from tests.bench.bench import Bench, Figure, Goal, Section
@@ -56,6 +57,7 @@ def measure(bench: Bench) -> Section:
         write.append(rounds.write(bench, title))
         one.append(rounds.end_to_end(bench, title, 1))
         two.append(rounds.end_to_end(bench, title, 2))
+    bench.found.end_to_end = median(run.commands for run in one)
     how = [line.format(**vars(bench.sizes), grants=bench.sizes.grants) for line in HOW]
     return Section(
         "Throughput",

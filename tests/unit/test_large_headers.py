@@ -9,7 +9,12 @@ from pamqp import decode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from shared.rabbitmq.lenient_decoding import LARGEST, MOST, bound_headers, read_odd_properties
+from shared.rabbitmq.reading.lenient_decoding import (
+    LARGEST,
+    MOST,
+    bound_headers,
+    read_odd_properties,
+)
 from tests.support.raw_amqp import table
 
 Read = Callable[[dict[str, Any]], dict[str, Any]]

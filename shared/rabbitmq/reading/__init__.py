@@ -1,0 +1,1 @@
+"""How what the broker sends is read: odd properties too, and deliveries without detours."""

@@ -1,0 +1,113 @@
+"""What is read and written past the AMQP library is, byte for byte, what that makes of it."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+from unittest.mock import Mock
+
+import pytest
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import AMQPConnectionError, InvalidFrameError
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.frame import marshal
+from pamqp.header import ContentHeader
+from pamqp.heartbeat import Heartbeat
+
+from shared.rabbitmq.publishing import Outgoing, _header_frame
+from shared.rabbitmq.reading.deliveries import _Receiver, hand_over
+
+OURS: Final = "a-consumer-of-ours"
+THEIRS: Final = "a-consumer-of-the-library"
+texts = st.none() | st.text(max_size=60)
+properties = st.builds(
+    Basic.Properties,
+    content_type=texts,
+    delivery_mode=st.sampled_from((None, 1, 2)),
+    correlation_id=texts,
+    message_id=texts,
+    message_type=texts,
+    headers=st.none() | st.dictionaries(st.sampled_from("ab"), st.integers(0, 9)),
+    reply_to=texts,
+    user_id=st.none() | st.just("u"),
+)
+
+
+@given(properties, st.binary(max_size=20), st.integers(1, 2000))
+def test_a_header_is_written_as_the_library_writes_it(
+    properties: Basic.Properties, body: bytes, channel: int
+) -> None:
+    header = ContentHeader(body_size=len(body), properties=properties)
+    assert _header_frame(Outgoing("", "", body, properties), channel) == marshal(header, channel)
+
+
+def frames(tag: str, number: int, body: bytes, channel: int, part: int = 7) -> Iterator[bytes]:
+    """Write a delivery as a broker does, its body in parts."""
+    key = f"grant.{number}"
+    yield marshal(Basic.Deliver(tag, number, bool(number % 2), "consent.commands", key), channel)
+    header = ContentHeader(body_size=len(body), properties=Basic.Properties(message_id=str(number)))
+    yield marshal(header, channel)
+    for start in range(0, len(body), part):
+        yield marshal(ContentBody(body[start : start + part]), channel)
+
+
+async def read(pieces: Sequence[bytes]) -> tuple[list[DeliveredMessage], list[Any], type[Any]]:
+    """Return what was handed over, what the library was given, and how it ended."""
+    handed: list[DeliveredMessage] = []
+    channel = Mock()
+    hand_over(channel, OURS, handed.append)
+    stream = asyncio.StreamReader()
+    receiver, given_on = _Receiver(stream), list[Any]()
+
+    async def feed() -> None:
+        for piece in pieces:
+            stream.feed_data(piece)
+            await asyncio.sleep(0)
+        stream.feed_eof()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(feed())
+        try:
+            async for _, number, frame in receiver:
+                if not isinstance(frame, Heartbeat):
+                    given_on.append((number, frame))
+            ended: type[Any] = StopAsyncIteration
+        except (AMQPConnectionError, InvalidFrameError) as error:
+            ended = type(error)
+    (forget,) = channel.closing.add_done_callback.call_args.args
+    forget(None)
+    return handed, given_on, ended
+
+
+def cut(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 10_000])
+async def test_deliveries_are_handed_over_however_they_arrive_and_the_rest_is_the_librarys(
+    size: int,
+) -> None:
+    ack = marshal(Basic.Ack(3, multiple=True), 9)
+    one, two = list(frames(OURS, 1, b"x" * 20, 4)), list(frames(OURS, 2, b"", 5))
+    other = list(frames(THEIRS, 3, b"theirs", 6))
+    woven = [one[0], ack, two[0], one[1], other[0], *one[2:], *other[1:], two[1]]
+    handed, given_on, ended = await read(cut(b"".join([*woven, Heartbeat().marshal()]), size))
+    assert [(m.delivery_tag, m.redelivered, m.exchange, m.routing_key, m.body) for m in handed] == [
+        (1, True, "consent.commands", "grant.1", b"x" * 20),
+        (2, False, "consent.commands", "grant.2", b""),
+    ]
+    assert [m.header.properties.message_id for m in handed] == ["1", "2"]
+    kinds = [(number, type(frame)) for number, frame in given_on]
+    assert kinds == [(9, Basic.Ack), (6, Basic.Deliver), (6, ContentHeader), (6, ContentBody)]
+    assert ended in {AMQPConnectionError, StopAsyncIteration}
+
+
+@pytest.mark.parametrize("broken", [b"\x01\0\4\0\0\0\1xy", marshal(Basic.Ack(1), 4)])
+async def test_what_is_no_frame_or_stands_within_a_message_ends_the_connection(
+    broken: bytes,
+) -> None:
+    begun = next(frames(OURS, 1, b"x", 4))
+    handed, _, ended = await read([begun + broken])
+    assert (handed, ended) == ([], InvalidFrameError)
