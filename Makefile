@@ -38,7 +38,7 @@ unit: setup ## run the tests that need no server
 	@$(BIN)/python -m pytest -n $(JOBS) tests/unit $(ARGS)
 
 test: programs setup ## run all tests, on real servers
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 chaos: servers setup ## break everything while commands come in, heal, check what is left
 	@$(BIN)/python -m tests.chaos $(ARGS)
@@ -68,6 +68,9 @@ lock: setup ## write the lock files anew from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --extra tracing --constraint requirements.lock --universal \
 		--python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 		--quiet -o requirements-image.lock
+	@$(BIN)/uv pip compile pyproject.toml --extra peers --constraint requirements.lock --universal \
+		--python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+		--quiet -o requirements-peers.lock
 	@$(BIN)/uv pip compile --group pyproject.toml:build --constraint requirements.lock --universal \
 		--python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 		--quiet -o requirements-build.lock

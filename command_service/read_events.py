@@ -59,7 +59,7 @@ class LogReader:
 def _within(most_bytes: int, events: Iterable[RecordedEvent]) -> Iterator[bytes]:
     size = 0
     for event in events:
-        body = event.cloud_event().to_json()
+        body = event.to_json()
         size += len(body)
         if size > most_bytes and size > len(body):
             return

@@ -1,11 +1,11 @@
 """Runs `python -m projection_service`."""
 
-from shared.worker.first_moment import honour_sigterm
+from shared.worker.first_moment import honour_sigterm, importing
 
 honour_sigterm()
-
-from projection_service.cli import app  # noqa: E402 - a signal may come before all this is there
-from shared.telemetry.standard_streams import guard_standard_streams  # noqa: E402
+with importing():  # a signal may come before all this is there
+    from projection_service.cli import app
+    from shared.telemetry.standard_streams import guard_standard_streams
 
 guard_standard_streams()
 app()

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from time import monotonic
 from typing import Any, Final
 
+from pydantic_core import to_json
+
 from projection_service.answers.check_consents import Checked, Checks
 from projection_service.answers.list_patients import PatientLists
 from projection_service.answers.read_questions import Questions, read_questions
@@ -17,7 +19,6 @@ from projection_service.projections.changes import Held
 from projection_service.read_model import ReadModel
 from shared.messages.queries import (
     CheckConsents,
-    ConsentHeld,
     ConsentHistory,
     Consents,
     HasConsent,
@@ -27,6 +28,7 @@ from shared.messages.queries import (
     Patients,
     QueryFailed,
 )
+from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Queryable
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import Kind, answer, kind, read_query
@@ -34,6 +36,9 @@ from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.values.oversized import LARGEST_CHECKS
 
 MAX_BATCH: Final = 200
+GATHER_S: Final = 0.001
+"""What a crowd waits, so that it is answered by fewer statements and writes: with a hundred
+questions in flight each then costs all processes a sixth less, and comes sooner."""
 WAIT_FOR_VERSION_S: Final = 5.0
 
 PAGES_AT_ONCE: Final = 20
@@ -47,7 +52,7 @@ LONG: Final = 16_384
 """Bytes of an answer; to encode more than one such in one go would hold up who comes meanwhile."""
 
 Query = ListConsents | HasConsent | Questions | ListPatients | ConsentHistory
-Answer = Consents | ConsentHeld | Checked | Patients | History | QueryFailed
+Answer = Consents | Checked | Patients | History | QueryFailed
 LookUp = Callable[[Sequence[Any]], Awaitable[Sequence[Answer]]]
 
 KINDS: Final[dict[str, Kind[Query]]] = {
@@ -107,7 +112,9 @@ class QueryResponder:
         """Take whatever has been asked, and answer it, or let it wait or stand in the line."""
         while True:
             deliveries = await self._consumer.take(
-                MAX_BATCH, within=self._waits.look_again_s if self._waits else None
+                MAX_BATCH,
+                within=self._waits.look_again_s if self._waits else None,
+                gather_s=GATHER_S,
             )
             began = monotonic()
             await self._take_up(deliveries)
@@ -242,13 +249,13 @@ def _size(query: Query) -> float:
     return 1 / PAGES_AT_ONCE
 
 
-def _consent_held(asked: HasConsent, held: Held) -> ConsentHeld:
+def _consent_held(asked: HasConsent, held: Held) -> Checked:
+    """Write an answer as ConsentHeld has it: a model for each takes longer."""
     allowed = held.consent.allows(asked.permission)
-    return ConsentHeld(
-        has_consent=allowed,
-        version=held.version,
-        valid_until=held.consent.valid_until(asked.permission) if allowed else None,
-    )
+    answer = {"status": "ok", "has_consent": allowed, "version": held.version}
+    if allowed and (end := held.consent.valid_until(asked.permission)) is not None:
+        answer["valid_until"] = timestamp(end)
+    return Checked(to_json(answer), "ok", ("yes" if allowed else "no",))
 
 
 def _kind_and_status(delivery: Delivery, found: Answer) -> tuple[str, str]:
@@ -259,6 +266,4 @@ def _kind_and_status(delivery: Delivery, found: Answer) -> tuple[str, str]:
 
 def _words(found: Answer) -> Sequence[str]:
     """Say how each question in a query was answered."""
-    if isinstance(found, ConsentHeld):
-        return ("yes" if found.has_consent else "no",)
     return found.answers if isinstance(found, Checked) else ()

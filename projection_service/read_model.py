@@ -123,8 +123,8 @@ class ReadModel:
             *key_columns(list(changes.consents)),
             [",".join(sorted(consent.permissions)) for consent in consents],
             [",".join(sorted(consent.requested)) for consent in consents],
-            [_written(consent.ends) for consent in consents],
-            [_written(consent.requested_ends) for consent in consents],
+            _shortened([_written(consent.ends) for consent in consents]),
+            _shortened([_written(consent.requested_ends) for consent in consents]),
             list(changes.versions),
             list(changes.versions.values()),
             [event.partition for event in parked],
@@ -193,9 +193,17 @@ def _span_columns(spans: Spans) -> Iterable[Sequence[object]]:
     ]
     ended = [(*matter, *ending.cause[:-1], ending.how) for matter, ending in spans.ended.items()]
     return chain(
-        zip(*begun, strict=True) if begun else [()] * 16,
-        zip(*ended, strict=True) if ended else [()] * 10,
+        map(_shortened, zip(*begun, strict=True)) if begun else [()] * 16,
+        map(_shortened, zip(*ended, strict=True)) if ended else [()] * 10,
     )
+
+
+def _shortened(column: Sequence[object]) -> Sequence[object]:
+    """Leave out a column of nothing but nulls: `unnest` fills it up beside the others.
+
+    Most columns are such, and to encode a null costs the driver more than any value.
+    """
+    return () if column.count(None) == len(column) else column
 
 
 def key_columns(keys: Sequence[Key]) -> tuple[list[str], list[str], list[str]]:

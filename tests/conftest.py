@@ -1,5 +1,6 @@
 """One sandbox for the whole run; databases and a virtual host of its own for each test."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import count
 from pathlib import Path
@@ -11,15 +12,31 @@ from hypothesis import settings
 from shared.postgres.connection import Pool
 from shared.postgres.database import open_pool
 from tests.sandbox import Sandbox, open_sandbox
+from tests.support import warm
 from tests.support.amqp import Client, open_client
 from tests.support.deployment import Deployment, open_deployment
 
 PARTITIONS: Final = 4
+BEGUN_FIRST: Final = ("test_chaos", "test_blocked_broker")
+"""They wait for minutes: begun last, one process would be at them when all others have ended."""
 TEMPLATE: Final = "template_migrated"
 _NUMBERS = count(1)
 
+Deployment.popen = warm.Popen
+
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect of what is tested
 settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have modules with many tests begin before those with few, and what needs no server last."""
+    sizes = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[bool, bool, int]:
+        is_last, is_first = item.path.parent.name == "unit", item.path.stem in BEGUN_FIRST
+        return is_last, not is_first, -sizes[item.path]
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(wrapper=True)

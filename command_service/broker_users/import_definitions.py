@@ -1,15 +1,17 @@
 """Gives a broker that runs its users, through RabbitMQ's management API."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-import aiohttp
 from yarl import URL
 
 from shared.errors import NotConnected
 
-ANSWER_WITHIN: Final = aiohttp.ClientTimeout(total=20)
+if TYPE_CHECKING:
+    from aiohttp import ClientResponseError
+
+ANSWER_WITHIN_S: Final = 20.0
 UNKNOWN: Final = 404
 
 
@@ -19,12 +21,14 @@ async def import_definitions(url: str, content: Mapping[str, Any]) -> None:
     Connections that are open stay so.
     Raises NotConnected where the API refuses, ConnectionError where it does not answer.
     """
+    import aiohttp  # noqa: PLC0415 - takes as long to import as half of the rest
+
     address = URL(url)
     login = aiohttp.encode_basic_auth(address.user or "", address.password or "")
     api = URL(f"{address.with_user(None)}".rstrip("/") + "/api", encoded=True)
     try:
         async with aiohttp.ClientSession(
-            timeout=ANSWER_WITHIN, headers={"Authorization": login}
+            timeout=aiohttp.ClientTimeout(ANSWER_WITHIN_S), headers={"Authorization": login}
         ) as session:
             async with session.post(f"{api}/definitions", json=content) as answer:
                 answer.raise_for_status()
@@ -46,7 +50,7 @@ def _topics_to_clear(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"topic-permissions/{quote(one['vhost'], safe='')}/{quote(one['user'], safe='')}"
 
 
-def _refused(address: URL, error: aiohttp.ClientResponseError) -> str:
+def _refused(address: URL, error: "ClientResponseError") -> str:
     return (
         f"the management API refuses {address.user} ({error.status} {error.message}): it must be "
         "an administrator; where its password is a new one, tell the broker first: "

@@ -1,17 +1,18 @@
 """An event as the log keeps it, and as it is published."""
 
 from datetime import datetime
+from json.encoder import encode_basestring as _quoted
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from shared.messages import names
-from shared.messages.cloud_event import CONTENT_TYPE, CloudEvent
+from shared.messages.cloud_event import CONTENT_TYPE, SOURCE, CloudEvent
 from shared.messages.events import ConsentEvent, UnknownEventError
 from shared.messages.timestamp import timestamp
-from shared.messages.upcasting import Data, UpcastError, upcast
+from shared.messages.upcasting import UPCASTERS, Data, UpcastError, upcast
 from shared.rabbitmq.connection import Properties
 from shared.rabbitmq.publishing import PERSISTENT, Outgoing
 
@@ -59,6 +60,38 @@ class RecordedEvent(NamedTuple):
             tracestate=self.tracestate,
             data=data,
         )
+
+    def to_json(self) -> bytes:
+        """Write it as it travels: the same as its `cloud_event`, for a third of what that costs.
+
+        What it says was validated before it was recorded, and is again by whoever reads it.
+        """
+        schema_version, data = self._newest_json()
+        optional = "".join(
+            f',"{name}":{_quoted(value)}'
+            for name, value in (
+                ("issuedby", self.issued_by),
+                ("traceparent", self.traceparent),
+                ("tracestate", self.tracestate),
+            )
+            if value is not None
+        )
+        generation = "" if self.generation is None else f',"generation":{self.generation}'
+        return (
+            f'{{"specversion":"1.0","id":"{self.event_id}","source":"{SOURCE}",'
+            f'"type":{_quoted(self.type)},"subject":{_quoted(self.stream_id)},'
+            f'"time":"{timestamp(self.recorded_at)}","datacontenttype":"application/json",'
+            f'"schemaversion":{schema_version},"partition":{self.partition},'
+            f'"position":{self.position},"streamversion":{self.stream_version}{generation},'
+            f'"correlationid":{_quoted(self.correlation_id)},"causationid":"{self.causation_id}"'
+            f'{optional},"data":{data}}}'
+        ).encode()
+
+    def _newest_json(self) -> tuple[int, str]:
+        if (self.type, self.schema_version) not in UPCASTERS:
+            return self.schema_version, self.data
+        schema_version, data = self._newest()
+        return schema_version, to_json(data).decode()
 
     def _newest(self) -> tuple[int, Data]:
         data = from_json(self.data)

@@ -49,9 +49,8 @@ Refusal = Callable[[str], QueryFailed | None]
 """Says why nothing can be said of a patient; None where something can."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """The answer to a CheckConsents, encoded, and how its questions were answered."""
+class Checked(NamedTuple):
+    """The answer to a CheckConsents or HasConsent, encoded, and how its questions were answered."""
 
     body: bytes
     status: str

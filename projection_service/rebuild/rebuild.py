@@ -91,11 +91,14 @@ def _lost(error: BaseException) -> str:
 
 
 async def _while_locked(work: Coroutine[None, None, Rebuilt], shadow: Shadow) -> Rebuilt:
-    """Work as long as the connection is there that keeps other rebuilds away."""
+    """Work as long as the connection is there that keeps other rebuilds away.
+
+    What becomes of a switch, only the work itself can say.
+    """
     watch, job = asyncio.create_task(_watch(shadow)), asyncio.create_task(work)
     try:
         await asyncio.wait((watch, job), return_when=asyncio.FIRST_COMPLETED)
-        if not job.done():
+        if not job.done() and not shadow.switching.is_set():
             watch.result()
         return await job
     finally:

@@ -61,6 +61,8 @@ class Shadow:
     pool: Pool
     """Its sessions see the shadow's tables under the read model's names."""
     epoch: int
+    switching: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it may have taken the read model's place."""
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -124,6 +126,7 @@ class Shadow:
 
     async def switch(self) -> None:
         """Put the shadow in the place of the read model, which is held with ACCESS EXCLUSIVE."""
+        self.switching.set()
         await compare_schema(self.connection, PACKAGE)  # nobody migrated meanwhile
         await self.connection.execute(_SWITCH_TO_SHADOW)
 

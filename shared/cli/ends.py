@@ -7,7 +7,8 @@ from typing import Annotated, Final
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from shared.messages.timestamp import REMEDY, End
+from shared.messages.events import ConsentAsked, ConsentEvent, ConsentExpired, ConsentGranted
+from shared.messages.timestamp import REMEDY, End, timestamp
 from shared.messages.validation import details_of
 from shared.values.durations import parse_duration
 
@@ -89,3 +90,10 @@ def _beginning(text: str) -> datetime | None:
     except (ValueError, OverflowError):
         pass
     return None
+
+
+def subject_of(fact: ConsentEvent, between: str) -> str:
+    """Say which records an event is about, and until when, where that has an end."""
+    if isinstance(fact, ConsentAsked | ConsentGranted | ConsentExpired) and fact.expires_at:
+        return f"{fact.target}{between}until {timestamp(fact.expires_at)}"
+    return fact.target

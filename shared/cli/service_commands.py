@@ -18,7 +18,8 @@ from shared.errors.text import said_by, words_of
 from shared.postgres.database import migrate
 from shared.rabbitmq.lenient_decoding import bound_headers
 from shared.settings import WorkerSettings
-from shared.telemetry.logs import hush_libraries, set_up_logs
+from shared.telemetry.libraries import hush_libraries
+from shared.telemetry.logs import set_up_logs
 from shared.telemetry.metrics import LOG_LINES_DROPPED, tell_build
 from shared.telemetry.readiness import Readiness
 from shared.telemetry.standard_streams import guard_standard_streams

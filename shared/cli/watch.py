@@ -1,5 +1,6 @@
 """Shows events as they happen: one line each, for a person or for a program."""
 
+import asyncio
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,21 +11,16 @@ from pydantic import ValidationError
 from rich.console import Console
 from yarl import URL
 
+from shared.cli.ends import subject_of
 from shared.cli.terminal import shown, shown_json
 from shared.client.subscription import Start, subscribe
 from shared.errors import NotHandled
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.events import (
-    ConsentAsked,
-    ConsentEvent,
-    ConsentExpired,
-    ConsentGranted,
-    UnknownEventError,
-)
-from shared.messages.timestamp import timestamp
+from shared.messages.events import ConsentEvent, UnknownEventError
 from shared.messages.topic_patterns import EVERYTHING
 from shared.rabbitmq.connection import connect
 from shared.settings import ClientSettings
+from shared.telemetry.logs import set_up_logs
 from shared.telemetry.standard_streams import output_is_read
 from shared.values.partition import partition_of
 from shared.values.several_hosts import one_by_one
@@ -39,6 +35,22 @@ STYLES: Final = {
 }
 
 console = Console(highlight=False)
+
+
+def follow(
+    settings: ClientSettings,
+    patterns: Sequence[str],
+    patient_id: str | None,
+    places: str,
+    *,
+    from_origin: bool,
+    json: bool,
+) -> None:
+    """Follow the log in a loop of its own; raises typer.BadParameter for places that are none."""
+    positions = read_positions(places)
+    start = Start.ORIGIN if from_origin else Start.NOW
+    set_up_logs("WARNING", "console")
+    asyncio.run(watch(settings, patterns, patient_id, start, positions, json=json))
 
 
 async def watch(
@@ -132,10 +144,3 @@ def _what(event: CloudEvent) -> str:
         return f"{shown(event.type)}, which this version can't read"
     colour, verb = STYLES[fact.fact]
     return f"[{colour}]{verb}[/] {shown(str(fact.grantee))}  {subject_of(fact, '  ')}"
-
-
-def subject_of(fact: ConsentEvent, between: str) -> str:
-    """Say which records an event is about, and until when, where that has an end."""
-    if isinstance(fact, ConsentAsked | ConsentGranted | ConsentExpired) and fact.expires_at:
-        return f"{fact.target}{between}until {timestamp(fact.expires_at)}"
-    return fact.target

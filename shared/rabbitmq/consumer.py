@@ -19,6 +19,8 @@ CONSUMED_WITHIN_S: Final = 30.0
 """RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""
 ACKNOWLEDGE_WITHIN_S: Final = 0.05
 """An acknowledgement costs the broker as much as a message: one settles all until then."""
+CROWD: Final = 3
+"""So many that have arrived at once: fewer would gain less than they wait."""
 SUSPICIOUS: Final = 4
 """A message that came back so often may be what kills workers; less can be anybody's bad luck."""
 
@@ -172,10 +174,13 @@ class Consumer:
             raise TopologyMissing(queue) from None
         return source
 
-    async def take(self, most: int, within: float | None = None) -> list[Delivery]:
+    async def take(
+        self, most: int, within: float | None = None, *, gather_s: float = 0.0
+    ) -> list[Delivery]:
         """Return whatever has arrived, at most `most`, oldest first; a suspicious message alone.
 
-        Waits for the first one; in vain when it is woken, or after `within` seconds.
+        Waits for the first one; in vain when it is woken, or after `within` seconds. Where a crowd
+        has arrived, more are on their way: these are given `gather_s` to come, too.
         """
         while not self._inbox and not self._woken:  # what had arrived may be let go meanwhile
             self._arrived.clear()
@@ -185,6 +190,8 @@ class Consumer:
             except TimeoutError:
                 return []
         self._woken = False
+        if gather_s and CROWD <= len(self._inbox) < most:
+            await asyncio.sleep(gather_s)
         if self._inbox and self._inbox[0].delivery_count >= SUSPICIOUS:
             return [self._inbox.popleft()]
         taken: list[Delivery] = []

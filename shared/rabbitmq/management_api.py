@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-import aiohttp
 from yarl import URL
 
 from shared.rabbitmq.topology import SPREAD, Exchange, Queue
 from shared.values.several_hosts import one_by_one
 
-ANSWER_WITHIN: Final = aiohttp.ClientTimeout(total=20)
+ANSWER_WITHIN_S: Final = 20.0
 Thing = dict[str, Any]
 DROP_HEAD: Final = "drop-head"
 """The broker's own default: a full queue drops its oldest message, and refuses none."""
@@ -168,12 +167,14 @@ async def _read(url: str, path: str) -> list[Thing]:
 
 
 async def _read_host(url: str, path: str) -> list[Thing]:
+    import aiohttp  # noqa: PLC0415 - takes as long to import as half of the rest
+
     address = URL(url)
     login = aiohttp.encode_basic_auth(address.user or "", address.password or "")
     target = URL(f"{address.with_user(None)}".rstrip("/") + f"/api/{path}", encoded=True)
     try:
         async with (
-            aiohttp.ClientSession(timeout=ANSWER_WITHIN) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_WITHIN_S)) as session,
             session.get(target, headers={"Authorization": login}) as answer,
         ):
             answer.raise_for_status()

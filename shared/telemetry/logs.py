@@ -12,10 +12,9 @@ import structlog
 from structlog.typing import ExcInfo, Processor
 
 from shared.settings import LogFormat, LogLevel
+from shared.telemetry.libraries import hush_libraries
 from shared.telemetry.standard_streams import StandardError, guard_standard_streams
 
-_TELL_US_THEMSELVES = ("aiormq", "aio_pika")
-"""Libraries whose errors reach us as exceptions; their own lines would say it twice."""
 _TRACEBACKS: Final = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 _KEPT: Final = ("exc_type", "is_cause", "is_group", "frames")
 
@@ -108,9 +107,3 @@ def _adopt_standard_logging(
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     hush_libraries()
-
-
-def hush_libraries() -> None:
-    """Keep libraries from saying what they raise."""
-    for name in _TELL_US_THEMSELVES:
-        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -35,7 +35,7 @@ _ABOUT_IDS: Final = (
 
 
 def _without_control_characters(text: str) -> str:
-    if found := _CONTROL.search(text):
+    if not text.isprintable() and (found := _CONTROL.search(text)):
         raise PydanticCustomError(
             "control_character",
             "must not contain control characters, and {character} is one: leave it out",
@@ -48,6 +48,12 @@ def _trimmed(text: str) -> str:
     if text != text.strip():
         raise PydanticCustomError("white_space", "must not begin or end with white space")
     return text
+
+
+def _recorded_id(text: str) -> str:
+    if is_plain(text) and not (text.startswith(" ") or text.endswith(" ")):
+        return text
+    return _trimmed(_without_control_characters(text))
 
 
 def _legible(text: str) -> str:
@@ -96,8 +102,7 @@ each of which can be seen."""
 RecordedId = Annotated[
     str,
     StringConstraints(min_length=1, max_length=ID_LENGTH, strict=True),
-    AfterValidator(_without_control_characters),
-    AfterValidator(_trimmed),
+    AfterValidator(_recorded_id),
     WithJsonSchema(
         {"type": "string", "minLength": 1, "maxLength": ID_LENGTH, "pattern": _VISIBLE_ENDS}
     ),

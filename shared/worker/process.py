@@ -25,7 +25,6 @@ from shared.settings import WorkerSettings
 from shared.telemetry.metrics import SESSIONS_LOST
 from shared.telemetry.readiness import Readiness
 from shared.worker.gc_tuning import collect_seldom
-from shared.worker.http import serve_operations
 from shared.worker.leaving import leave_at_once
 from shared.worker.monitor import Monitor
 
@@ -66,6 +65,9 @@ def run_process(
 async def _run(
     session: Session, settings: WorkerSettings, readiness: Readiness, observer: Monitor
 ) -> None:
+    # Here, since its library takes as long to import as half of the rest, and only `run` serves.
+    from shared.worker.http import serve_operations  # noqa: PLC0415
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_tell)

@@ -5,7 +5,17 @@ from typing import Annotated
 import typer
 
 from shared.worker.gc_tuning import collect_seldom
-from tests.bench import append, catch_up, checks, growth, latency, midnight, mirror, throughput
+from tests.bench import (
+    append,
+    catch_up,
+    checks,
+    growth,
+    latency,
+    midnight,
+    mirror,
+    peers,
+    throughput,
+)
 from tests.bench.bench import FULL, QUICK, Bench, UnmetError
 from tests.bench.machine import check_durable, facts, give_memory
 from tests.bench.progress import Steps
@@ -23,6 +33,7 @@ SECTIONS = {
     "growth": growth.measure,
     "midnight": midnight.measure,
     "mirror": mirror.measure,
+    "peers": peers.measure,
 }
 
 Quick = Annotated[bool, typer.Option("--quick", help="Far less work: does it all still run?")]

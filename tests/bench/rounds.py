@@ -212,12 +212,15 @@ async def _write_path(scene: Scene) -> tuple[float, float, Work]:
 
 
 async def _projection(scene: Scene) -> tuple[float, Work]:
-    """Return events per second, and what it took; the command worker is gone."""
+    """Return events per second, and what it took.
+
+    A command worker has nothing to do but to say that the log is the one that was followed:
+    without an answer the projection would wait some seconds before it takes anything.
+    """
     deployment, count = scene.deployment, len(scene.grants)
     database = scene.bench.sandbox.read_model_server, deployment.read_model_url
     gate = await Gate.close(deployment.rabbitmq_url, scene.projection_queues)
-    worker = deployment.start("projection_service")
-    await asyncio.to_thread(worker.wait_ready)
+    _, worker = await asyncio.to_thread(deployment.start_both)
     before = await asyncio.to_thread(read_work, worker, *database)
     async with counting(deployment.read_model_url, VISIBLE) as visible:
         with scene.bench.steps.step(f"{scene.title}: the projection", count) as tell:

@@ -26,8 +26,8 @@ HOW = (
     ),
     (
         "Projection: the events of that write path wait in their queues, behind a gate likewise,"
-        " the command worker is gone. Limit: a bare process consumes and acknowledges as many"
-        " messages of that size."
+        " a command worker has nothing to do. Limit: a bare process consumes and acknowledges as"
+        " many messages of that size."
     ),
     (
         "Two of each kind: with two cores they share what one of each already uses up; the aim is"

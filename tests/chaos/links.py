@@ -226,6 +226,7 @@ class Wires:
     async def _cancel_all(self) -> None:
         for server in self.servers:
             server.close()
+        await asyncio.sleep(0)  # who was just accepted has begun: cancelled before, it stays open
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in others:
                 task.cancel()

@@ -10,7 +10,7 @@ import typer
 
 from command_service.cli import app as command_app
 from projection_service.cli import app as projection_app
-from shared.cli.consent import app as consent_app
+from shared.cli.consent.program import app as consent_app
 
 LIST: Final = Path(__file__).parents[2] / "shared" / "cli" / "README.md"
 APPS: Final = {

@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+import asyncpg
 import pytest
 
+from command_service.log_identity import deployment as log_identity
+from command_service.log_identity.deployment import check_deployment, declare_deployment
+from shared.messages import names
+from shared.rabbitmq.connection import connect
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.support.amqp import open_client
@@ -96,6 +101,24 @@ async def test_an_event_store_at_work_is_refused_by_a_second_virtual_host(
     finally:
         second.close()
         sandbox.broker.delete_vhost("second")
+
+
+async def test_a_virtual_host_whose_topology_is_only_half_declared_is_not_taken_for_anothers(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = deployment.event_store_url
+    (identity,) = await fetch(url, "SELECT log_id, virtual_host FROM log_identity")
+    async with connect(deployment.rabbitmq_url, name="test") as broker:
+        channel = await broker.channel()
+        await channel.exchange_delete(names.virtual_host_mark(*identity))
+
+        async def declares_the_rest(_: float) -> None:
+            await declare_deployment(deployment.rabbitmq_url, url, PARTITIONS)
+
+        monkeypatch.setattr(log_identity, "sleep", declares_the_rest)
+        database = await asyncpg.connect(url)
+        assert (await check_deployment(database, broker)).log_id == identity["log_id"]
+        await database.close()
 
 
 async def test_topology_again_changes_nothing_beneath_workers(deployment: Deployment) -> None:

@@ -78,10 +78,10 @@ async def test_a_worker_at_a_standby_waits_and_says_so_until_it_is_promoted(
 
     async def says_so() -> bool:
         _, told = await asyncio.to_thread(waiting.get, "/health/ready")
-        return "read-only" in told and json.loads(told).get("missing") == "database"
+        told_why = "read-only" in told and json.loads(told).get("missing") == "database"
+        return told_why and "read-only" in waiting.log
 
     await eventually(says_so)
-    assert "read-only" in waiting.log
     checked = await asyncio.to_thread(paired.run, service, "check", **urls)
     assert checked.returncode == 1
     assert "read-only" in checked.stdout

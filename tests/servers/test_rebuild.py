@@ -343,28 +343,34 @@ async def test_without_the_connection_that_holds_its_lock_it_changes_nothing(
     assert (await everything(connection))[1] == before[1]
 
 
+@pytest.mark.parametrize("broker", ["that says good-bye", "that falls silent"])
 async def test_whoever_does_not_hear_that_it_was_switched_does_not_say_that_nothing_has_changed(
     standing: Deployment,
     client: Client,
     connection: "asyncpg.Connection[asyncpg.Record]",
     monkeypatch: pytest.MonkeyPatch,
+    broker: str,
 ) -> None:
     await client.command("GrantConsent", f"p-{uuid4()}")
     await eventually(lambda: settled(standing), within=WITHIN_S)
     before = await everything(connection)
     switch = shadow.Shadow.switch
     with open_wires() as wires:
-        link = wires.lay(standing.read_model_url)
+        link, to_broker = wires.lay(standing.read_model_url), wires.lay(standing.rabbitmq_url)
 
         async def unheard(self: shadow.Shadow) -> None:
             await switch(self)
             link.disturb(Disorder("silence", ("down",)))
+            if broker == "that falls silent":
+                to_broker.disturb(Disorder("silence"))
 
         async def switched() -> bool:
             return bool((await everything(connection))[1] != before[1])
 
         monkeypatch.setattr(shadow.Shadow, "switch", unheard)
-        rebuilding = asyncio.create_task(rebuilt(replace(standing, read_model_url=link.url)))
+        monkeypatch.setattr("projection_service.rebuild.rebuild.PING_S", 0.01)
+        wired = replace(standing, read_model_url=link.url, rabbitmq_url=to_broker.url)
+        rebuilding = asyncio.create_task(rebuilt(wired))
         await eventually(switched, within=WITHIN_S)
         link.cut()
         with pytest.raises(Unsure, match="dry-run"):

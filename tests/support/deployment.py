@@ -12,7 +12,7 @@ from http.client import HTTPException
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Literal
+from typing import Any, ClassVar, Final, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -101,6 +101,8 @@ class Worker:
 class Deployment:
     """The URLs of one deployment, and the workers that were started in it."""
 
+    popen: ClassVar[type[subprocess.Popen[Any]]] = subprocess.Popen
+    """What starts its programs."""
     rabbitmq_url: str
     event_store_url: str
     read_model_url: str
@@ -144,7 +146,7 @@ class Deployment:
         in_a_loop_of_its_own(declared)
 
     def begin(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        return self.popen(
             [sys.executable, "-m", *arguments],
             env=self.environment(**more),
             stdout=subprocess.PIPE,
@@ -158,7 +160,7 @@ class Deployment:
         number = next(self._numbers)
         log_file = self.folder / f"{service}-{number}.log"
         with log_file.open("wb") as log:
-            process = subprocess.Popen(
+            process = self.popen(
                 [sys.executable, *(program or ("-m", service, "run"))],
                 env=self.environment(HTTP_PORT=str(port), WORKER_ID=f"{service}-{number}", **more),
                 stdout=log,

@@ -55,6 +55,38 @@ RECORDED = RecordedEvent(
 )
 
 
+LINES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=128)
+IDS = LINES.map(str.strip).filter(bool)
+
+
+@given(
+    stream_id=IDS,
+    correlation_id=LINES,
+    others=st.tuples(*[st.none() | LINES] * 3),
+    generation=st.none() | st.integers(1, 2**63 - 1),
+    data=st.dictionaries(LINES, LINES | st.integers()),
+)
+def test_a_page_of_the_log_has_the_same_event_as_its_message(
+    stream_id: str,
+    correlation_id: str,
+    others: tuple[str | None, str | None, str | None],
+    generation: int | None,
+    data: dict[str, object],
+) -> None:
+    issued_by, traceparent, tracestate = others
+    event = RECORDED._replace(
+        stream_id=stream_id,
+        correlation_id=correlation_id,
+        issued_by=issued_by,
+        traceparent=traceparent,
+        tracestate=tracestate,
+        generation=generation,
+        data=json.dumps(data, ensure_ascii=False),
+    )
+    assert CloudEvent.model_validate_json(event.to_json()) == event.cloud_event()
+    assert json.loads(event.to_json()) == json.loads(event.cloud_event().to_json())
+
+
 def test_a_recorded_event_travels_as_the_cloud_event_that_the_contract_shows() -> None:
     message = RECORDED.message()
     assert json.loads(message.body) == {

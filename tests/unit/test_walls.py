@@ -110,3 +110,19 @@ def test_the_walls_hold(copy: Path) -> None:
 def test_a_wall_catches_what_is_planted(copy: Path, wall: str, file: str, module: str) -> None:
     with planted(copy / file, module):
         assert wall in broken(copy)
+
+
+@pytest.mark.parametrize(
+    ("program", "unused"),
+    [
+        ("shared.cli.consent.program", {"aiohttp", "prometheus_client", "sqlite3", "structlog"}),
+        ("command_service.cli", {"aiohttp", "opentelemetry", "sqlite3"}),
+        ("projection_service.cli", {"aiohttp", "opentelemetry", "sqlite3"}),
+    ],
+)
+def test_a_program_imports_nothing_large_that_it_does_not_use(
+    program: str, unused: set[str]
+) -> None:
+    code = f"import sys, {program}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not unused & set(done.stdout.split())

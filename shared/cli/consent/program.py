@@ -1,4 +1,4 @@
-"""The `consent` command: what another service does over the broker, from the command line."""
+"""The verbs of the `consent` command."""
 
 import asyncio
 import sys
@@ -15,15 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.cli.check_lines import check_lines, open_lines, read_lines
-from shared.cli.ends import For, Until, end_of, local
+from shared.cli.ends import For, Until, end_of, local, subject_of
 from shared.cli.terminal import Program, shown, shown_json, tell_version
 from shared.cli.timeline.layout import lay_out
 from shared.cli.timeline.svg import picture
 from shared.cli.timeline.text import ASCII, UNICODE, draw
-from shared.cli.watch import read_positions, subject_of
-from shared.cli.watch import watch as watch_events
 from shared.client.client import ConsentClient
-from shared.client.subscription import Start
 from shared.errors import (
     BrokerBlocked,
     NoAnswer,
@@ -52,11 +49,10 @@ from shared.messages.timestamp import REMEDY, Moment, timestamp
 from shared.messages.validation import details_of
 from shared.rabbitmq.connection import EntityNotFound
 from shared.settings import ClientSettings, PartitionSettings, read_settings
-from shared.telemetry.logs import hush_libraries, set_up_logs
+from shared.telemetry.libraries import hush_libraries
 from shared.telemetry.standard_streams import guard_standard_streams
 from shared.values.partition import partition_of
 from shared.values.vocabulary import ENTITIES, RECORD_TYPES, Entity, RecordType, Target
-from shared.worker.first_moment import honour_sigterm
 
 REFUSED: Final = 1
 """Exit code where a command is rejected, or a consent does not hold."""
@@ -372,13 +368,12 @@ def watch(
     json: Annotated[bool, typer.Option("--json", help="Print a CloudEvent on each line.")] = False,
 ) -> None:
     """Follow the events as they happen, until Ctrl-C."""
-    start = Start.ORIGIN if from_origin else Start.NOW
-    positions = read_positions(from_)
+    from shared.cli.watch import follow  # noqa: PLC0415 - nobody else needs what follows the log
+
     # Ctrl-C cancels; asyncio says so in the one way or the other.
     with _clear_errors(), suppress(KeyboardInterrupt, asyncio.CancelledError):
         settings = read_settings(ClientSettings)
-        set_up_logs("WARNING", "console")
-        asyncio.run(watch_events(settings, patterns or [], patient, start, positions, json=json))
+        follow(settings, patterns or [], patient, from_, from_origin=from_origin, json=json)
 
 
 @app.command(epilog="Example: consent partition p-1")
@@ -392,9 +387,8 @@ def partition(patient_id: Patient) -> None:
     console.print(f"{number} of {partitions}; routing keys {keys}")
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line."""
-    honour_sigterm()
     guard_standard_streams()
     hush_libraries()
     app()

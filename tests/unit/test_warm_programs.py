@@ -1,0 +1,64 @@
+"""A program that is forked from a warm process is like one that was started from nothing."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import warm
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="processes can't be adopted there"),
+    pytest.mark.skipif("CONSENT_COLD" in os.environ, reason="all start cold"),
+]
+WORDS = [sys.executable, "-m", "command_service", "migrate"]
+
+
+@pytest.fixture
+def silent() -> Iterator[dict[str, str]]:
+    """Name a database that takes connections and says nothing, so that who asks it stays."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        yield {**os.environ, "EVENT_STORE_URL": f"postgresql://user@127.0.0.1:{port}/store"}
+
+
+def begin(environment: dict[str, str], **more: Any) -> "subprocess.Popen[Any]":  # noqa: ANN401
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return warm.Popen(WORDS, env=environment, **{**piped, **more})
+
+
+def is_warm(process: "subprocess.Popen[Any]") -> bool:
+    return warm.__name__ in Path(f"/proc/{process.pid}/cmdline").read_text()
+
+
+def test_it_says_the_words_and_has_the_exit_code_of_a_cold_one() -> None:
+    without = {name: text for name, text in os.environ.items() if name != "EVENT_STORE_URL"}
+    cold = subprocess.run(WORDS, capture_output=True, text=True, check=False, env=without)
+    process = begin(without)
+    assert process.communicate() == (cold.stdout, cold.stderr)
+    assert process.returncode == cold.returncode == 2
+
+
+def test_it_is_our_child_with_a_session_and_an_end_of_its_own(silent: dict[str, str]) -> None:
+    process = begin(silent, start_new_session=True)
+    assert is_warm(process)
+    assert os.getsid(process.pid) == process.pid
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("read_by_imports", ["PYTHONUTF8", "LC_ALL", "OTEL_SERVICE_NAME"])
+def test_what_imports_would_see_otherwise_is_started_cold(
+    silent: dict[str, str], read_by_imports: str
+) -> None:
+    process = begin({**silent, read_by_imports: "0"})
+    assert not is_warm(process)
+    process.kill()
+    process.communicate()
