@@ -49,7 +49,13 @@ from shared.messages.queries import (
     ReadEvents,
 )
 from shared.messages.replies import CommandAccepted, CommandRejected, Outcome
-from shared.rabbitmq.connection import AccessRefused, AmqpMessage, Broker, connect
+from shared.rabbitmq.connection import (
+    AccessRefused,
+    AmqpMessage,
+    Broker,
+    connect,
+    only_our_cancellation,
+)
 from shared.rabbitmq.rpc_client import Request, Requests
 from shared.values.vocabulary import Entity, Target
 
@@ -386,8 +392,9 @@ class ConsentClient:
         deadline = monotonic() + self._within
         while True:
             try:
-                requests = await self._connected()
-                return await requests.ask(request, max(0.0, deadline - monotonic()))
+                with only_our_cancellation():
+                    requests = await self._connected()
+                    return await requests.ask(request, max(0.0, deadline - monotonic()))
             except (*BROKER_ERRORS, NotTaken) as error:
                 failures.append(error)
                 if sum(isinstance(failure, AccessRefused) for failure in failures) == REFUSED_TWICE:

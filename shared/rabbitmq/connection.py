@@ -34,6 +34,9 @@ Channel = aiormq.Channel
 AmqpMessage = DeliveredMessage
 Properties = Basic.Properties
 
+_SILENCE: Final = "_Connection__heartbeat_grace_timeout"
+"""How aiormq names what it bears; it derives that from the heartbeat, which others go by too."""
+
 EntityNotFound = aiormq.exceptions.ChannelNotFoundEntity
 AccessRefused = aiormq.exceptions.ChannelAccessRefused
 PreconditionFailed = aiormq.exceptions.ChannelPreconditionFailed
@@ -41,6 +44,8 @@ ResourceLocked = aiormq.exceptions.ChannelLockedResource
 """Why a broker closes a channel, by AMQP's own names: 404, 403, 406, 405."""
 
 HEARTBEAT_S: Final = 3
+SILENT_S: Final = 5.0
+"""After so long without a word from the broker it counts as gone; aiormq waits for 9 s or 12."""
 CONNECT_TIMEOUT_S: Final = 10
 NEXT_HOST_AFTER_S: Final = 3
 """How long a host of several may take to answer, before the next one is tried."""
@@ -48,6 +53,8 @@ SHUNNED_S: Final = 60.0
 """How long a host that failed is tried after all others."""
 CLOSE_TIMEOUT_S: Final = 3
 """A broker that reads nothing does not answer a good-bye either."""
+CLOSE_GONE_S: Final = 0.2
+"""One that is gone gets none."""
 
 
 class Broker:
@@ -157,7 +164,7 @@ async def connect(url: str, *, name: str, heartbeat_s: int = HEARTBEAT_S) -> Asy
 
     Of several hosts the next one is tried where one does not answer, the last to fail at the end.
 
-    Whichever side hears nothing for three heartbeats takes the other for dead.
+    The broker takes this side for dead after two to three heartbeats without a word.
     Raises NotConnected where the URL must be mended.
     """
     with only_our_cancellation():
@@ -175,14 +182,16 @@ async def _connected(url: str, name: str, heartbeat_s: int) -> AsyncIterator[Bro
         transport = connection.transport
         if transport is None:
             raise ConnectionLost("the connection closed while it was opened")
+        setattr(transport.connection, _SILENCE, SILENT_S)
         losing = transport.connection.closing
         losing.add_done_callback(partial(_ended, host))
         yield Broker(transport.connection)
     finally:
+        is_gone = losing is None or losing.done()
         if losing is not None:
             losing.cancel()  # this observer alone
         with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            async with asyncio.timeout(CLOSE_GONE_S if is_gone else CLOSE_TIMEOUT_S):
                 await connection.close()
 
 

@@ -332,6 +332,28 @@ async def test_a_client_that_was_refused_is_answered_once_the_queue_takes_comman
         await eventually(answered)
 
 
+async def test_a_queue_that_refused_replies_gets_them_again_once_it_takes_them(
+    deployment: Deployment, client: Client, api: Callable[..., Any], fill: Callable[[str], None]
+) -> None:
+    arguments: FieldTable = {"x-queue-type": "quorum"}
+    await client.channel.declare_queue("mine", durable=True, arguments=arguments)
+    deployment.start("command_service").wait_ready()
+
+    async def taken() -> bool:
+        before = await client.length("mine")
+        await client.send("AskConsent", body_of("AskConsent", "p-1"), reply_to="mine")
+        await client.reply(await client.send("AskConsent", body_of("AskConsent", "p-1")))
+        return await client.length("mine") > before
+
+    async def refused() -> bool:
+        return not any([await taken() for _ in range(3)])
+
+    fill("mine")
+    await eventually(refused)
+    lifted(api)
+    await eventually(taken, every=0.5)
+
+
 REFUSING: Final = {"missing": (drop, restore), "full": (overfill, empty)}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from shared.client.client import ConsentClient
 from shared.values.several_hosts import one_by_one, place_of_broker
+from tests.chaos.links import Disorder, open_wires
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.support.deployment import Deployment
@@ -70,6 +71,21 @@ async def test_whoever_connects_gets_the_host_that_answers(several: Deployment) 
         stdout=asyncio.subprocess.PIPE,
     )
     assert b"d-1" in (await shown.communicate())[0]
+
+
+async def test_whoever_waits_at_a_host_that_falls_silent_is_answered_by_way_of_another(
+    deployment: Deployment,
+) -> None:
+    with open_wires() as wires:
+        one, other = wires.lay(deployment.rabbitmq_url), wires.lay(deployment.rabbitmq_url)
+        other.disturb(Disorder("refuse"))
+        url = with_hosts(one.url, other.url.rpartition("@")[2].partition("/")[0])
+        async with ConsentClient.connect(url, partitions=PARTITIONS, within=60) as client:
+            other.disturb(None)
+            one.disturb(Disorder("silence"))
+            asking = asyncio.create_task(client.grant("p-1", "doctor", "d-1", "exams"))
+            await asyncio.to_thread(deployment.start("command_service").wait_ready)
+            assert (await asking).status == "accepted"
 
 
 async def test_topology_and_check_take_several_hosts_of_both_kinds(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -18,6 +19,12 @@ OURS: Final = re.compile(r"consent\..*|.*\.(parked|reader)", re.DOTALL)
 Whoever may only ask must not write there with a worker's rights.
 """
 
+RENEWED_AFTER_S: Final = 10.0
+"""A queue may refuse for good what a channel sends to it: one that was full and told nobody that
+it has room again, one whose leader had just died. Who waits for no confirm is not told either.
+What a leader that died has not got is sent again within so long, where the channel is still open.
+"""
+
 log = structlog.get_logger()
 
 
@@ -27,6 +34,8 @@ class ReplyPublisher:
     def __init__(self, broker: Broker, channel: Channel, direct: DirectReplies) -> None:
         self._broker = broker
         self._channel = channel
+        self._opened_at = monotonic()
+        self._former: Channel | None = None
         self._direct = direct
 
     @classmethod
@@ -48,9 +57,19 @@ class ReplyPublisher:
                 _refuse(message)
             else:
                 others.append(message)
-        await publish_at_once(self._channel, others)
+        if others:
+            await publish_at_once(await self._young_channel(), others)
         if direct:
             await self._direct.send(direct)
+
+    async def _young_channel(self) -> Channel:
+        if monotonic() - self._opened_at > RENEWED_AFTER_S:
+            self._opened_at = monotonic()  # first, since others send meanwhile
+            channel = await self._broker.channel()
+            stale, self._former, self._channel = self._former, self._channel, channel
+            if stale is not None:
+                await self._broker.close_channel(stale)
+        return self._channel
 
     async def close(self) -> None:
         """Close the connections for direct replies, after what was sent on them."""
