@@ -53,7 +53,7 @@ def hand_over(channel: aiormq.Channel, consumer_tag: str, on_delivery: OnDeliver
 class _UnderWay:
     """A message of which some frames have not arrived yet."""
 
-    __slots__ = ("_body", "_consumer", "_delivery", "_header", "_missing")
+    __slots__ = ("_consumer", "_delivery", "_header", "_missing", "_parts")
 
     def __init__(
         self, delivery: Basic.Deliver, consumer: tuple[aiormq.Channel, OnDelivery]
@@ -61,7 +61,7 @@ class _UnderWay:
         self._delivery = delivery
         self._consumer = consumer
         self._header: ContentHeader
-        self._body = b""
+        self._parts: list[bytes] = []
         self._missing = 0
 
     def add(self, frame: FrameTypes) -> bool:
@@ -70,14 +70,15 @@ class _UnderWay:
             case ContentHeader():
                 self._header, self._missing = frame, frame.body_size
             case ContentBody():
-                self._body += frame.value
+                self._parts.append(frame.value)
                 self._missing -= len(frame.value)
             case _:
                 raise InvalidFrameError(f"{frame.name} in the middle of a message")
         if self._missing > 0:
             return False
         channel, on_delivery = self._consumer
-        on_delivery(DeliveredMessage(self._delivery, self._header, self._body, channel))
+        body = b"".join(self._parts)
+        on_delivery(DeliveredMessage(self._delivery, self._header, body, channel))
         return True
 
 
