@@ -17,8 +17,8 @@ import asyncpg
 import structlog
 
 from command_service import metrics
-from command_service.command_path import CommandPath
 from command_service.domain.decisions import Batch
+from command_service.path.command_path import CommandPath
 from command_service.publisher import Publisher
 from command_service.store.ends import DueEnd, Ends
 from command_service.store.event_store import EventStore

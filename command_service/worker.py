@@ -3,19 +3,19 @@
 from collections.abc import Coroutine, Sequence
 from typing import Final
 
-from command_service.command_path import CommandPath
 from command_service.expiry import Expiry
 from command_service.log_identity.deployment import check_deployment
 from command_service.log_identity.disputed_logs import DisputedLogs
 from command_service.log_identity.witness import Witness
 from command_service.metrics import OLDEST_DUE_END
-from command_service.poison_messages import PoisonMessages
+from command_service.path.command_path import CommandPath
+from command_service.path.poison_messages import PoisonMessages
+from command_service.path.rehearsal import Rehearsal
+from command_service.path.settle import Settler
 from command_service.probe import probe
 from command_service.publisher import Publisher
 from command_service.read_events import LogReader
-from command_service.rehearsal import Rehearsal
 from command_service.settings import CommandSettings
-from command_service.settle import Settler
 from command_service.store.ends import Ends
 from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import SnapshotWriter

@@ -3,8 +3,8 @@
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Final
 
+from projection_service.answers.responder import QueryResponder
 from projection_service.log_identity.set_backs import SetBacks
-from projection_service.query_responder import QueryResponder
 from projection_service.read_model import ReadModel
 from shared.messages import names
 from shared.rabbitmq.consumer import Consumer

@@ -10,9 +10,9 @@ from uuid import UUID
 import asyncpg
 from pydantic_core import to_json
 
+from projection_service.answers.history_queries import unknown_past
 from projection_service.answers.read_questions import Asked, Questions
 from projection_service.answers.version_waits import too_early
-from projection_service.history_queries import unknown_past
 from shared.messages.queries import Actor, QueryFailed, Question
 from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Queryable

@@ -14,7 +14,7 @@ from command_service.domain.decisions import Stream
 from command_service.domain.patient import INITIAL
 from command_service.domain.snapshot import take
 from command_service.store.event_store import EventStore
-from projection_service.history_queries import Past
+from projection_service.answers.history_queries import Past
 from projection_service.parked import discard_parked, list_parked, retry_parked
 from projection_service.purge_history import purge_history
 from shared.errors import NotConnected, SettingsError

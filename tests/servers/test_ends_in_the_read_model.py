@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from command_service.domain.patient import INITIAL, decide, evolve, expire
 from command_service.domain.rejections import Rejected
-from projection_service.history_queries import Past
+from projection_service.answers.history_queries import Past
 from projection_service.projections.consents import NOTHING, Consent
 from projection_service.projections.fold import fold, read
 from projection_service.purge_history import purge_history

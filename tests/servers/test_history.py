@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projection_service.history_queries import Past
+from projection_service.answers.history_queries import Past
 from projection_service.projections.changes import Changes, Move
 from projection_service.projections.fold import fold, keys, read
 from projection_service.projections.spans import Cause, Ending, Matter, Span, change_of

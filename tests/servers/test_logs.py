@@ -25,7 +25,7 @@ AT_ONCE: Final = 4
 
 ODD_COMMAND_WORKER = """
 import asyncio
-from command_service import command_path
+from command_service.path import command_path
 decode, failed = command_path.decode, []
 def odd(delivery, partitions):
     if not failed:

@@ -165,7 +165,7 @@ async def test_a_worker_whose_session_can_not_end_leaves_with_exit_code_3(
 
 CANCELLED_BY_A_LIBRARY = """
 import asyncio
-from command_service import settle
+from command_service.path import settle
 settled = settle.Settler.settle
 times = 0
 async def settle_or_not(self, answered):

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from command_service.command_path import CHECK_RECEIPTS_ABOVE
+from command_service.path.command_path import CHECK_RECEIPTS_ABOVE
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually

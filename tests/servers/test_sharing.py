@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from command_service.poison_messages import MOST_ATTEMPTS
+from command_service.path.poison_messages import MOST_ATTEMPTS
 from shared.rabbitmq.consumer import SUSPICIOUS
 from tests.conftest import PARTITIONS
 from tests.support.amqp import Client, body_of
@@ -171,7 +171,7 @@ async def test_a_worker_frozen_past_its_lease_does_no_harm_when_it_wakes_and_rej
 
 KILLER = """
 import os
-from command_service import command_path
+from command_service.path import command_path
 decode = command_path.decode
 def deadly(delivery, partitions):
     if b"p-deadly" in delivery.body:

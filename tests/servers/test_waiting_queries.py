@@ -10,8 +10,8 @@ from typing import Any, Final
 import pytest
 
 from projection_service.answers import version_waits
+from projection_service.answers.responder import QueryResponder
 from projection_service.log_identity.set_backs import SetBacks
-from projection_service.query_responder import QueryResponder
 from projection_service.read_model import ReadModel
 from shared.messages import names
 from shared.postgres.connection import Pool

@@ -8,12 +8,12 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from command_service import metrics
-from command_service.decode import decode, decode_unroutable, strayed
 from command_service.domain.decisions import EMPTY, Batch, Decision, Receipt, Ruling, Stream
 from command_service.domain.received import Received
-from command_service.poison_messages import PoisonMessages
+from command_service.path.decode import decode, decode_unroutable, strayed
+from command_service.path.poison_messages import PoisonMessages
+from command_service.path.settle import Settlement, Settler
 from command_service.publisher import Publisher
-from command_service.settle import Settlement, Settler
 from command_service.store.event_store import Appended, EventStore
 from command_service.store.snapshot_writer import SnapshotWriter
 from command_service.store.stream_cache import StreamCache

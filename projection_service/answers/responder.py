@@ -9,11 +9,11 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from projection_service.answers.check_consents import Checked, Checks
+from projection_service.answers.history_queries import Past, unknown_past
 from projection_service.answers.list_patients import PatientLists
 from projection_service.answers.read_questions import Questions, read_questions
 from projection_service.answers.tally import Tally
 from projection_service.answers.version_waits import PendingQuery, VersionWaits, too_early
-from projection_service.history_queries import Past, unknown_past
 from projection_service.log_identity.set_backs import SetBacks
 from projection_service.projections.changes import Held
 from projection_service.read_model import ReadModel

@@ -15,7 +15,7 @@ from typing import Final
 
 import asyncpg
 
-from command_service.rehearsal import Rehearsal
+from command_service.path.rehearsal import Rehearsal
 from shared.errors import Conflict
 from shared.postgres.connection import Pool
 from shared.postgres.statements import statement

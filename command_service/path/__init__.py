@@ -1,0 +1,1 @@
+"""The path of a batch of commands: from its deliveries to what was decided, appended and told."""
