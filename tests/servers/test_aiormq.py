@@ -13,7 +13,14 @@ from aiormq.abc import FieldTable
 from aiormq.exceptions import ChannelInvalidStateError
 
 from shared.errors.connection import ConnectionLost
-from shared.rabbitmq.connection import Broker, Channel, EntityNotFound, Properties, connect
+from shared.rabbitmq.connection import (
+    HEARTBEAT_S,
+    Broker,
+    Channel,
+    EntityNotFound,
+    Properties,
+    connect,
+)
 from shared.rabbitmq.publishing import (
     PUBLISH_WINDOW,
     Outgoing,
@@ -21,7 +28,7 @@ from shared.rabbitmq.publishing import (
     publish_at_once,
     publish_in_order,
 )
-from tests.chaos.links import open_wires
+from tests.chaos.links import Disorder, open_wires
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
 
@@ -138,3 +145,15 @@ async def test_a_channel_on_a_connection_that_was_cut_is_a_lost_connection(
                 await broker.wait_lost()
             with pytest.raises(ConnectionLost):
                 await broker.channel()
+
+
+async def test_a_broker_that_says_nothing_is_given_up_sooner_than_aiormq_does(
+    deployment: Deployment,
+) -> None:
+    with open_wires() as wires:
+        link = wires.lay(deployment.rabbitmq_url)
+        async with connect(link.url, name="test") as broker:
+            link.disturb(Disorder("silence"))
+            with pytest.raises(ConnectionLost):
+                async with asyncio.timeout(3 * (HEARTBEAT_S + 1) - 1):  # it bears so much
+                    await broker.wait_lost()
