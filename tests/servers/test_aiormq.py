@@ -153,7 +153,8 @@ async def test_a_broker_that_says_nothing_is_given_up_sooner_than_aiormq_does(
     with open_wires() as wires:
         link = wires.lay(deployment.rabbitmq_url)
         async with connect(link.url, name="test") as broker:
-            link.disturb(Disorder("silence"))
+            await broker.channel()
+            await asyncio.to_thread(link.disturb, Disorder("silence"))
             with pytest.raises(ConnectionLost):
                 async with asyncio.timeout(3 * (HEARTBEAT_S + 1) - 1):  # it bears so much
                     await broker.wait_lost()
