@@ -1,5 +1,6 @@
 """One sandbox for the whole run; databases and a virtual host of its own for each test."""
 
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import count
@@ -23,6 +24,8 @@ TEMPLATE: Final = "template_migrated"
 _NUMBERS = count(1)
 
 Deployment.popen = warm.Popen
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs hand that on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect of what is tested
 settings.load_profile("untimed")

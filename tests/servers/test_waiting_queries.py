@@ -123,7 +123,11 @@ async def test_what_this_worker_projects_itself_is_answered_without_a_look(
 ) -> None:
     monkeypatch.setattr(version_waits, "LOOK_AGAIN_S", 60.0)
     sent = await ask(client, "p-1", 3)
-    await responder.looked_up(times=1)
+
+    async def is_looked_up() -> bool:
+        return responder.database.asked[VERSIONS] > 0
+
+    await eventually(is_looked_up)
     responder.answering.progressed({"p-1": 2, "p-2": 9})
     responder.answering.progressed({"p-1": 3})
     assert (await client.reply(sent))["status"] == "ok"

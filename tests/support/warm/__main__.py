@@ -22,11 +22,13 @@ def serve(requests: socket.socket) -> dict[str, Any] | None:
         if not request:
             return None
         if not (between := os.fork()):
-            if child := os.fork():
-                os.write(writing, str(child).encode())
+            if os.fork():
                 os._exit(0)
-            take_over(streams, {requests.detach(), reading, writing})
             asked: dict[str, Any] = json.loads(request)
+            if asked["session"]:
+                os.setsid()
+            os.write(writing, str(os.getpid()).encode())
+            take_over(streams, {requests.detach(), reading, writing})
             return asked
         os.waitpid(between, 0)
         requests.send(os.read(reading, DIGITS))
@@ -45,8 +47,6 @@ def take_over(streams: list[int], ours: set[int]) -> None:
 def become(asked: dict[str, Any]) -> None:
     """Run the program as `python -m` does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if asked["session"]:
-        os.setsid()
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
