@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from time import monotonic
 
 import asyncpg
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from shared.errors import Fenced
 from shared.postgres.connection import Connection, Pool
 from shared.values.partition import Lease
-from shared.worker.leases import LeaseKeeper
+from shared.worker.leases import RENEW_EVERY_S, LeaseKeeper
 from tests.chaos.links import Disorder, open_wires
 from tests.conftest import PARTITIONS
 from tests.support.eventually import eventually
@@ -187,10 +188,10 @@ async def test_a_worker_of_before_shows_no_presence_and_keeps_its_lease(
     )
     async with worker(event_store_url, "new") as new:
         await asyncio.wait_for(new.keeper.first_round.wait(), ROUND_WITHIN_S)
-        kept_at = new.keeper.seconds_since_renewal()
+        kept_at = monotonic() - new.keeper.seconds_since_renewal()
 
         async def renewed() -> bool:
-            return new.keeper.seconds_since_renewal() < kept_at
+            return monotonic() - new.keeper.seconds_since_renewal() > kept_at + RENEW_EVERY_S / 2
 
         await eventually(renewed)
         assert (await owners(event_store_pool))[0] == "old"
