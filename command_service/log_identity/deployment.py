@@ -1,6 +1,5 @@
 """One deployment is one event store and one virtual host: binds them, and checks that they are."""
 
-from asyncio import sleep
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID, uuid4
@@ -16,14 +15,12 @@ from shared.rabbitmq.connection import Broker, connect
 from shared.rabbitmq.deployment_mark import (
     check_marks,
     is_marked,
+    looking_twice,
     mark_log,
     mark_virtual_host,
     refuse_another_log,
 )
 from shared.rabbitmq.upgrade import upgrade
-
-DECLARED_WITHIN_S: Final = 1.0
-"""How long `topology` needs at most from the first of its marks to the last."""
 
 _READ_IDENTITY: Final = statement("command_service", "read_identity")
 _BIND_VIRTUAL_HOST: Final = statement("command_service", "bind_virtual_host")
@@ -52,20 +49,15 @@ async def read_identity(database: Queryable) -> Identity:
 async def check_deployment(database: Queryable, broker: Broker) -> Identity:
     """Look whether event store and virtual host belong together.
 
-    Looks twice before it says that they do not: `topology` may be about to say that they do.
     Raises SettingsError where they do not, TopologyMissing where `topology` was not run.
     """
-    try:
-        return await _check_once(database, broker)
-    except SettingsError:
-        await sleep(DECLARED_WITHIN_S)
-        return await _check_once(database, broker)
 
+    async def check() -> Identity:
+        identity = await read_identity(database)
+        await check_marks(broker, identity.log_id, identity.virtual_host)
+        return identity
 
-async def _check_once(database: Queryable, broker: Broker) -> Identity:
-    identity = await read_identity(database)
-    await check_marks(broker, identity.log_id, identity.virtual_host)
-    return identity
+    return await looking_twice(check)
 
 
 async def refuse_another_deployment(event_store_url: str) -> None:

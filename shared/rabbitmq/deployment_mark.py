@@ -5,8 +5,10 @@ and `consent.deployment` has the log's own mark as its alternate exchange, which
 declare it for another log is refused.
 """
 
+from asyncio import sleep
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 import structlog
@@ -18,10 +20,14 @@ from shared.rabbitmq.connection import Broker, EntityNotFound, PreconditionFaile
 from shared.settings import ClientSettings, read_settings
 
 KIND: Final = "fanout"
+DECLARED_WITHIN_S: Final = 1.0
+"""How long `topology` needs at most from the first of its marks to the last."""
 BIND_IT: Final = (
     "run `python -m command_service topology` with EVENT_STORE_URL, after `migrate`: until then "
     "nobody notices a second deployment in this virtual host"
 )
+
+Checked = TypeVar("Checked")
 
 log = structlog.get_logger()
 
@@ -75,10 +81,7 @@ async def check_marks(broker: Broker, log_id: UUID, virtual_host: UUID | None) -
 
     Raises SettingsError where they do not, TopologyMissing where that is not said yet.
     """
-    if not await is_marked(broker, names.DEPLOYMENT):
-        raise TopologyMissing(names.DEPLOYMENT, "exchange")
-    if not await is_marked(broker, names.log_mark(log_id)):
-        raise SettingsError(_another(log_id))
+    await _check_log_mark(broker, log_id)
     if virtual_host is None:
         raise TopologyMissing(names.virtual_host_mark(log_id, log_id), "exchange")
     if not await is_marked(broker, names.virtual_host_mark(log_id, virtual_host)):
@@ -89,8 +92,21 @@ async def check_marks(broker: Broker, log_id: UUID, virtual_host: UUID | None) -
         )
 
 
+async def looking_twice(check: Callable[[], Awaitable[Checked]]) -> Checked:
+    """Check again before it is said that marks are another's: `topology` may be making them."""
+    try:
+        return await check()
+    except SettingsError:
+        await sleep(DECLARED_WITHIN_S)
+        return await check()
+
+
 async def check_log_mark(broker: Broker, log_id: UUID) -> None:
     """Look whether the virtual host works on this log; raises as `check_marks` does."""
+    await looking_twice(lambda: _check_log_mark(broker, log_id))
+
+
+async def _check_log_mark(broker: Broker, log_id: UUID) -> None:
     if not await is_marked(broker, names.DEPLOYMENT):
         raise TopologyMissing(names.DEPLOYMENT, "exchange")
     if not await is_marked(broker, names.log_mark(log_id)):

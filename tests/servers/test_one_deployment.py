@@ -6,10 +6,11 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from command_service.log_identity import deployment as log_identity
 from command_service.log_identity.deployment import check_deployment, declare_deployment
 from shared.messages import names
+from shared.rabbitmq import deployment_mark
 from shared.rabbitmq.connection import connect
+from shared.rabbitmq.deployment_mark import check_log_mark
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.support.amqp import open_client
@@ -115,10 +116,12 @@ async def test_a_virtual_host_whose_topology_is_only_half_declared_is_not_taken_
         async def declares_the_rest(_: float) -> None:
             await declare_deployment(deployment.rabbitmq_url, url, PARTITIONS)
 
-        monkeypatch.setattr(log_identity, "sleep", declares_the_rest)
+        monkeypatch.setattr(deployment_mark, "sleep", declares_the_rest)
         database = await asyncpg.connect(url)
         assert (await check_deployment(database, broker)).log_id == identity["log_id"]
         await database.close()
+        await channel.exchange_delete(names.log_mark(identity["log_id"]))
+        await check_log_mark(broker, identity["log_id"])
 
 
 async def test_topology_again_changes_nothing_beneath_workers(deployment: Deployment) -> None:
