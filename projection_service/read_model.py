@@ -5,13 +5,12 @@ from dataclasses import asdict
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import asyncpg
 from immutables import Map
 from pydantic import TypeAdapter
-from pydantic_core import to_json
 
 from projection_service.projections.changes import Changes, Held, Key, Move
 from projection_service.projections.consents import NO_ENDS, Consent, Ends
@@ -21,7 +20,7 @@ from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
 from shared.messages.timestamp import Moment
 from shared.postgres.connection import Queryable
-from shared.postgres.statements import statement
+from shared.postgres.statements import Row, as_json, statement
 from shared.values.partition import Lease
 from shared.values.vocabulary import Grantee, RecordType
 
@@ -52,8 +51,6 @@ _LIST_CONSENTS = statement("projection_service", "list_consents")
 _HAS_CONSENT = statement("projection_service", "has_consent")
 _READ_VERSIONS = statement("projection_service", "read_versions")
 
-
-Row = dict[str, Any]
 _ENDS: Final[TypeAdapter[dict[RecordType, Moment]]] = TypeAdapter(dict[RecordType, Moment])
 
 
@@ -114,7 +111,7 @@ class ReadModel:
 
     async def project(self, changes: Changes) -> None:
         """Apply changes in one transaction; raises Fenced where another worker has taken over."""
-        moved = await self._database.fetch(_PROJECT, *map(_json, _rows(changes)))
+        moved = await self._database.fetch(_PROJECT, *map(as_json, _rows(changes)))
         if not moved:
             raise Fenced("another worker projects one of these partitions now")
 
@@ -155,10 +152,6 @@ class ReadModel:
             )
             for row in rows
         ]
-
-
-def _json(rows: Sequence[Row]) -> str:
-    return to_json(rows).decode()
 
 
 def _rows(changes: Changes) -> Iterator[list[Row]]:

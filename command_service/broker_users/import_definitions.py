@@ -7,11 +7,11 @@ from urllib.parse import quote
 from yarl import URL
 
 from shared.errors import NotConnected
+from shared.rabbitmq.management_api import api_path, log_in
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponseError
 
-ANSWER_WITHIN_S: Final = 20.0
 UNKNOWN: Final = 404
 
 
@@ -21,23 +21,18 @@ async def import_definitions(url: str, content: Mapping[str, Any]) -> None:
     Connections that are open stay so.
     Raises NotConnected where the API refuses, ConnectionError where it does not answer.
     """
-    import aiohttp  # noqa: PLC0415 - takes as long to import as half of the rest
+    import aiohttp  # noqa: PLC0415 - as in `log_in`
 
-    address = URL(url)
-    login = aiohttp.encode_basic_auth(address.user or "", address.password or "")
-    api = URL(f"{address.with_user(None)}".rstrip("/") + "/api", encoded=True)
     try:
-        async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(ANSWER_WITHIN_S), headers={"Authorization": login}
-        ) as session:
-            async with session.post(f"{api}/definitions", json=content) as answer:
+        async with log_in(url) as session:
+            async with session.post(api_path(url, "definitions"), json=content) as answer:
                 answer.raise_for_status()
             for path in _topics_to_clear(content):
-                async with session.delete(URL(f"{api}/{path}", encoded=True)) as answer:
+                async with session.delete(api_path(url, path)) as answer:
                     if answer.status != UNKNOWN:
                         answer.raise_for_status()
     except aiohttp.ClientResponseError as error:
-        raise NotConnected(_refused(address, error)) from None
+        raise NotConnected(_refused(URL(url).user, error)) from None
     except aiohttp.ClientError as error:
         raise ConnectionError(f"the management API: {error or type(error).__name__}") from None
 
@@ -50,9 +45,9 @@ def _topics_to_clear(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"topic-permissions/{quote(one['vhost'], safe='')}/{quote(one['user'], safe='')}"
 
 
-def _refused(address: URL, error: "ClientResponseError") -> str:
+def _refused(user: str | None, error: "ClientResponseError") -> str:
     return (
-        f"the management API refuses {address.user} ({error.status} {error.message}): it must be "
+        f"the management API refuses {user} ({error.status} {error.message}): it must be "
         "an administrator; where its password is a new one, tell the broker first: "
-        f"`rabbitmqctl change_password {address.user}`"
+        f"`rabbitmqctl change_password {user}`"
     )

@@ -12,13 +12,13 @@ from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import asyncpg
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from command_service.domain.decisions import (
     Decision,
@@ -42,7 +42,7 @@ from shared.messages.replies import (
     Outcome,
 )
 from shared.postgres.connection import Queryable
-from shared.postgres.statements import statement
+from shared.postgres.statements import Row, as_json, statement
 from shared.values.partition import Lease
 
 _APPEND = statement("command_service", "append")
@@ -67,8 +67,6 @@ _CONFLICTS: Final = {
     "events_stream_version_key": Conflict,
     "command_receipts_command_id_key": DecidedBefore,
 }
-
-Row = dict[str, Any]
 
 log = structlog.get_logger()
 
@@ -156,7 +154,7 @@ class EventStore:
             }
             for number in partitions
         ]
-        written = (_json(given), *map(_json, _rows(decisions)), receipts_checked)
+        written = (as_json(given), *map(as_json, _rows(decisions)), receipts_checked)
         try:
             rows = await self._pool.fetch(_APPEND, *written)
         except asyncpg.UniqueViolationError as error:
@@ -287,10 +285,6 @@ class EventStore:
 def _conflict(error: asyncpg.UniqueViolationError) -> Exception:
     kind = _CONFLICTS.get(error.constraint_name or "")
     return kind("another writer was first") if kind else error
-
-
-def _json(rows: Sequence[Row]) -> str:
-    return to_json(rows).decode()
 
 
 def _rows(decisions: Sequence[Decision]) -> tuple[list[Row], list[Row], list[Row]]:

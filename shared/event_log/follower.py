@@ -385,7 +385,7 @@ class Follower:
     def _stop_taking(self, followed: Followed, found: SetBack) -> None:
         if followed.set_back is None:  # seldom does this happen to one partition alone
             for other in self._followed.values():
-                if other.set_back is None:
+                if other is not followed and other.set_back is None:
                     other.compared_at = -inf
             self._gap.set()
         if followed.set_back is None or followed.set_back.parted_at != found.parted_at:

@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from yarl import URL
 
 from shared.rabbitmq.topology import SPREAD, Exchange, Queue
 from shared.values.several_hosts import one_by_one
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
 
 ANSWER_WITHIN_S: Final = 20.0
 Thing = dict[str, Any]
@@ -157,6 +160,22 @@ def _smaller(left: int | None, right: int | None) -> int | None:
     return min((limit for limit in (left, right) if limit is not None), default=None)
 
 
+def log_in(url: str) -> "ClientSession":
+    """Return a session, to be opened, for the API at a URL that holds user and password."""
+    import aiohttp  # noqa: PLC0415 - takes as long to import as half of the rest
+
+    address = URL(url)
+    login = aiohttp.encode_basic_auth(address.user or "", address.password or "")
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(ANSWER_WITHIN_S), headers={"Authorization": login}
+    )
+
+
+def api_path(url: str, path: str) -> URL:
+    """Return where something of the API is; what is odd in `path` is quoted already."""
+    return URL(f"{URL(url).with_user(None)}".rstrip("/") + f"/api/{path}", encoded=True)
+
+
 async def _read(url: str, path: str) -> list[Thing]:
     """Ask one host after the other, until one answers; raises what the last one said."""
     *first, last = one_by_one(url)
@@ -167,16 +186,10 @@ async def _read(url: str, path: str) -> list[Thing]:
 
 
 async def _read_host(url: str, path: str) -> list[Thing]:
-    import aiohttp  # noqa: PLC0415 - takes as long to import as half of the rest
+    import aiohttp  # noqa: PLC0415 - as in `log_in`
 
-    address = URL(url)
-    login = aiohttp.encode_basic_auth(address.user or "", address.password or "")
-    target = URL(f"{address.with_user(None)}".rstrip("/") + f"/api/{path}", encoded=True)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_WITHIN_S)) as session,
-            session.get(target, headers={"Authorization": login}) as answer,
-        ):
+        async with log_in(url) as session, session.get(api_path(url, path)) as answer:
             answer.raise_for_status()
             found: list[Thing] = await answer.json()
             return found

@@ -28,7 +28,7 @@ from shared.rabbitmq.publishing import (
     publish_at_once,
     publish_in_order,
 )
-from tests.chaos.links import Disorder, open_wires
+from tests.chaos.links import Disorder, Link, open_wires
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
 
@@ -44,6 +44,16 @@ async def broker(deployment: Deployment) -> AsyncIterator[Broker]:
         await channel.queue_declare(QUEUE)
         await channel.queue_declare(FULL, arguments=TAKES_NOTHING)
         yield connected
+
+
+@pytest.fixture
+async def wired(deployment: Deployment) -> AsyncIterator[tuple[Link, Broker]]:
+    """Give a connection with a channel, and the wire that it goes over."""
+    with open_wires() as wires:
+        link = wires.lay(deployment.rabbitmq_url)
+        async with connect(link.url, name="test") as connected:
+            await connected.channel()
+            yield link, connected
 
 
 @pytest.fixture
@@ -134,27 +144,21 @@ async def test_without_confirms_all_is_written_in_order_and_no_tag_is_counted(
 
 
 async def test_a_channel_on_a_connection_that_was_cut_is_a_lost_connection(
-    deployment: Deployment,
+    wired: tuple[Link, Broker],
 ) -> None:
-    with open_wires() as wires:
-        link = wires.lay(deployment.rabbitmq_url)
-        async with connect(link.url, name="test") as broker:
-            await broker.channel()
-            await asyncio.to_thread(link.cut)
-            with pytest.raises(ConnectionLost):
-                await broker.wait_lost()
-            with pytest.raises(ConnectionLost):
-                await broker.channel()
+    link, broker = wired
+    await asyncio.to_thread(link.cut)
+    with pytest.raises(ConnectionLost):
+        await broker.wait_lost()
+    with pytest.raises(ConnectionLost):
+        await broker.channel()
 
 
 async def test_a_broker_that_says_nothing_is_given_up_sooner_than_aiormq_does(
-    deployment: Deployment,
+    wired: tuple[Link, Broker],
 ) -> None:
-    with open_wires() as wires:
-        link = wires.lay(deployment.rabbitmq_url)
-        async with connect(link.url, name="test") as broker:
-            await broker.channel()
-            await asyncio.to_thread(link.disturb, Disorder("silence"))
-            with pytest.raises(ConnectionLost):
-                async with asyncio.timeout(3 * (HEARTBEAT_S + 1) - 1):  # it bears so much
-                    await broker.wait_lost()
+    link, broker = wired
+    await asyncio.to_thread(link.disturb, Disorder("silence"))
+    with pytest.raises(ConnectionLost):
+        async with asyncio.timeout(3 * (HEARTBEAT_S + 1) - 1):  # it bears so much
+            await broker.wait_lost()

@@ -62,9 +62,10 @@ class Responder:
             version,
         )
 
-    async def looked_up(self, times: int) -> None:
-        """Wait until versions were looked up so often from now on."""
-        before = self.database.asked[VERSIONS]
+    async def looked_up(self, times: int, *, before: int | None = None) -> None:
+        """Wait until versions were looked up so often from now on, or since they had been then."""
+        if before is None:
+            before = self.database.asked[VERSIONS]
 
         async def has() -> bool:
             return self.database.asked[VERSIONS] >= before + times
@@ -123,11 +124,7 @@ async def test_what_this_worker_projects_itself_is_answered_without_a_look(
 ) -> None:
     monkeypatch.setattr(version_waits, "LOOK_AGAIN_S", 60.0)
     sent = await ask(client, "p-1", 3)
-
-    async def is_looked_up() -> bool:
-        return responder.database.asked[VERSIONS] > 0
-
-    await eventually(is_looked_up)
+    await responder.looked_up(times=1, before=0)
     responder.answering.progressed({"p-1": 2, "p-2": 9})
     responder.answering.progressed({"p-1": 3})
     assert (await client.reply(sent))["status"] == "ok"
