@@ -3,13 +3,17 @@
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic, sleep
 from typing import Final
+
+import asyncpg
 
 from tests.sandbox import install
 from tests.sandbox.home import Home, free_ports
 from tests.sandbox.programs import PostgresProgram
 from tests.sandbox.servers import USER, DatabaseServer, ServerDidNotStart
 
+APPLIED_WITHIN_S: Final = 30.0
 READ_WRITE: Final = "target_session_attrs=read-write"
 
 
@@ -25,6 +29,20 @@ class Pair(DatabaseServer):
     def url(self, database: str = "postgres") -> str:
         hosts = ",".join(f"{server.host}:{server.port}" for server in self._both)
         return f"postgresql://{USER}:{self.password}@{hosts}/{database}?{READ_WRITE}"
+
+    def create_database(self, name: str, template: str | None = None) -> str:
+        """Gives its URL once the standby has it too: it may be asked first, and applies later."""
+        url = super().create_database(name, template)
+        deadline = monotonic() + APPLIED_WITHIN_S
+        while True:
+            try:
+                self.standby.execute("SELECT 1", name)
+            except asyncpg.InvalidCatalogNameError:
+                if monotonic() > deadline:
+                    raise
+                sleep(0.02)
+            else:
+                return url
 
     def start(self) -> None:
         self.primary.start()
