@@ -36,6 +36,8 @@ MOST_IN_MEMORY: Final = 5_000
 MARK_EVERY_S: Final = 0.5
 """How often the database is told what the broker has confirmed; what it was not told goes out
 again after a death."""
+MARK_AFTER: Final = 500
+"""Events; so many are told of sooner, lest a backlog that was just published go out once more."""
 CONFIRMED_WITHIN_S: Final = 5.0
 """A queue that has lost its majority lets a publisher wait without end."""
 LAST_WORDS_S: Final = 1.0
@@ -169,6 +171,7 @@ class Publisher:
         self._outboxes: dict[int, Outbox] = {}
         self._wake = asyncio.Event()
         self._marked: dict[int, int] = {}
+        self._many_unmarked = asyncio.Event()
 
     async def open(self, lease: Lease) -> None:
         """Begin with whatever the last owner had not confirmed."""
@@ -210,7 +213,9 @@ class Publisher:
         """Remember now and then what the broker has confirmed, until cancelled."""
         try:
             while True:
-                await asyncio.sleep(MARK_EVERY_S)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(MARK_EVERY_S):
+                        await self._many_unmarked.wait()
                 await self._mark()
         finally:  # a database that is lost may come back without the last events
             with suppress(Exception):
@@ -273,6 +278,9 @@ class Publisher:
             metrics.EVENTS_PUBLISHED.inc(box.offer(following[-1].position, first))
             if box.newest is None or box.newest.position < following[-1].position:
                 box.newest = following[-1]
+        unmarked = sum(box.published - self._marked[n] for n, box in self._outboxes.items())
+        if unmarked >= MARK_AFTER:
+            self._many_unmarked.set()
         self._readiness.report(EXCHANGE)
         LAST_PROGRESS.labels("publish").set_to_current_time()
         self.lines.note(
@@ -342,6 +350,7 @@ class Publisher:
         return LogPlace(event.position, str(event.event_id), generation)
 
     async def _mark(self) -> None:
+        self._many_unmarked.clear()
         await self._testify()
         moved = {
             number: box.published

@@ -5,6 +5,7 @@ from uuid import uuid4
 import pytest
 
 from command_service.path.command_path import CHECK_RECEIPTS_ABOVE
+from command_service.publisher import MARK_AFTER
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
@@ -78,6 +79,29 @@ async def test_what_was_answered_is_acknowledged_on_leaving_and_soon_without_it(
     worker.kill()
     await eventually(lambda: no_consumer(client, outcome["partition"]))
     assert await waiting(client, deployment) == 0, "nor after a death that came later"
+
+
+SELDOM = """
+from command_service import publisher
+publisher.MARK_EVERY_S = 3600
+from command_service.cli import app
+app(["run"])
+"""
+
+
+async def test_many_events_are_remembered_as_published_without_waiting_for_the_moment(
+    deployment: Deployment, client: Client
+) -> None:
+    sent = [await send(client, f"p-{n}", str(uuid4())) for n in range(MARK_AFTER)]
+    deployment.start("command_service", program=("-c", SELDOM)).wait_ready()
+    assert {one["status"] for one in await replies(client, sent)} == {"accepted"}
+
+    async def all_are() -> bool:
+        sql = "SELECT sum(published_position) AS all FROM partitions"
+        (row,) = await fetch(deployment.event_store_url, sql)
+        return bool(row["all"] == MARK_AFTER)
+
+    await eventually(all_are)
 
 
 async def no_consumer(client: Client, partition: int) -> bool:
