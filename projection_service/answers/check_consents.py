@@ -107,13 +107,14 @@ class Checks:
             _note(wanted, await self._database.fetch(_CHECKED_CONSENTS, *arguments))
 
 
-def _columns(wanted: Sequence[tuple[Question, _Found]]) -> Iterator[list[str]]:
+def _columns(wanted: Sequence[tuple[Question, _Found]]) -> Iterator[Sequence[str]]:
     """Turn questions into the columns that statements take: a row for each of their actors."""
-    questions = [question for question, _ in wanted]
-    yield [question.patient_id for question in questions for _ in question.actors]
-    yield [actor.entity_name for question in questions for actor in question.actors]
-    yield [actor.entity_id for question in questions for actor in question.actors]
-    yield [question.permission for question in questions for _ in question.actors]
+    rows = [
+        (question.patient_id, actor.entity_name, actor.entity_id, question.permission)
+        for question, _ in wanted
+        for actor in question.actors
+    ]
+    return zip(*rows, strict=True)
 
 
 def _note(wanted: Sequence[tuple[Question, _Found]], rows: Sequence[asyncpg.Record]) -> None:
@@ -139,20 +140,34 @@ def _answer(asked: Asked, found: _Found) -> Json:
         return _failed(too_early(found.version))
     if asked.at is not None and (unknown := unknown_past(asked.at, found.known_since)):
         return _failed(unknown)
-    wanted, held = record_types(asked.permission), found.consents
-    granted = [record_type for record_type in wanted if record_type in held]
+    return _checked(record_types(asked.permission), found)
+
+
+def _checked(wanted: Sequence[RecordType], found: _Found) -> Json:
+    """Write what is granted of this, what is missing, and by which consents."""
+    granted: list[RecordType] = []
+    missing: list[RecordType] = []
+    ends: list[datetime] = []
+    basis: list[Json] = []
+    for record_type in wanted:
+        held = found.consents.get(record_type)
+        if held is None:
+            missing.append(record_type)
+            continue
+        granted.append(record_type)
+        if held.until is not None:
+            ends.append(held.until)
+        if named := _basis(record_type, held):
+            basis.append(named)
     answer: Json = {
         "status": "ok",
-        "has_consent": len(granted) == len(wanted),
+        "has_consent": not missing,
         "version": found.version,
         "granted": granted,
-        "missing": [record_type for record_type in wanted if record_type not in held],
-        "basis": [
-            basis for record_type in granted if (basis := _basis(record_type, held[record_type]))
-        ],
+        "missing": missing,
+        "basis": basis,
     }
-    ends = [end for record_type in granted if (end := held[record_type].until) is not None]
-    if answer["has_consent"] and ends:
+    if ends and not missing:
         answer["valid_until"] = timestamp(min(ends))
     return answer
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pytest
@@ -79,6 +80,34 @@ async def test_a_yes_names_the_consent_that_it_is_given_by(client: Client) -> No
         }
         for event, outcome in zip(page["events"], (first, second), strict=True)
     ]
+
+
+async def test_a_record_type_is_answered_as_it_is_among_all_whatever_became_of_it(
+    client: Client,
+) -> None:
+    soon = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    later = (datetime.now(UTC) + timedelta(days=2)).isoformat()
+    steps: list[tuple[str, Json]] = [
+        ("AskConsent", {}),
+        ("GrantConsent", {"expires_at": soon}),
+        ("GrantConsent", {"expires_at": later}),
+        ("RevokeConsent", {}),
+        ("GrantConsent", {}),
+        ("RevokeConsent", {}),
+    ]
+    seen = []
+    for version, (type_, more) in enumerate(steps, 1):
+        outcome = await client.command(type_, "p-steps", target="exams", **more)
+        assert (outcome["status"], outcome.get("version")) == ("accepted", version), outcome
+        one, every = await check(
+            client,
+            question("p-steps", permission="exams", min_version=version),
+            question("p-steps", min_version=version),
+        )
+        assert (one["granted"], one["basis"]) == (every["granted"], every["basis"])
+        seen.append((one["has_consent"], [basis["command_id"] for basis in one["basis"]]))
+        assert one["has_consent"] is (type_ == "GrantConsent"), (version, one)
+    assert len({ids[0] for has_consent, ids in seen if has_consent}) == 3
 
 
 async def test_any_of_the_actors_may_hold_the_consent_and_none_of_another_patient(

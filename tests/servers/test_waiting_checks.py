@@ -83,6 +83,25 @@ async def test_a_moment_that_is_not_known_any_more_is_said_of_that_question_alon
     assert "known since 2026-06-01" in gone["details"][0]["message"]
 
 
+async def test_what_was_granted_before_there_was_a_history_is_a_yes_that_names_no_consent(
+    responder: Responder, client: Client
+) -> None:
+    await responder.database.execute(
+        """
+        INSERT INTO patient_consent (patient_id, entity_name, entity_id, permissions, requested)
+        VALUES ('p-old', 'doctor', 'd-1', ARRAY['exams'], ARRAY[]::text[])
+        """
+    )
+    await responder.database.execute(
+        "INSERT INTO history_horizon (known_since) VALUES ('infinity')"
+    )
+    targets = ("exams", "conditions", "all")
+    asked = [question(patient, permission=t) for patient in ("p-old", "p-new") for t in targets]
+    answers = (await client.reply(await ask(client, asked)))["answers"]
+    assert [answer["granted"] for answer in answers] == [["exams"], [], ["exams"], [], [], []]
+    assert [answer["basis"] for answer in answers] == [[]] * 6
+
+
 async def test_who_waits_for_very_many_patients_gives_way_to_who_waits_for_one(
     responder: Responder, client: Client
 ) -> None:
