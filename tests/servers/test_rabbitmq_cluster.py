@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -45,12 +45,13 @@ def test_no_node_leads_all_queues(clustered: Deployment, cluster: Cluster) -> No
     assert len(leaders) == len(cluster.nodes)
 
 
-async def test_all_nodes_may_be_stopped_one_after_the_other(
-    clustered: Deployment, cluster: Cluster
+@pytest.mark.parametrize("lose", [RabbitmqProgram.stop, RabbitmqProgram.kill])
+async def test_all_nodes_may_be_lost_one_after_the_other(
+    clustered: Deployment, cluster: Cluster, lose: Callable[[RabbitmqProgram], None]
 ) -> None:
     async with under_load(clustered) as load:
         for node in cluster.nodes:
-            await asyncio.to_thread(node.stop)
+            await asyncio.to_thread(lose, node)
             await load.goes_on()
             await comes_back(cluster, node)
             await load.goes_on()
