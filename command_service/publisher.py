@@ -46,8 +46,9 @@ INSISTS_AFTER_S: Final = (1.0, 3.0)
 """When the exchange is offered again what it refused: a queue whose leader has just died refuses
 what comes over a new channel until it has the next, mostly within a second."""
 WHILE_LEADERLESS: Final = {Why.REFUSED, Why.UNANSWERED}
-INSISTS_EVERY_S: Final = 60.0
-"""Not more often, lest a queue that is full now and then slow down all others."""
+RESTS_FOR: Final = 3
+"""Times as long as it took it is not done again, lest a queue that is full now and then slow down
+all others; nor is it while one stays full."""
 SAY_AGAIN_S: Final = 60.0
 PUBLISHING: Final = "publishing"
 EXCHANGE: Final = "the exchange of events"
@@ -174,7 +175,8 @@ class Publisher:
         self._may_publish = may_publish
         self._readiness = readiness
         self._refusals = _Refusals()
-        self._insisted_at = -INSISTS_EVERY_S
+        self._insists_from = 0.0
+        self._insists_in_vain = False
         self._outboxes: dict[int, Outbox] = {}
         self._wake = asyncio.Event()
         self._marked: dict[int, int] = {}
@@ -298,15 +300,23 @@ class Publisher:
     async def _insist(
         self, events: Sequence[RecordedEvent], refused: Mapping[RecordedEvent, Why]
     ) -> None:
-        """Offer the exchange what it refused once more, in order, for whose queue had no leader.
+        """Offer the exchange what it refused once more, in case it was a queue without a leader."""
+        if not refused:
+            self._insists_in_vain = False
+            return
+        may_pass = not WHILE_LEADERLESS.isdisjoint(refused.values())
+        if may_pass and not self._insists_in_vain and monotonic() >= self._insists_from:
+            began = monotonic()
+            self._insists_in_vain = not await self._offer_again(events, refused)
+            self._insists_from = monotonic() + RESTS_FOR * (monotonic() - began)
 
-        The first alone until it is taken, since the others have it already.
+    async def _offer_again(
+        self, events: Sequence[RecordedEvent], refused: Mapping[RecordedEvent, Why]
+    ) -> bool:
+        """Tell whether everything was taken in the end.
+
+        In order, and the first alone until it is taken, since the others have it already.
         """
-        if not set(refused.values()) & WHILE_LEADERLESS:
-            return
-        if monotonic() - self._insisted_at < INSISTS_EVERY_S:
-            return
-        self._insisted_at = monotonic()
         for pause in INSISTS_AFTER_S:
             await asyncio.sleep(pause)
             first = next(number for number, event in enumerate(events) if event in refused)
@@ -315,7 +325,8 @@ class Publisher:
                 if refused:
                     break
             else:
-                return
+                return True
+        return False
 
     async def _wait_for_exchange(self) -> None:
         """Pause: what nobody can be told of is not passed over, and keeps nobody from leaving."""
