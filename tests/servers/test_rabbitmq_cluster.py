@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,6 +21,14 @@ pytestmark = pytest.mark.skipif(
     "CONSENT_CLUSTER" not in os.environ,
     reason="three nodes of RabbitMQ need a machine to themselves: set CONSENT_CLUSTER=1",
 )
+
+
+@pytest.mark.timeout(600)
+def test_a_minute_of_chaos_on_a_cluster_loses_doubles_and_reorders_nothing() -> None:
+    """With servers of its own: first, while no others run."""
+    round_ = [sys.executable, "-m", "tests.chaos", "--cluster", "--seconds", "60", "--seed", "1"]
+    done = subprocess.run(round_, capture_output=True, text=True, timeout=590, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
