@@ -56,7 +56,7 @@ ssl_options.fail_if_no_peer_cert = false
 """
 CLUSTER_CONFIG = """\
 cluster_partition_handling = pause_minority
-net_ticktime = 5
+net_ticktime = 4
 """
 JOIN_CONFIG = """\
 cluster_formation.peer_discovery_backend = classic_config
