@@ -61,12 +61,14 @@ def test_it_says_the_words_and_has_the_exit_code_of_a_cold_one(
 
 
 def test_a_container_finds_it_in_its_own_environment(silent: dict[str, str]) -> None:
-    bare = {"PATH": str(CONSENT.parent), "EVENT_STORE_URL": silent["EVENT_STORE_URL"]}
+    given = {"PATH": str(CONSENT.parent), "PYTHONPATH": str(warm.ROOT)}
     kept = {name: os.environ[name] for name in os.environ if name.startswith(warm.READ_BY_IMPORTS)}
-    process = warm.Popen(["python", *WORDS[1:]], env={**kept, **bare, "PYTHONPATH": str(warm.ROOT)})
-    assert is_warm(process)
+    url = {"EVENT_STORE_URL": silent["EVENT_STORE_URL"]}
+    process = warm.Popen(["python", *WORDS[1:]], env={**given, **kept, **url})
+    is_forked = is_warm(process)
     process.kill()
     process.wait()
+    assert is_forked
 
 
 def test_it_is_our_child_with_a_session_and_an_end_of_its_own(silent: dict[str, str]) -> None:
