@@ -62,7 +62,7 @@ class CommandPath:
     async def run(self) -> None:
         """Handle batches until cancelled."""
         while True:
-            deliveries = await self._consumer.take(MAX_BATCH)
+            deliveries = await self._consumer.take(MAX_BATCH, paced=True)
             if deliveries[0].delivery_count >= SUSPICIOUS:
                 await self._handle_suspect(deliveries[0])
             else:

@@ -37,7 +37,7 @@ from shared.event_log.set_back import LogPlace, SetBack, place_of
 from shared.messages import topic_patterns as binding
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
-from shared.rabbitmq.connection import AccessRefused, Broker, connect, ids_of
+from shared.rabbitmq.connection import AccessRefused, Broker, connect, ids_of, looping
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
@@ -255,7 +255,7 @@ class Subscription:
                     follower.keep_up(),
                     broker.wait_lost(),
                 ):
-                    group.create_task(loop)
+                    group.create_task(looping(loop))
         except BaseExceptionGroup as failures:
             raise first_cause(failures)  # noqa: B904 - it keeps its own cause
         finally:

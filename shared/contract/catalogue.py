@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import getdoc
 from typing import Any, Final, Literal, Union, get_args
 
 from pydantic import AwareDatetime, BaseModel, create_model
@@ -141,7 +142,7 @@ def _cloud_event(name: str) -> type[BaseModel]:
     event = EVENTS[name]
     data = create_model(f"{name}Data", __base__=event, __doc__=event.__doc__)
     more: Json = {"type": (Literal[name], ...), "time": (AwareDatetime, ...), "data": (data, ...)}
-    text = f"{event.__doc__}\n\n{_plain(CloudEvent.__doc__)}"
+    text = f"{getdoc(event)}\n\n{_plain(CloudEvent.__doc__)}"
     return create_model(name, __base__=CloudEvent, __doc__=text, **more)
 
 

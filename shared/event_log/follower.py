@@ -183,7 +183,7 @@ class Follower:
     async def run(self) -> None:
         """Hand over what arrives, until cancelled."""
         while True:
-            deliveries = await self._consumer.take(self._most)
+            deliveries = await self._consumer.take(self._most, paced=True)
             async with self._one_at_a_time:
                 await self._handle(deliveries)
 

@@ -6,7 +6,7 @@ is not mended in place: whoever used it lets go of all that was in hand and begi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from random import sample
@@ -149,6 +149,12 @@ def only_our_cancellation() -> Iterator[None]:
         if task is None or task.cancelling():
             raise
         raise ConnectionLost("the connection ended in the middle of a call") from None
+
+
+async def looping(loop: Coroutine[None, None, None]) -> None:
+    """Run a loop; to a group of tasks one that a library cancelled is no failure, and it is."""
+    with only_our_cancellation():
+        await loop
 
 
 class _Connection(aio_pika.Connection):

@@ -17,8 +17,10 @@ from shared.values.partition import Lease
 
 CONSUMED_WITHIN_S: Final = 30.0
 """RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""
-ACKNOWLEDGE_WITHIN_S: Final = 0.05
+ACKNOWLEDGE_WITHIN_S: Final = 0.5
 """An acknowledgement costs the broker as much as a message: one settles all until then."""
+LONGEST_PAUSE_S: Final = 0.012
+"""Between two batches, however long the first of them took."""
 CROWD: Final = 3
 """So many that have arrived at once: fewer would gain less than they wait."""
 SUSPICIOUS: Final = 4
@@ -150,6 +152,7 @@ class Consumer:
         self._arrived = asyncio.Event()
         self._settled = asyncio.Event()
         self._woken = False
+        self._taken_at = monotonic()
         self._sources: dict[str, QueueConsumer] = {}
 
     async def open(
@@ -175,13 +178,25 @@ class Consumer:
         return source
 
     async def take(
-        self, most: int, within: float | None = None, *, gather_s: float = 0.0
+        self,
+        most: int,
+        within: float | None = None,
+        *,
+        gather_s: float = 0.0,
+        paced: bool = False,
     ) -> list[Delivery]:
         """Return whatever has arrived, at most `most`, oldest first; a suspicious message alone.
 
         Waits for the first one; in vain when it is woken, or after `within` seconds. Where a crowd
         has arrived, more are on their way: these are given `gather_s` to come, too.
+
+        A batch of one costs as much as one of ten. So who is `paced` and finds that something came
+        while the last batch was under way gives the next one as long again to grow: a process is
+        never busy for more than half of the time with what could have been done together. What
+        comes while nothing is under way is taken at once, and so is what would fill a batch.
         """
+        if paced and 0 < len(self._inbox) < self._many:
+            await asyncio.sleep(min(monotonic() - self._taken_at, LONGEST_PAUSE_S))
         while not self._inbox and not self._woken:  # what had arrived may be let go meanwhile
             self._arrived.clear()
             try:
@@ -197,6 +212,7 @@ class Consumer:
         taken: list[Delivery] = []
         while self._inbox and len(taken) < most and self._inbox[0].delivery_count < SUSPICIOUS:
             taken.append(self._inbox.popleft())
+        self._taken_at = monotonic()
         return taken
 
     def wake(self) -> None:

@@ -11,7 +11,13 @@ from aiormq.exceptions import DeliveryError, PublishError
 
 from shared.errors import NoAnswer, NotTaken
 from shared.errors.connection import BROKER_ERRORS, ConnectionLost
-from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, Properties
+from shared.rabbitmq.connection import (
+    AmqpMessage,
+    Broker,
+    Channel,
+    Properties,
+    only_our_cancellation,
+)
 from shared.rabbitmq.publishing import RENEWED_AFTER_S, Outgoing, publish
 from shared.telemetry.tracing import context_headers
 
@@ -112,7 +118,8 @@ class Requests:
         try:
             async with asyncio.timeout(within):
                 try:
-                    return await line.ask(request, within)
+                    with only_our_cancellation():
+                        return await line.ask(request, within)
                 except DeliveryError as error:
                     await self._refused(line, request, error)
         except TimeoutError:

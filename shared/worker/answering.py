@@ -21,12 +21,12 @@ from shared.postgres.connection import Connection, Pool
 from shared.postgres.database import check_partitions, check_schema, connect_once, open_pool
 from shared.postgres.statements import statement
 from shared.postgres.surroundings import check_surroundings
-from shared.rabbitmq.connection import Broker, connect
+from shared.rabbitmq.connection import Broker, connect, looping
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.settings import WorkerSettings
 from shared.telemetry.readiness import Readiness
 from shared.worker.leases import LEASE_S
-from shared.worker.session import HEARTBEAT_S, POOL_SIZE, Opened, Service, looping
+from shared.worker.session import HEARTBEAT_S, POOL_SIZE, Opened, Service
 
 OLDEST_S: Final = 10.0
 """What is older is no answer any more."""

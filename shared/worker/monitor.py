@@ -18,7 +18,13 @@ from shared.event_log.log_client import LogClient
 from shared.postgres.connection import BY_INDEX, Connection, dial
 from shared.postgres.database import compare_schema
 from shared.rabbitmq.alarms.alarm_probe import AlarmProbe
-from shared.rabbitmq.connection import Broker, Channel, EntityNotFound, connect
+from shared.rabbitmq.connection import (
+    Broker,
+    Channel,
+    EntityNotFound,
+    connect,
+    only_our_cancellation,
+)
 from shared.rabbitmq.rpc_client import Requests
 from shared.rabbitmq.topology import EXCHANGES, queues
 from shared.settings import WorkerSettings
@@ -102,7 +108,8 @@ class Monitor:
         self, at: str, look: Callable[[], Awaitable[None]], leave: Callable[[], Awaitable[None]]
     ) -> None:
         try:
-            await look()
+            with only_our_cancellation():
+                await look()
         except Exception as error:  # noqa: BLE001 - whatever it was, the next look may hold
             if isinstance(error, BrokerBlocked):  # the connection waits, and hears when it is over
                 self._readiness.report(at)

@@ -19,7 +19,7 @@ from shared.errors.connection import BROKER_ERRORS, DATABASES
 from shared.postgres.connection import Connection, Pool
 from shared.postgres.database import check_partitions, check_schema, connect_once, open_pool
 from shared.postgres.surroundings import check_surroundings
-from shared.rabbitmq.connection import Broker, connect, only_our_cancellation
+from shared.rabbitmq.connection import Broker, connect, looping
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.settings import WorkerSettings
 from shared.telemetry.metrics import OWNED
@@ -249,12 +249,6 @@ class _Session:
             await self._worker.close()
             for task in tasks:
                 task.cancel()
-
-
-async def looping(loop: Coroutine[None, None, None]) -> None:
-    """Run a loop; to a group of tasks one that a library cancelled is no failure, and it is."""
-    with only_our_cancellation():
-        await loop
 
 
 async def _taken(worker: Worker, lease: Lease) -> None:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from command_service.domain.patient import INITIAL, decide, evolve, expire
 from command_service.domain.rejections import Rejected
+from projection_service.answers.check_consents import Checks
 from projection_service.answers.history_queries import Past
+from projection_service.answers.read_questions import Questions
 from projection_service.projections.consents import NOTHING, Consent
 from projection_service.projections.fold import fold, read
 from projection_service.purge_history import purge_history
@@ -36,7 +38,15 @@ from shared.messages.events import (
     ConsentRevoked,
     RequestWithdrawn,
 )
-from shared.messages.queries import Answered, Ended, Entry, HasConsent, ListConsents
+from shared.messages.queries import (
+    Actor,
+    Answered,
+    Ended,
+    Entry,
+    HasConsent,
+    ListConsents,
+    Question,
+)
 from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Pool
 from shared.postgres.database import open_pool
@@ -502,6 +512,66 @@ async def test_a_consent_ends_by_the_clock_of_the_database_that_is_read(
             assert _told(ended) == (("expired", end, None) if is_over else None)
     finally:
         pool.terminate()
+
+
+async def checked(pool: Pool, at: datetime | None = None) -> dict[HasConsent, bool]:
+    """Ask in one message whether each grantee may see each record type, and all of them."""
+    asked = list(questions(at))
+    each = [
+        Question(
+            patient_id=one.patient_id,
+            actors=[Actor(entity_name=one.entity_name, entity_id=one.entity_id)],
+            permission=one.permission,
+            at=at,
+        )
+        for one in asked
+    ]
+    (answer,) = await Checks(pool, lambda _: None).check([Questions(each)])
+    return {one: word == "yes" for one, word in zip(asked, answer.answers, strict=True)}
+
+
+async def allowed(pool: Pool) -> dict[HasConsent, bool]:
+    """Ask the same in messages of their own."""
+    asked = list(questions(None))
+    found = await ReadModel(pool).has_consent(asked)
+    return {
+        one: answer.consent.allows(one.permission) for one, answer in zip(asked, found, strict=True)
+    }
+
+
+@pytest.mark.parametrize("purged", [False, True], ids=["all of it known", "purged meanwhile"])
+async def test_many_questions_are_answered_as_each_alone_after_every_batch(
+    read_model_pool: Pool, *, purged: bool
+) -> None:
+    log, begins = random_log(3)
+    checkpoint, yes = 0, 0
+    for batch in batches(log, begins):
+        await project(read_model_pool, batch, checkpoint)
+        checkpoint += len(batch)
+        if purged and checkpoint > len(log) / 2:
+            async with read_model_pool.acquire() as connection:
+                await purge_history(connection, timedelta(days=1))  # type: ignore[arg-type]
+        answers = await checked(read_model_pool)
+        assert answers == await allowed(read_model_pool), checkpoint
+        yes += sum(answers.values())
+    assert 0 < yes < checkpoint * len(answers)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_versions_that_come_twice_or_go_back_make_no_yes_of_a_no(
+    read_model_pool: Pool, seed: int
+) -> None:
+    """Nobody who keeps to the contract publishes such events; whoever does opens no record."""
+    log, begins = random_log(seed)
+    random = Random(seed)  # noqa: S311 - not for secrets
+    log = [one.model_copy(update={"streamversion": random.randint(1, 8)}) for one in log]
+    checkpoint = 0
+    for batch in batches(log, begins):
+        await project(read_model_pool, batch, checkpoint)
+        checkpoint += len(batch)
+        answers, each = await checked(read_model_pool), await allowed(read_model_pool)
+        assert not [one for one, yes in answers.items() if yes and not each[one]], checkpoint
+    assert checkpoint == len(log)
 
 
 def test_an_event_that_changes_nothing_parks_nobody() -> None:

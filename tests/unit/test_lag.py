@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from shared.settings import WorkerSettings
 from shared.telemetry.lag import FRESH_S, Lag
 from shared.telemetry.readiness import Readiness
+from shared.worker import monitor
 from shared.worker.monitor import Monitor, Probe
 
 
@@ -33,6 +34,33 @@ def open_lag() -> tuple[Lag, Clock]:
     return lag, clock
 
 
+def open_observer() -> Monitor:
+    settings = WorkerSettings(rabbitmq_url="amqp://127.0.0.1:1")
+    probe = Probe(look=lambda _: asyncio.sleep(0))
+    nowhere = "postgresql://127.0.0.1:1"
+    return Monitor("command_service", nowhere, settings, Readiness(), probe)
+
+
+async def test_an_observer_looks_again_when_a_library_has_cancelled_what_it_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    again = asyncio.Event()
+
+    async def cancelled_at_first() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:  # as on a connection that was given up because the process stood still
+            raise asyncio.CancelledError
+        again.set()
+
+    monkeypatch.setattr(monitor, "LOOK_EVERY_S", 0.01)
+    observer = open_observer()
+    monkeypatch.setattr(observer, "_look_at_broker", cancelled_at_first)
+    async with asyncio.timeout(60), observer.running():
+        await again.wait()
+
+
 async def test_an_observer_ends_though_a_library_swallows_its_cancellation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -43,10 +71,7 @@ async def test_an_observer_ends_though_a_library_swallows_its_cancellation(
         with suppress(asyncio.CancelledError):  # as connecting does in a rare moment
             await asyncio.Event().wait()
 
-    settings = WorkerSettings(rabbitmq_url="amqp://127.0.0.1:1")
-    probe = Probe(look=lambda _: asyncio.sleep(0))
-    nowhere = "postgresql://127.0.0.1:1"
-    observer = Monitor("command_service", nowhere, settings, Readiness(), probe)
+    observer = open_observer()
     monkeypatch.setattr(observer, "_look_at_broker", deaf)
     async with asyncio.timeout(60), observer.running():
         await began.wait()

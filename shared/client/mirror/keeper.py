@@ -24,7 +24,7 @@ from shared.event_log.follower import Follower
 from shared.event_log.position_tracker import PositionTracker
 from shared.event_log.set_back import LogPlace
 from shared.messages.topic_patterns import EVERYTHING
-from shared.rabbitmq.connection import AccessRefused, Broker, connect
+from shared.rabbitmq.connection import AccessRefused, Broker, connect, looping
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
@@ -145,7 +145,7 @@ class Keeper:
                     following.keep_looking(self._options.look_every),
                     broker.wait_lost(),
                 ):
-                    group.create_task(loop)
+                    group.create_task(looping(loop))
         except BaseExceptionGroup as failures:
             raise first_cause(failures)  # noqa: B904 - it keeps its own cause
 

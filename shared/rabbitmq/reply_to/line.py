@@ -8,7 +8,7 @@ from typing import Final
 
 from aiormq.exceptions import ConnectionInternalError
 
-from shared.rabbitmq.connection import Broker, Channel, connect
+from shared.rabbitmq.connection import Broker, Channel, connect, only_our_cancellation
 from shared.rabbitmq.publishing import Outgoing, publish_at_once
 
 LIVES_WITHIN_S: Final = 10.0
@@ -60,13 +60,15 @@ class ReplyLine:
         self._size += sum(len(message.body) for message in messages)
         while self._size > MOST_UNSURE and len(self._unsure) > 1:
             self._size -= len(self._unsure.popleft().body)
-        await publish_at_once(self._channel, messages)
+        with only_our_cancellation():
+            await publish_at_once(self._channel, messages)
 
     async def barrier(self) -> None:
         """Return when the broker has carried out all that was sent before, and lives on."""
         newest = self._unsure[-1] if self._unsure else None
-        async with asyncio.timeout(LIVES_WITHIN_S):
-            await self._channel.basic_qos(prefetch_count=1)
+        with only_our_cancellation():
+            async with asyncio.timeout(LIVES_WITHIN_S):
+                await self._channel.basic_qos(prefetch_count=1)
         while newest is not None and self._unsure:
             done = self._unsure.popleft()
             self._size -= len(done.body)
