@@ -1,6 +1,5 @@
 """One sandbox for the whole run; databases and a virtual host of its own for each test."""
 
-import gc
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -41,12 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return is_last, not is_first, -sizes[item.path]
 
     items.sort(key=place)
-
-
-def pytest_collection_finish() -> None:
-    """Look for garbage only in what tests make."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
