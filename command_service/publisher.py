@@ -2,8 +2,8 @@
 
 An exchange confirms an event once all queues bound to it have it; a single one that is full and
 says so makes it refuse the event to us, and never tells whose queue that was. So a refused event
-goes to the projection's queue by itself, and publishing goes on: the others have it already, and
-whose queue refused it finds it in the log.
+goes to the projection's queue by itself, and after another try or two publishing goes on: the
+others have it already, and whose queue refused it finds it in the log.
 """
 
 import asyncio
@@ -42,6 +42,16 @@ CONFIRMED_WITHIN_S: Final = 5.0
 """A queue that has lost its majority lets a publisher wait without end."""
 LAST_WORDS_S: Final = 1.0
 RETRY_S: Final = 1.0
+INSISTS_AFTER_S: Final = (1.0, 3.0)
+"""When the exchange is offered again what it refused: a queue whose leader has just died refuses
+what comes over a new channel until it has the next, mostly within a second."""
+WHILE_LEADERLESS: Final = {Why.REFUSED, Why.UNANSWERED}
+RESTS_FOR: Final = 9
+"""Times as long as it took, it is not done again, lest a queue that is full now and then slow down
+all others."""
+RESTS_AFTER_VAIN_S: Final = 60.0
+"""Where it was in vain: that queue is full. Twice as long each time it is so again."""
+LONGEST_REST_S: Final = 600.0
 SAY_AGAIN_S: Final = 60.0
 PUBLISHING: Final = "publishing"
 EXCHANGE: Final = "the exchange of events"
@@ -168,6 +178,8 @@ class Publisher:
         self._may_publish = may_publish
         self._readiness = readiness
         self._refusals = _Refusals()
+        self._insists_from = 0.0
+        self._rests_s = RESTS_AFTER_VAIN_S
         self._outboxes: dict[int, Outbox] = {}
         self._wake = asyncio.Event()
         self._marked: dict[int, int] = {}
@@ -272,7 +284,8 @@ class Publisher:
                 await self._wait_for_exchange()
                 return
             owed = await self._send(self._straight, list(refused), _straight)
-        self._refusals.note(refused, owed)
+            self._refusals.note(refused, owed)
+            await self._insist(events, refused)
         for box, following in window:
             first = next((event.position for event in following if event in owed), None)
             metrics.EVENTS_PUBLISHED.inc(box.offer(following[-1].position, first))
@@ -286,6 +299,37 @@ class Publisher:
         self.lines.note(
             (box.lease.partition for box, _ in window), monotonic() - began, events=len(events)
         )
+
+    async def _insist(
+        self, events: Sequence[RecordedEvent], refused: Mapping[RecordedEvent, Why]
+    ) -> None:
+        """Offer the exchange what it refused once more, in case it was a queue without a leader."""
+        began = monotonic()
+        if WHILE_LEADERLESS.isdisjoint(refused.values()) or began < self._insists_from:
+            return
+        if await self._offer_again(events, refused):
+            rests_s, self._rests_s = RESTS_FOR * (monotonic() - began), RESTS_AFTER_VAIN_S
+        else:
+            rests_s, self._rests_s = self._rests_s, min(2 * self._rests_s, LONGEST_REST_S)
+        self._insists_from = monotonic() + rests_s
+
+    async def _offer_again(
+        self, events: Sequence[RecordedEvent], refused: Mapping[RecordedEvent, Why]
+    ) -> bool:
+        """Tell whether everything was taken in the end.
+
+        In order, and the first alone until it is taken, since the others have it already.
+        """
+        for pause in INSISTS_AFTER_S:
+            await asyncio.sleep(pause)
+            first = next(number for number, event in enumerate(events) if event in refused)
+            for some in (events[first : first + 1], events[first + 1 :]):
+                refused = await self._send(self._exchange, some, RecordedEvent.message)
+                if refused:
+                    break
+            else:
+                return True
+        return False
 
     async def _wait_for_exchange(self) -> None:
         """Pause: what nobody can be told of is not passed over, and keeps nobody from leaving."""

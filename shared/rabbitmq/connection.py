@@ -206,7 +206,13 @@ _failed_at: Final[dict[str, float]] = {}
 
 
 def _ended(host: str, losing: "asyncio.Future[object]") -> None:
-    if not losing.cancelled():
+    """Note that a host failed; not one that ended a connection for what was sent on it.
+
+    It does so for a reply to whom another host's end took away. Were it tried last for that, the
+    one that is frozen would be tried before it.
+    """
+    refused = aiormq.exceptions.ConnectionInternalError
+    if not losing.cancelled() and not isinstance(losing.exception(), refused):
         _failed_at[host] = monotonic()
 
 

@@ -56,8 +56,8 @@ class Cluster(Broker):
         return all(node.answers() for node in self.nodes)
 
     def ctl(self, *words: str) -> None:
-        for node in self.nodes:
-            node.ctl(*words)
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda node: node.ctl(*words), self.nodes))
 
     def api(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - any JSON
         for node in self.nodes[:-1]:

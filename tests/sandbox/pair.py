@@ -1,8 +1,9 @@
 """A PostgreSQL server and its synchronous standby, which takes its place when it dies."""
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from time import monotonic, sleep
 from typing import Final
 
@@ -14,6 +15,9 @@ from tests.sandbox.programs import PostgresProgram
 from tests.sandbox.servers import USER, DatabaseServer, ServerDidNotStart
 
 APPLIED_WITHIN_S: Final = 30.0
+IN_STEP: Final = """
+SELECT FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'sync'
+"""
 READ_WRITE: Final = "target_session_attrs=read-write"
 
 
@@ -33,26 +37,23 @@ class Pair(DatabaseServer):
     def create_database(self, name: str, template: str | None = None) -> str:
         """Gives its URL once the standby has it too: it may be asked first, and applies later."""
         url = super().create_database(name, template)
-        deadline = monotonic() + APPLIED_WITHIN_S
-        while True:
-            try:
-                self.standby.execute("SELECT 1", name)
-            except asyncpg.InvalidCatalogNameError:
-                if monotonic() > deadline:
-                    raise
-                sleep(0.02)
-            else:
-                return url
+        _wait_until(partial(self._standby_has, name))
+        return url
 
     def start(self) -> None:
         self.primary.start()
         self.follow()
 
     def follow(self) -> None:
-        """Make a standby of the primary's data, and have commits wait for it from now on."""
+        """Make a standby of the primary's data, and return when commits wait for it.
+
+        A standby answers before it has caught up: what was committed until then would be lost by
+        another failover.
+        """
         self.standby.follow(self.primary)
         self.standby.start()
         self._commits_wait_for("*")
+        _wait_until(self._commits_wait)
 
     def stop(self) -> None:
         self.standby.stop()
@@ -72,10 +73,28 @@ class Pair(DatabaseServer):
         self.primary, self.standby = self.standby, self.primary
         self._commits_wait_for("")
 
+    def _standby_has(self, database: str) -> bool:
+        with suppress(asyncpg.InvalidCatalogNameError):
+            self.standby.execute("SELECT 1", database)
+            return True
+        return False
+
+    def _commits_wait(self) -> bool:
+        return bool(self.primary.fetch(IN_STEP))
+
     def _commits_wait_for(self, standbys: str) -> None:
         # The first of them must not wait for a standby that is not there.
         self.primary.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{standbys}'")
         self.primary.execute("SELECT pg_reload_conf()")
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    """Raises `ServerDidNotStart` where it doesn't in time."""
+    deadline = monotonic() + APPLIED_WITHIN_S
+    while not holds():
+        if monotonic() > deadline:
+            raise ServerDidNotStart("the standby does not keep up")
+        sleep(0.02)
 
 
 def make_pair(home: Home, name: str) -> Pair:

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -19,6 +21,14 @@ pytestmark = pytest.mark.skipif(
     "CONSENT_CLUSTER" not in os.environ,
     reason="three nodes of RabbitMQ need a machine to themselves: set CONSENT_CLUSTER=1",
 )
+
+
+@pytest.mark.timeout(600)
+def test_a_minute_of_chaos_on_a_cluster_loses_doubles_and_reorders_nothing() -> None:
+    """With servers of its own: first, while no others run."""
+    round_ = [sys.executable, "-m", "tests.chaos", "--cluster", "--seconds", "60", "--seed", "1"]
+    done = subprocess.run(round_, capture_output=True, text=True, timeout=590, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +55,13 @@ def test_no_node_leads_all_queues(clustered: Deployment, cluster: Cluster) -> No
     assert len(leaders) == len(cluster.nodes)
 
 
-async def test_all_nodes_may_be_stopped_one_after_the_other(
-    clustered: Deployment, cluster: Cluster
+@pytest.mark.parametrize("lose", [RabbitmqProgram.stop, RabbitmqProgram.kill])
+async def test_all_nodes_may_be_lost_one_after_the_other(
+    clustered: Deployment, cluster: Cluster, lose: Callable[[RabbitmqProgram], None]
 ) -> None:
     async with under_load(clustered) as load:
         for node in cluster.nodes:
-            await asyncio.to_thread(node.stop)
+            await asyncio.to_thread(lose, node)
             await load.goes_on()
             await comes_back(cluster, node)
             await load.goes_on()

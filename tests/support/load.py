@@ -121,7 +121,10 @@ class Load:
                 got[partition].append(position)
         for partition in range(self.deployment.partitions):
             wanted = [position for number, position in log if number == partition]
-            assert got[partition] == wanted, partition
+            assert got[partition] == wanted, (
+                f"partition {partition}: lacks {sorted(set(wanted) - set(got[partition]))},"
+                f" has {sorted(set(got[partition]) - set(wanted))} of {wanted[0]} to {wanted[-1]}"
+            )
 
 
 def _events(lane: Lane) -> list[EventSummary]:
