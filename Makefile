@@ -4,6 +4,8 @@ BIN := .venv/bin
 # Tests wait more than they compute, so more of them run at a time than there are cores (`JOBS=0`:
 # one after another, in one process); each of these processes has servers of its own.
 JOBS ?= 4
+# Each of a thousand programs, and each of these processes, would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup servers programs demo up unit test chaos check format contract lock bench clean

@@ -46,9 +46,12 @@ INSISTS_AFTER_S: Final = (1.0, 3.0)
 """When the exchange is offered again what it refused: a queue whose leader has just died refuses
 what comes over a new channel until it has the next, mostly within a second."""
 WHILE_LEADERLESS: Final = {Why.REFUSED, Why.UNANSWERED}
-RESTS_FOR: Final = 3
-"""Times as long as it took it is not done again, lest a queue that is full now and then slow down
-all others; nor is it while one stays full."""
+RESTS_FOR: Final = 9
+"""Times as long as it took, it is not done again, lest a queue that is full now and then slow down
+all others."""
+RESTS_AFTER_VAIN_S: Final = 60.0
+"""Where it was in vain: that queue is full. Twice as long each time it is so again."""
+LONGEST_REST_S: Final = 600.0
 SAY_AGAIN_S: Final = 60.0
 PUBLISHING: Final = "publishing"
 EXCHANGE: Final = "the exchange of events"
@@ -176,7 +179,7 @@ class Publisher:
         self._readiness = readiness
         self._refusals = _Refusals()
         self._insists_from = 0.0
-        self._insists_in_vain = False
+        self._rests_s = RESTS_AFTER_VAIN_S
         self._outboxes: dict[int, Outbox] = {}
         self._wake = asyncio.Event()
         self._marked: dict[int, int] = {}
@@ -301,14 +304,14 @@ class Publisher:
         self, events: Sequence[RecordedEvent], refused: Mapping[RecordedEvent, Why]
     ) -> None:
         """Offer the exchange what it refused once more, in case it was a queue without a leader."""
-        if not refused:
-            self._insists_in_vain = False
+        began = monotonic()
+        if WHILE_LEADERLESS.isdisjoint(refused.values()) or began < self._insists_from:
             return
-        may_pass = not WHILE_LEADERLESS.isdisjoint(refused.values())
-        if may_pass and not self._insists_in_vain and monotonic() >= self._insists_from:
-            began = monotonic()
-            self._insists_in_vain = not await self._offer_again(events, refused)
-            self._insists_from = monotonic() + RESTS_FOR * (monotonic() - began)
+        if await self._offer_again(events, refused):
+            rests_s, self._rests_s = RESTS_FOR * (monotonic() - began), RESTS_AFTER_VAIN_S
+        else:
+            rests_s, self._rests_s = self._rests_s, min(2 * self._rests_s, LONGEST_REST_S)
+        self._insists_from = monotonic() + rests_s
 
     async def _offer_again(
         self, events: Sequence[RecordedEvent], refused: Mapping[RecordedEvent, Why]

@@ -17,7 +17,7 @@ from shared.values.partition import Lease
 
 CONSUMED_WITHIN_S: Final = 30.0
 """RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""
-ACKNOWLEDGE_WITHIN_S: Final = 0.5
+ACKNOWLEDGE_WITHIN_S: Final = 0.05
 """An acknowledgement costs the broker as much as a message: one settles all until then."""
 LONGEST_PAUSE_S: Final = 0.012
 """Between two batches, however long the first of them took."""

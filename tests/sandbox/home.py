@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,9 @@ from tests.sandbox.servers import HOST, ServerDidNotStart
 # Below the ports that systems hand out to outgoing connections: while a server is stopped, a
 # client that keeps dialling its port could otherwise be given that very port, and talk to itself.
 PORTS = range(15_000, 32_000)
+
+MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of its own is made there
+ROOM_IN_MEMORY = 6 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,9 @@ class Program:
 class Home:
     """Has a guard, a process that clears it away should we die without doing so."""
 
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="consent-")).resolve()
+    def __init__(self, *, durable: bool = True) -> None:
+        folder = None if durable else _memory()
+        self.path = Path(tempfile.mkdtemp(prefix="consent-", dir=folder)).resolve()
         self._account = _unprivileged_account()
         self._programs: list[Program] = []
         self._guard = subprocess.Popen(
@@ -127,6 +132,13 @@ class Home:
     def _give_away(self, path: Path) -> None:
         if self._account:
             os.chown(path, self._account.pw_uid, self._account.pw_gid)
+
+
+def _memory() -> Path | None:
+    """Where files are in memory, if there is room: a disk's journal costs more than the work."""
+    if not os.access(MEMORY, os.W_OK):
+        return None
+    return MEMORY if shutil.disk_usage(MEMORY).free > ROOM_IN_MEMORY else None
 
 
 def _unprivileged_account() -> pwd.struct_passwd | None:

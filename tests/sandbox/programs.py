@@ -102,7 +102,7 @@ def _open(*, durable: bool, tls: Certificates | None) -> Sandbox:
     rabbitmq, postgres = install.rabbitmq_programs(), install.postgres_programs()
     if rabbitmq is None or postgres is None:
         raise ServerDidNotStart(install.advice(install.missing_packages()))
-    home = Home()
+    home = Home(durable=durable)
     with ThreadPoolExecutor() as threads:
         try:
             return _start_servers(home, threads, rabbitmq, postgres, durable=durable, tls=tls)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from shared.rabbitmq.publishing import Outgoing, publish, publish_at_once, publi
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.servers.test_cli import CONSENT
+from tests.support import warm
 from tests.support.amqp import Client, Json
 from tests.support.deployment import SERVICES, Deployment, Worker
 from tests.support.eventually import eventually
@@ -188,13 +188,9 @@ def test_check_ends_and_names_the_alarm(deployment: Deployment, sandbox: Sandbox
 
 def run(deployment: Deployment, *words: object) -> dict[str, Any]:
     began = monotonic()
-    done = subprocess.run(
-        [str(word) for word in words],
-        env=deployment.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return {"code": done.returncode, "said": done.stdout, "took": monotonic() - began}
+    done = warm.run(words, deployment.environment(), within=120)
+    return {
+        "code": done.returncode,
+        "said": done.stdout + done.stderr,
+        "took": monotonic() - began,
+    }

@@ -12,6 +12,7 @@ from shared.messages.queries import Actor, ConsentChecked, Question
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.servers.test_cli import CONSENT, consent
+from tests.support import warm
 from tests.support.deployment import Deployment, open_deployment
 
 LINES = """
@@ -47,15 +48,8 @@ def running(sandbox: Sandbox, migrated: str) -> Iterator[Deployment]:
 
 def check(running: Deployment, text: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Check what is written to the standard input."""
-    return subprocess.run(
-        [CONSENT, "check", "-", *arguments],
-        env=running.environment(COLUMNS="160"),
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    words = [CONSENT, "check", "-", *arguments]
+    return warm.run(words, running.environment(COLUMNS="160"), given=text)
 
 
 def test_lines_are_answered_as_a_table_in_their_order(running: Deployment) -> None:

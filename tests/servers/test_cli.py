@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
+from tests.support import warm
 from tests.support.deployment import Deployment, open_deployment
 
 CONSENT = Path(sys.executable).with_name("consent")
@@ -26,14 +27,7 @@ def running(sandbox: Sandbox, migrated: str) -> Iterator[Deployment]:
 def consent(
     deployment: Deployment, *arguments: str, **more: str
 ) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [CONSENT, *arguments],
-        env=deployment.environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return warm.run([CONSENT, *arguments], deployment.environment(**more))
 
 
 def test_a_whole_conversation_on_the_command_line(running: Deployment) -> None:

@@ -19,6 +19,7 @@ from shared.worker.process import DRAIN_S
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
 from tests.sandbox.servers import USER, Broker, DatabaseServer
+from tests.support import warm
 from tests.support.compose import FILE, PROGRAMS, ROOT, Uncontained, read_compose
 from tests.support.deployment import Worker
 from tests.support.eventually import eventually
@@ -98,7 +99,7 @@ def start(made: Uncontained, service: str, folder: Path) -> Worker:
     (port,) = free_ports(1)
     log_file = folder / f"{service}.log"
     with log_file.open("wb") as log:
-        process = subprocess.Popen(
+        process = warm.Popen(
             made.words(service),
             env=made.environment(service, HTTP_PORT=str(port)),
             stdout=log,

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import PARTITIONS
 from tests.programs.command_lines import BEGIN, END, LIST, Verb, reference, verbs
 from tests.sandbox import Sandbox
+from tests.support import warm
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.eventually import eventually
 
@@ -29,14 +30,7 @@ def bare(sandbox: Sandbox) -> Iterator[Deployment]:
 
 
 def consent(deployment: Deployment, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [CONSENT, *arguments],
-        env=deployment.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return warm.run([CONSENT, *arguments], deployment.environment())
 
 
 @pytest.mark.parametrize("words", VERBS)

@@ -23,6 +23,7 @@ from shared.postgres.database import migrate
 from shared.values.durations import parse_duration
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
+from tests.support import warm
 from tests.support.amqp import Client, Json
 from tests.support.deployment import Deployment
 from tests.support.facts import fetch
@@ -250,14 +251,7 @@ async def test_a_version_that_does_not_come_is_told_for_the_history_too(client: 
 def consent(
     deployment: Deployment, *arguments: str, **more: str
 ) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [CONSENT, *arguments],
-        env=deployment.environment(COLUMNS="100", **more),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return warm.run([CONSENT, *arguments], deployment.environment(COLUMNS="100", **more))
 
 
 async def test_the_command_line_draws_the_history_and_answers_for_a_moment(

@@ -15,6 +15,7 @@ from shared.worker.process import DRAIN_S
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
 from tests.sandbox.servers import DatabaseServer
+from tests.support import warm
 from tests.support.deployment import Worker
 from tests.support.eventually import eventually
 from tests.support.kubernetes import BASE, Uncontained, kustomization, made_secrets, of_kind
@@ -72,7 +73,7 @@ def start(made: Uncontained, name: str, folder: Path) -> Worker:
     (port,) = free_ports(1)
     log_file = folder / f"{name}.log"
     with log_file.open("wb") as log:
-        process = subprocess.Popen(
+        process = warm.Popen(
             made.words(name),
             env=made.environment(name, HTTP_PORT=str(port)),
             stdout=log,

@@ -27,6 +27,7 @@ from shared.messages.queries import Actor, Question
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.servers.test_cli import CONSENT
+from tests.support import warm
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment, ServiceName, open_deployment
 from tests.support.eventually import eventually
@@ -225,13 +226,8 @@ async def test_an_asker_is_told_at_once_that_it_may_not_grant(guarded: Guarded) 
         with pytest.raises(NotAllowed, match="not allowed to send GrantConsent"):
             await asker.grant("p-told", "doctor", "d-1", "exams")
         assert (await asker.ask("p-told", "doctor", "d-1", "exams")).status == "accepted"
-    done = subprocess.run(
-        [CONSENT, "grant", "p-told", "doctor", "d-1", "exams"],
-        env=guarded.deployment.environment(RABBITMQ_URL=url),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [CONSENT, "grant", "p-told", "doctor", "d-1", "exams"]
+    done = warm.run(words, guarded.deployment.environment(RABBITMQ_URL=url))
     assert done.returncode == 2
     assert done.stderr.startswith("error: not allowed to send GrantConsent: ACCESS_REFUSED")
     assert len(done.stderr.splitlines()) == 1
@@ -266,7 +262,7 @@ async def test_a_subscriber_that_may_query_follows_watches_and_parks_under_its_o
     following.cancel()
     await asyncio.wait([following])
 
-    watch = subprocess.Popen(
+    watch = warm.Popen(
         [CONSENT, "watch", "--from-origin", "--patient", "p-followed"],
         env=guarded.deployment.environment(RABBITMQ_URL=url),
         stdout=subprocess.PIPE,
@@ -287,14 +283,8 @@ async def test_who_may_not_query_or_not_own_queues_is_told_at_once_that_it_may_n
 
     with pytest.raises(NotAllowed, match="needs the roles subscriber and inquirer"):
         await subscribe(guarded.urls[user], f"{user}.main", handle, partitions=PARTITIONS)
-    done = subprocess.run(
-        [CONSENT, "watch"],
-        env=guarded.deployment.environment(RABBITMQ_URL=guarded.urls[user]),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = guarded.deployment.environment(RABBITMQ_URL=guarded.urls[user])
+    done = warm.run([CONSENT, "watch"], environment)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "needs the roles subscriber and inquirer" in done.stderr
 

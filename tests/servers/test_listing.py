@@ -1,6 +1,5 @@
 """Lists of consents come in pages, and a patient's own log by its own key."""
 
-import subprocess
 from uuid import uuid4
 
 import asyncpg
@@ -11,6 +10,7 @@ from shared.postgres.connection import Pool
 from shared.postgres.statements import statement
 from tests.conftest import PARTITIONS
 from tests.servers.test_cli import CONSENT
+from tests.support import warm
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment
 
@@ -59,13 +59,8 @@ async def test_the_client_and_the_command_line_list_all_pages(deployment: Deploy
     async with ConsentClient.connect(url, partitions=PARTITIONS) as connected:
         found = await connected.list_consents("p-1")
     assert (len(found.consents), found.next) == (GRANTEES, None)
-    shown = subprocess.run(
-        [CONSENT, "list", "p-1", "--json"],
-        env=deployment.environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    shown = warm.run([CONSENT, "list", "p-1", "--json"], deployment.environment())
+    assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("entity_id") == GRANTEES
 
 

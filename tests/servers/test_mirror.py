@@ -449,6 +449,7 @@ async def test_a_log_that_was_restored_is_noticed_before_anything_is_taken_from_
             await sender.command("GrantConsent", "p-1", id_="d-lost")
             with mirrored(deployment, path, max_age=3600) as mirror:
                 await eventually(lambda: _held(mirror, "d-lost"), within=WITHIN_S)
+                deployment.restart(deployment.workers[0])
                 before = read_file(path)
                 backup.restore()
                 await eventually(lambda: _is_refused(mirror), within=WITHIN_S)

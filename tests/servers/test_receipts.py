@@ -22,6 +22,7 @@ from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.servers.test_event_store import EPOCHS, append, decide, grant, received, revoke
 from tests.servers.test_least_privilege import with_login
+from tests.support import warm
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment
 from tests.support.facts import fetch, flood, log_size, replies
@@ -40,14 +41,8 @@ async def purge(pool: Pool, age: timedelta, **more: Any) -> PurgedReceipts:  # n
 
 def command_line(event_store_url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run the verb with the one setting that it needs."""
-    return subprocess.run(
-        [sys.executable, "-m", "command_service", "receipts", "purge", *arguments],
-        env={**os.environ, "EVENT_STORE_URL": event_store_url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    words = [sys.executable, "-m", "command_service", "receipts", "purge", *arguments]
+    return warm.run(words, {**os.environ, "EVENT_STORE_URL": event_store_url})
 
 
 async def test_a_purge_takes_the_old_in_small_parts_and_leaves_the_young_and_the_events(

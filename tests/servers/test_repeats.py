@@ -6,6 +6,7 @@ import pytest
 
 from command_service.path.command_path import CHECK_RECEIPTS_ABOVE
 from command_service.publisher import MARK_AFTER
+from tests.sandbox import Sandbox
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
@@ -58,26 +59,28 @@ async def waiting(client: Client, deployment: Deployment) -> int:
 
 
 async def test_what_was_answered_is_acknowledged_on_leaving_and_soon_without_it(
-    deployment: Deployment, client: Client
+    deployment: Deployment, client: Client, sandbox: Sandbox
 ) -> None:
     worker = deployment.start("command_service")
     worker.wait_ready()
-    outcome = await client.command("GrantConsent", "p-1")
+    first = await client.command("GrantConsent", "p-1")
     assert worker.stop() == 0
     assert await waiting(client, deployment) == 0, "nothing comes back after an orderly stop"
 
     worker = deployment.start("command_service")
     worker.wait_ready()
-    await client.command("GrantConsent", "p-1", target="er_visits")
+    second = await client.command("GrantConsent", "p-2")
+    assert second["partition"] != first["partition"]
+    queue = f"consent.commands.{second['partition']}"
+    vhost = deployment.rabbitmq_url.rpartition("/")[2]
 
-    async def told() -> bool:
-        sql = "SELECT max(published_position) AS newest FROM partitions"
-        (row,) = await fetch(deployment.event_store_url, sql)
-        return bool(row["newest"] == 2)
+    async def acknowledged() -> bool:
+        found = sandbox.broker.api("GET", f"/queues/{vhost}/{queue}")
+        return bool(found.get("message_stats", {}).get("ack"))
 
-    await eventually(told)  # half a second at most, and acknowledgements go out more often
+    await eventually(acknowledged)
     worker.kill()
-    await eventually(lambda: no_consumer(client, outcome["partition"]))
+    await eventually(lambda: no_consumer(client, queue))
     assert await waiting(client, deployment) == 0, "nor after a death that came later"
 
 
@@ -104,6 +107,6 @@ async def test_many_events_are_remembered_as_published_without_waiting_for_the_m
     await eventually(all_are)
 
 
-async def no_consumer(client: Client, partition: int) -> bool:
-    found = await client.channel.declare_queue(f"consent.commands.{partition}", passive=True)
+async def no_consumer(client: Client, queue: str) -> bool:
+    found = await client.channel.declare_queue(queue, passive=True)
     return not found.declaration_result.consumer_count

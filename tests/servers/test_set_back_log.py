@@ -51,6 +51,7 @@ async def ahead(
         worker.wait_ready()
     for doctor in ("d-lost", "d-lost-too"):
         await grant(client, PATIENT, doctor)
+    deployment.restart(deployment.workers[0])
     return backup
 
 
@@ -240,6 +241,7 @@ async def test_of_two_that_were_restored_only_an_older_log_is_a_matter(
     model = Backup.take(sandbox.read_model_server, deployment.read_model_url)
     backups.append(model)
     await grant(client, PATIENT, "d-gone")
+    deployment.restart(deployment.workers[0])
     model.restore()
     ahead.restore()
     await eventually(lambda: noticed(deployment), within=60)

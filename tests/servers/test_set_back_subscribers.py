@@ -114,6 +114,7 @@ async def lost_some(
     async with subscribed(deployment, notes):
         await eventually(lambda: has_all(deployment, notes))
     assert len(notes.taken) == 3
+    deployment.restart(worker)
     return backups[0]
 
 

@@ -1,7 +1,6 @@
 """TLS with a certificate authority of one's own, and how its troubles read."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from projection_service.cli import app as projection_app
 from tests.sandbox import Sandbox, install, open_sandbox
 from tests.sandbox.servers import DatabaseServer
 from tests.servers.test_cli import CONSENT
+from tests.support import warm
 from tests.support.amqp import open_client
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.deployment import Deployment, ServiceName
@@ -266,13 +266,8 @@ def test_a_database_without_tls_is_one_clear_line(secured: Secured, sandbox: San
 
 def test_the_consent_command_says_it_too(secured: Secured) -> None:
     wrong = WRONG["broker, another authority"]
-    done = subprocess.run(
-        [CONSENT, "list", "p-1"],
-        env=secured.deployment.environment(RABBITMQ_URL=wrong.url(secured)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = secured.deployment.environment(RABBITMQ_URL=wrong.url(secured))
+    done = warm.run([CONSENT, "list", "p-1"], environment)
     assert_one_line(done.returncode, done.stderr, wrong.says)
 
 

@@ -14,6 +14,7 @@ from tests.chaos.links import open_wires
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.servers.test_cli import CONSENT, consent
+from tests.support import warm
 from tests.support.amqp import Client, open_client
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.eventually import eventually
@@ -75,7 +76,7 @@ def watching(
 ) -> Iterator[Watching]:
     out, err = folder / "out.txt", folder / "err.txt"
     with out.open("wb") as stdout, err.open("wb") as stderr:
-        process = subprocess.Popen(
+        process = warm.Popen(
             [CONSENT, "watch", *arguments],
             env=deployment.environment(**more),
             stdout=stdout,
@@ -176,7 +177,7 @@ async def test_a_broker_that_goes_away_is_waited_for_and_nothing_is_missed(
 async def test_a_pipe_that_is_closed_ends_it_quietly(running: Deployment, client: Client) -> None:
     await client.command("AskConsent", "p-pipe")
     await client.command("AskConsent", "p-pipe")
-    process = subprocess.Popen(
+    process = warm.Popen(
         [CONSENT, "watch", "--from-origin", "--patient", "p-pipe"],
         env=running.environment(),
         stdout=subprocess.PIPE,

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.sandbox.install import postgres_programs
+from tests.support import warm
 
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "compose.yaml"
@@ -98,11 +99,5 @@ class Uncontained:
     def run(self, service: str, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a service's command to its end, or these words after its entry point."""
         command = [*self.services[service].get("entrypoint", ()), *words]
-        return subprocess.run(
-            command if words else self.words(service),
-            env=self.environment(service, **more),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        environment = self.environment(service, **more)
+        return warm.run(command if words else self.words(service), environment)

@@ -178,6 +178,17 @@ class Deployment:
         projection.wait_ready()
         return command, projection
 
+    def restart(self, worker: Worker) -> Worker:
+        """Put another worker in the place of one, which acknowledges all that it has answered.
+
+        A command that was answered and not acknowledged is decided anew where its log is lost.
+        """
+        assert worker.stop() == 0, worker.account()
+        place = self.workers.index(worker)
+        self.start(worker.service).wait_ready()
+        self.workers[place] = self.workers.pop()
+        return self.workers[place]
+
     def close(self) -> None:
         """End all workers that still run, and forget them."""
         for worker in self.workers:

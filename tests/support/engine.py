@@ -21,6 +21,7 @@ from tests.sandbox import BrokerRefused, Sandbox
 from tests.sandbox.home import free_ports
 from tests.sandbox.install import postgres_programs
 from tests.sandbox.servers import USER, DatabaseServer
+from tests.support import warm
 from tests.support.compose import Uncontained, read_compose
 from tests.support.deployment import Worker
 
@@ -198,7 +199,7 @@ class Engine:
         (port,) = free_ports(1)
         log_file = self._folder / f"{service}-{number}.log"
         with log_file.open("ab") as log:
-            process = subprocess.Popen(
+            process = warm.Popen(
                 made.words(service),
                 env=made.environment(service, HTTP_PORT=str(port)),
                 stdout=log,

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import yaml
 
+from tests.support import warm
 from tests.support.compose import PROGRAMS, ROOT
 
 BASE: Final = ROOT / "shared" / "containers" / "kubernetes"
@@ -118,11 +119,4 @@ class Uncontained:
 
     def run(self, name: str, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a container's command to its end."""
-        return subprocess.run(
-            self.words(name),
-            env=self.environment(name, **more),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return warm.run(self.words(name), self.environment(name, **more), within=120)

@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif("CONSENT_COLD" in os.environ, reason="all start cold"),
 ]
 WORDS = [sys.executable, "-m", "command_service", "migrate"]
+CONSENT = Path(sys.executable).with_name("consent")
 
 
 @pytest.fixture
@@ -37,12 +38,37 @@ def is_warm(process: "subprocess.Popen[Any]") -> bool:
     return warm.__name__ in Path(f"/proc/{process.pid}/cmdline").read_text()
 
 
-def test_it_says_the_words_and_has_the_exit_code_of_a_cold_one() -> None:
-    without = {name: text for name, text in os.environ.items() if name != "EVENT_STORE_URL"}
-    cold = subprocess.run(WORDS, capture_output=True, text=True, check=False, env=without)
-    process = begin(without)
-    assert process.communicate() == (cold.stdout, cold.stderr)
-    assert process.returncode == cold.returncode == 2
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (WORDS, 2),
+        ([CONSENT, "--help"], 0),
+        ([CONSENT, "partition", "p-1"], 0),
+        ([CONSENT, "partition", "p-1", "p-2"], 2),
+        ([CONSENT, "check", "-"], 2),
+    ],
+)
+def test_it_says_the_words_and_has_the_exit_code_of_a_cold_one(
+    words: list[str | Path], code: int
+) -> None:
+    without = {name: text for name, text in os.environ.items() if not name.endswith("_URL")}
+    here = {**without, "COLUMNS": "50"}
+    cold = subprocess.run(
+        words, capture_output=True, text=True, check=False, env=here, stdin=subprocess.DEVNULL
+    )
+    done = warm.run(words, here, given="")
+    assert (done.returncode, done.stdout, done.stderr) == (code, cold.stdout, cold.stderr)
+
+
+def test_a_container_finds_it_in_its_own_environment(silent: dict[str, str]) -> None:
+    given = {"PATH": str(CONSENT.parent), "PYTHONPATH": str(warm.ROOT)}
+    kept = {name: os.environ[name] for name in os.environ if name.startswith(warm.READ_BY_IMPORTS)}
+    url = {"EVENT_STORE_URL": silent["EVENT_STORE_URL"]}
+    process = warm.Popen(["python", *WORDS[1:]], env={**given, **kept, **url})
+    is_forked = is_warm(process)
+    process.kill()
+    process.wait()
+    assert is_forked
 
 
 def test_it_is_our_child_with_a_session_and_an_end_of_its_own(silent: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Starts the services' programs as forks of a process that has imported them already.
+"""Starts our programs as forks of a process that has imported them already.
 
 Imports are most of what a short program computes, and the tests start a thousand of them. A fork
 has a process id, streams, an environment and an exit code of its own, and is the test's own child,
@@ -9,58 +9,97 @@ import atexit
 import ctypes
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
-PROGRAMS: Final = ("command_service", "projection_service")
+PROGRAMS: Final = ("command_service", "projection_service", "shared.cli.consent")
+COMMANDS: Final = {"consent": "shared.cli.consent"}
+"""What is installed beside the interpreter, and the program that it starts."""
+ROOT: Final = Path(__file__).parents[3]
 READ_BY_IMPORTS: Final = (
-    "PYTHON", "LC_", "LANG", "TZ", "OTEL_", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "_TYPER",
+    "PYTHON", "LC_", "LANG", "OTEL_", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "_TYPER",
+    "GITHUB_ACTIONS",
 )  # fmt: skip
 """So begin the variables that are looked at before a program runs, or while it is imported."""
+CHANGING: Final = (0, 1, 3, 4, 8)
+"""Where `_execute_child`, after its first argument, is given what a fork can't have: another
+program than its first word, a function to call, descriptors, a folder, a shell."""
+ENVIRONMENT: Final = 5
 STREAMS: Final = (9, 12, 14)
-"""Where `_execute_child` is given the child's ends, after its first argument."""
+"""The child's ends."""
 EVERY_STREAM: Final = slice(9, 15)
 SESSION: Final = 20
 PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 class Popen(subprocess.Popen[Any]):
-    """Starts a service's program warm, and any other as ever."""
+    """Starts one of our programs warm, and any other as ever."""
 
     def _execute_child(self, args: Any, *others: Any) -> None:  # noqa: ANN401 - as it is there
-        folder, environment = others[4:6]
-        if folder or environment is None or not _can_be_warm(args, environment):
+        environment = os.environ if others[ENVIRONMENT] is None else others[ENVIRONMENT]
+        words = [str(word) for word in args] if isinstance(args, list) else [str(args)]
+        program = None if any(others[at] for at in CHANGING) else _warm_program(words, environment)
+        if program is None:
             super()._execute_child(args, *others)  # type: ignore[misc] # the stubs lack it
             return
         asked = {
-            "words": args[2:],
+            "words": words,
             "folder": str(Path.cwd()),
-            "environment": environment,
+            "environment": dict(environment),
             "session": others[SESSION],
         }
         streams = [others[at] for at in STREAMS]
         given = [at if stream == -1 else stream for at, stream in enumerate(streams)]
-        self.pid = _warm_process(args[2]).fork(asked, given)
+        self.pid = _warm_process(program).fork(asked, given)
         self._child_created = True
         self._close_pipe_fds(*others[EVERY_STREAM])  # type: ignore[attr-defined] # the same
 
 
-def _can_be_warm(words: list[str], environment: Mapping[str, str]) -> bool:
-    """Say whether imports under the tests' own environment are what it would have imported."""
-    wanted = sys.platform == "linux" and not os.environ.get("CONSENT_COLD")
-    if not wanted or words[:2] != [sys.executable, "-m"]:
-        return False
-    return words[2] in PROGRAMS and _read_by_imports(environment) == _read_by_imports(os.environ)
+def run(
+    words: Sequence[object],
+    environment: Mapping[str, str],
+    *,
+    given: str | None = None,
+    within: float = 60,
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end, warm where it can be, and return what it said."""
+    pipe = subprocess.PIPE
+    with Popen(
+        [*map(str, words)], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            out, err = process.communicate(given, within)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _warm_program(words: list[str], environment: Mapping[str, str]) -> str | None:
+    """Name the program, if imports under the tests' own environment are what it would import."""
+    if sys.platform != "linux" or os.environ.get("CONSENT_COLD"):
+        return None
+    first = Path(shutil.which(words[0], path=environment.get("PATH")) or "")
+    program = words[2] if words[1:2] == ["-m"] else COMMANDS.get(first.name)
+    is_ours = first.parent == Path(sys.executable).parent and program in PROGRAMS
+    if not is_ours or _read_by_imports(environment) != _read_by_imports(os.environ):
+        return None
+    return program
 
 
 def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in environment.items() if name.startswith(READ_BY_IMPORTS)}
+    """Leave out that our own checkout is on the path, which it is for us anyway."""
+    found = {name: text for name, text in environment.items() if name.startswith(READ_BY_IMPORTS)}
+    if found.get("PYTHONPATH") == str(ROOT):
+        del found["PYTHONPATH"]
+    return found
 
 
 class WarmProcess:
@@ -69,7 +108,8 @@ class WarmProcess:
     def __init__(self, program: str) -> None:
         self._socket, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = [sys.executable, "-m", __name__, program, str(its_end.fileno())]
-        self._process = subprocess.Popen(words, pass_fds=[its_end.fileno()])
+        nowhere = subprocess.DEVNULL  # imports look whether they are shown on a terminal
+        self._process = subprocess.Popen(words, pass_fds=[its_end.fileno()], stdout=nowhere)
         its_end.close()
         atexit.register(self._end)
         self._libc = ctypes.CDLL(None, use_errno=True)
