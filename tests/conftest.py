@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from shared.postgres.connection import Pool
 from shared.postgres.database import open_pool
@@ -27,7 +27,8 @@ Deployment.popen = warm.Popen
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs hand that on
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no defect of what is tested
+# A busy machine, or one that stands still for seconds, is no defect of what is tested.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
