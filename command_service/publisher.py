@@ -45,10 +45,9 @@ RETRY_S: Final = 1.0
 INSISTS_AFTER_S: Final = (1.0, 3.0)
 """When the exchange is offered again what it refused: a queue whose leader has just died refuses
 what comes over a new channel until it has the next, mostly within a second."""
-WHILE_LEADERLESS: Final = {Why.REFUSED, Why.UNANSWERED}
-RESTS_FOR: Final = 9
+RESTS_FOR: Final = {Why.REFUSED: 9, Why.UNANSWERED: 0}
 """Times as long as it took, it is not done again, lest a queue that is full now and then slow down
-all others."""
+all others; one that says nothing is not full, and has no leader."""
 RESTS_AFTER_VAIN_S: Final = 60.0
 """Where it was in vain: that queue is full. Twice as long each time it is so again."""
 LONGEST_REST_S: Final = 600.0
@@ -178,7 +177,7 @@ class Publisher:
         self._may_publish = may_publish
         self._readiness = readiness
         self._refusals = _Refusals()
-        self._insists_from = 0.0
+        self._insists_from = dict.fromkeys(RESTS_FOR, 0.0)
         self._rests_s = RESTS_AFTER_VAIN_S
         self._outboxes: dict[int, Outbox] = {}
         self._wake = asyncio.Event()
@@ -305,13 +304,14 @@ class Publisher:
     ) -> None:
         """Offer the exchange what it refused once more, in case it was a queue without a leader."""
         began = monotonic()
-        if WHILE_LEADERLESS.isdisjoint(refused.values()) or began < self._insists_from:
+        why = Why.UNANSWERED if Why.UNANSWERED in refused.values() else Why.REFUSED
+        if why not in refused.values() or began < self._insists_from[why]:
             return
         if await self._offer_again(events, refused):
-            rests_s, self._rests_s = RESTS_FOR * (monotonic() - began), RESTS_AFTER_VAIN_S
+            rests_s, self._rests_s = RESTS_FOR[why] * (monotonic() - began), RESTS_AFTER_VAIN_S
         else:
             rests_s, self._rests_s = self._rests_s, min(2 * self._rests_s, LONGEST_REST_S)
-        self._insists_from = monotonic() + rests_s
+        self._insists_from[why] = monotonic() + rests_s
 
     async def _offer_again(
         self, events: Sequence[RecordedEvent], refused: Mapping[RecordedEvent, Why]
