@@ -1,6 +1,6 @@
 """Answers ReadEvents: what follows this position in the log?"""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from command_service.store.event_store import EventStore, Head
@@ -21,8 +21,15 @@ class LogReader:
     """Reads the log for whoever asks; any worker can, whatever it owns."""
 
     def __init__(
-        self, consumer: Consumer, answers: ReplyPublisher, store: EventStore, partitions: int
+        self,
+        consumer: Consumer,
+        answers: ReplyPublisher,
+        store: EventStore,
+        partitions: int,
+        is_disputed: Callable[[int], bool],
     ) -> None:
+        """`is_disputed` says whether a partition's log lacks what was published of it."""
+        self._is_disputed = is_disputed
         self._consumer = consumer
         self._answers = answers
         self._store = store
@@ -53,7 +60,8 @@ class LogReader:
             query.partition, query.after_position, query.limit, patient_id
         )
         head = await self._store.read_head(query.partition)  # after the events: never below them
-        return _encode(_within(MOST_BYTES, events), head)
+        disputed = self._is_disputed(query.partition)
+        return _encode(_within(MOST_BYTES, events), head, disputed=disputed)
 
 
 def _within(most_bytes: int, events: Iterable[RecordedEvent]) -> Iterator[bytes]:
@@ -66,11 +74,12 @@ def _within(most_bytes: int, events: Iterable[RecordedEvent]) -> Iterator[bytes]
         yield body
 
 
-def _encode(events: Iterable[bytes], head: Head) -> bytes:
+def _encode(events: Iterable[bytes], head: Head, *, disputed: bool) -> bytes:
     answer = EventPage(
         events=[],
         head=head.position,
         log=head.log_id,
         generations=list(head.generations) or None,
+        disputed=True if disputed else None,
     )
     return answer.to_json().replace(b'"events":[]', b'"events":[%b]' % b",".join(events), 1)

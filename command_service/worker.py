@@ -38,7 +38,7 @@ class CommandWorker:
     """The work of one session."""
 
     def __init__(
-        self, path: CommandPath, publisher: Publisher, log_reader: LogReader,
+        self, path: CommandPath, publisher: Publisher,
         snapshots: SnapshotWriter, rehearsal: Rehearsal, expiry: Expiry,
         dead_letters: DeadLetters, consumer: Consumer, queries: Consumer, witness: Witness,
         store: EventStore, opened: Opened, settings: CommandSettings,
@@ -46,14 +46,19 @@ class CommandWorker:
         self._path = path
         self._dead_letters = dead_letters
         self._publisher = publisher
-        self._log_reader = log_reader
         self._snapshots = snapshots
         self._rehearsal = rehearsal
         self._expiry = expiry
         self._consumer = consumer
         self._queries = queries
         go_on = settings.commands_when_set_back == "go_on"
-        self._disputed = DisputedLogs(witness, store, opened.readiness, self._begin, go_on=go_on)
+        partitions = settings.consent_partitions
+        self._disputed = DisputedLogs(
+            witness, store, opened.readiness, self._begin, partitions=partitions, go_on=go_on
+        )
+        self._log_reader = LogReader(
+            queries, opened.replies, store, partitions, self._disputed.is_disputed
+        )
 
     @classmethod
     async def open(cls, opened: Opened, settings: CommandSettings) -> "CommandWorker":
@@ -86,13 +91,14 @@ class CommandWorker:
         )
         expiry = Expiry(Ends(opened.pool), store, path, publisher)
         OLDEST_DUE_END.set_function(expiry.oldest_s)
-        log_reader = LogReader(queries, opened.replies, store, settings.consent_partitions)
-        await consumer.open(names.UNROUTABLE)
-        await queries.open(names.LOG)
-        return cls(
-            path, publisher, log_reader, snapshots, rehearsal, expiry,
+        worker = cls(
+            path, publisher, snapshots, rehearsal, expiry,
             dead_letters, consumer, queries, witness, store, opened, settings,
         )  # fmt: skip
+        await worker._disputed.look_elsewhere()  # before any reader is told of a log
+        await consumer.open(names.UNROUTABLE)
+        await queries.open(names.LOG)
+        return worker
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -10,6 +11,7 @@ import structlog
 from command_service.log_identity.witness import Witness
 from command_service.store.event_store import EventStore
 from shared.errors import Fenced
+from shared.errors.connection import ConnectionLost
 from shared.event_log.set_back import SetBack
 from shared.telemetry.metrics import SET_BACK
 from shared.telemetry.readiness import Readiness
@@ -29,26 +31,47 @@ log = structlog.get_logger()
 
 
 class DisputedLogs:
-    """Holds the partitions of this worker whose log lacks what was published of it."""
+    """Holds the partitions of this worker whose log lacks what was published of it.
+
+    Those of other workers are looked at too, since any worker tells readers of any log.
+    """
 
     def __init__(
         self, witness: Witness, store: EventStore, readiness: Readiness,
-        begin: Callable[[Lease], Awaitable[None]], *, go_on: bool,
+        begin: Callable[[Lease], Awaitable[None]], *, partitions: int, go_on: bool,
     ) -> None:  # fmt: skip
         """`begin` works on a partition whose log is not disputed any more."""
         self._witness = witness
         self._store = store
         self._readiness = readiness
         self._begin = begin
+        self._partitions = partitions
+        self._elsewhere: set[int] = set()
         self._go_on = go_on
         self._owned: dict[int, Lease] = {}
         self._waiting: dict[int, SetBack] = {}
         self._one_at_a_time: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
+    def is_disputed(self, partition: int) -> bool:
+        """Whether a partition's log lacks what was published of it, whoever owns it."""
+        return partition in self._waiting or partition in self._elsewhere
+
+    async def look_elsewhere(self, *, everywhere: bool = True) -> None:
+        """Compare the partitions that this worker does not own, or those of them in dispute."""
+        for number in range(self._partitions):
+            if number not in self._owned and (everywhere or number in self._elsewhere):
+                with suppress(ConnectionLost):  # a queue without a leader tells nothing now
+                    found = await self._witness.compare(number, any_server=True)
+                    if found is None or number in self._owned:
+                        self._elsewhere.discard(number)
+                    else:
+                        self._elsewhere.add(number)
+
     async def take(self, lease: Lease) -> None:
         """Begin with a partition, now or when its log is not disputed any more."""
         async with self._one_at_a_time[lease.partition]:
             self._owned[lease.partition] = lease
+            self._elsewhere.discard(lease.partition)
             found = await self._witness.compare(lease.partition)
             if found is not None:
                 log.error(
@@ -87,6 +110,7 @@ class DisputedLogs:
                 for lease in list(self._owned.values()):
                     if everyone or lease.partition in self._waiting:
                         await self._look(lease)
+                await self.look_elsewhere(everywhere=everyone)
         finally:
             self._waiting.clear()
             self._tell()

@@ -140,9 +140,20 @@ class Follower:
     """
 
     def __init__(
-        self, consumer: Consumer, log_client: LogClient, handler: EventHandler, *, most: int
+        self,
+        consumer: Consumer,
+        log_client: LogClient,
+        handler: EventHandler,
+        *,
+        most: int,
+        heeds_disputes: bool = False,
     ) -> None:
-        """Hand over at most `most` events at a time."""
+        """Hand over at most `most` events at a time.
+
+        Who `heeds_disputes` takes nothing either from a log that lacks what was published of it,
+        though all is there that was taken: the handler may have been set back with the log.
+        """
+        self._heeds_disputes = heeds_disputes
         self._consumer = consumer
         self._log = log_client
         self._handler = handler
@@ -367,6 +378,8 @@ class Follower:
         """Whether the log lacks what was taken; the handler is told when that changes."""
         track = followed.track
         found = None if track.starts_at_first else page.differs(followed.partition, taken)
+        if found is None and page.disputed and self._heeds_disputes:
+            found = SetBack(followed.partition, taken.position, page.head, parted_at=None)
         if found != followed.set_back or not followed.compared:
             followed.compared = True
             await self._handler.on_compared(followed.partition, found)

@@ -25,6 +25,8 @@ class Page(BaseModel):
     head: int
     log: UUID | None = None
     generations: list[GenerationBegan] = []
+    disputed: bool = False
+    """Whether it lacks what was published of it, whoever took that."""
 
     def differs(self, partition: int, taken: LogPlace) -> SetBack | None:
         """Compare what a reader took, where this is what follows the position before it."""

@@ -299,6 +299,8 @@ class EventPage(_Answer):
     generations: list[GenerationBegan] | None = None
     """Given where there is more than the first: in their order, behind which position each one of
     the partition began."""
+    disputed: Literal[True] | None = None
+    """Given where the log lacks what was published of it, until its operator has decided."""
 
 
 class QueryFailed(_Answer):

@@ -254,6 +254,41 @@ async def test_of_two_that_were_restored_only_an_older_log_is_a_matter(
     assert (await asked(client, PATIENT, "d-gone"))["has_consent"] is False
 
 
+async def test_of_two_that_were_restored_to_one_moment_while_nobody_worked_the_loss_is_noticed(
+    sandbox: Sandbox, deployment: Deployment, client: Client, backups: list[Backup]
+) -> None:
+    deployment.start_both()
+    await grant(client, PATIENT, "d-kept")
+    await grant(client, PATIENT, "d-revoked")
+    both = [
+        Backup.take(sandbox.event_store_server, deployment.event_store_url),
+        Backup.take(sandbox.read_model_server, deployment.read_model_url),
+    ]
+    backups.extend(both)
+    for worker in deployment.workers:
+        worker.wait_ready()
+    revoked = await client.command("RevokeConsent", PATIENT, id_="d-revoked")
+    now = await asked(client, PATIENT, "d-revoked", min_version=revoked["version"])
+    assert now["has_consent"] is False
+    for worker in deployment.workers:
+        assert worker.stop() == 0
+    for backup in both:
+        backup.restore()
+    for service in ("command_service", "command_service", "projection_service"):
+        deployment.start(service)
+
+    await eventually(lambda: is_refused(client, doctor="d-revoked"), within=60)
+    assert deployment.run("command_service", "accept-log").returncode == 0
+    for worker in deployment.workers[2:]:
+        worker.wait_ready(within=60)
+    await eventually(lambda: is_answered(client, "d-revoked"), within=60)
+    await follows_the_log(deployment)
+
+
+async def is_answered(client: Client, doctor: str) -> bool:
+    return bool((await asked(client, PATIENT, doctor)).get("has_consent"))
+
+
 async def test_a_broker_without_its_data_is_declared_anew_and_a_log_set_back_with_it_is_noticed(
     sandbox: Sandbox, deployment: Deployment, ahead: Backup
 ) -> None:
