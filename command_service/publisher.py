@@ -42,9 +42,10 @@ CONFIRMED_WITHIN_S: Final = 5.0
 """A queue that has lost its majority lets a publisher wait without end."""
 LAST_WORDS_S: Final = 1.0
 RETRY_S: Final = 1.0
-INSISTS_AFTER_S: Final = (1.0, 3.0)
-"""When the exchange is offered again what it refused: a queue whose leader has just died refuses
-what comes over a new channel until it has the next, mostly within a second."""
+INSISTS_AFTER_S: Final = {Why.REFUSED: (0.5, 1.0), Why.UNANSWERED: (1.0, 3.0)}
+"""When the exchange is offered again what it refused. A queue whose leader has just died refuses
+what comes over a new channel until it has the next, within half a second or so; one whose leader is
+frozen says nothing for longer. A queue that is full refuses, too, and all others wait meanwhile."""
 RESTS_FOR: Final = {Why.REFUSED: 9, Why.UNANSWERED: 0}
 """Times as long as it took, it is not done again, lest a queue that is full now and then slow down
 all others; one that says nothing is not full, and has no leader."""
@@ -307,20 +308,23 @@ class Publisher:
         why = Why.UNANSWERED if Why.UNANSWERED in refused.values() else Why.REFUSED
         if why not in refused.values() or began < self._insists_from[why]:
             return
-        if await self._offer_again(events, refused):
+        if await self._offer_again(events, refused, INSISTS_AFTER_S[why]):
             rests_s, self._rests_s = RESTS_FOR[why] * (monotonic() - began), RESTS_AFTER_VAIN_S
         else:
             rests_s, self._rests_s = self._rests_s, min(2 * self._rests_s, LONGEST_REST_S)
         self._insists_from[why] = monotonic() + rests_s
 
     async def _offer_again(
-        self, events: Sequence[RecordedEvent], refused: Mapping[RecordedEvent, Why]
+        self,
+        events: Sequence[RecordedEvent],
+        refused: Mapping[RecordedEvent, Why],
+        pauses: Sequence[float],
     ) -> bool:
         """Tell whether everything was taken in the end.
 
         In order, and the first alone until it is taken, since the others have it already.
         """
-        for pause in INSISTS_AFTER_S:
+        for pause in pauses:
             await asyncio.sleep(pause)
             first = next(number for number, event in enumerate(events) if event in refused)
             for some in (events[first : first + 1], events[first + 1 :]):
