@@ -95,6 +95,8 @@ class DisputedLogs:
         async with self._one_at_a_time[partition]:
             del self._owned[partition]
             waited = self._waiting.pop(partition, None) is not None
+            if waited:  # its next owner may take a while, and readers ask meanwhile
+                self._elsewhere.add(partition)
             SET_BACK.labels(partition).set(0)  # its next owner tells of it
             self._tell()
             return waited
