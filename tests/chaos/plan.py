@@ -77,7 +77,7 @@ MARGIN_S = 3.0
 REPEATS_AFTER = dict.fromkeys(DECK, 30) | {
     "delay": 0,
     "trickle": 0,
-    "trap": 100,
+    "trap": 20,
     "giant": 5,
     "forge": 5,
 }
@@ -85,9 +85,9 @@ REPEATS_AFTER = dict.fromkeys(DECK, 30) | {
 
 Whatever ends a session has what was sent and not yet noted as sent be sent again. Most faults do:
 rounds had 6 to 9 repeats for each of them, so this leaves room for bad luck. A full queue beside it
-costs a subscriber the windows in hand, which are offered once more, and all others wait for that: a
-death that follows has more behind it. A message or an address that is refused costs it nothing; a
-few are let pass, since a slow machine may end a session, too.
+costs a subscriber the windows in hand, which are offered once more: two events in rounds of these
+alone. A message or an address that is refused costs it nothing; a few are let pass, since a slow
+machine may end a session, too.
 """
 MOST_COPIES = 8
 """Of one event: each fault may repeat it, but the same event meets few of them in a row."""
