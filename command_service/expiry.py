@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from math import inf
 from time import monotonic
 from typing import Final
-from uuid import uuid4
 
 import asyncpg
 import structlog
@@ -23,6 +22,7 @@ from command_service.publisher import Publisher
 from command_service.store.ends import DueEnd, Ends
 from command_service.store.event_store import EventStore
 from shared.errors import Fenced
+from shared.postgres.uuids import new_uuid
 from shared.values.partition import Lease
 
 LOOK_EVERY_S: Final = 1.0
@@ -149,7 +149,7 @@ class Expiry:
         times = await self._store.read_times(epochs)
         batch = Batch({}, streams, times)
         for patient_id, partition in partition_of.items():
-            batch.expire(patient_id, partition, uuid4)
+            batch.expire(patient_id, partition, new_uuid)
             if reason := streams[patient_id].unreadable:
                 self._put_aside(patient_id, reason)
         return batch

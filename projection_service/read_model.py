@@ -1,6 +1,6 @@
 """The read model, over asyncpg: one statement changes it and moves the checkpoints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from itertools import groupby
@@ -181,8 +181,8 @@ def _consent_row(key: Key, consent: Consent) -> Row:
         "patient_id": key.patient_id,
         "entity_name": key.grantee.entity,
         "entity_id": key.grantee.id,
-        "permissions": sorted(consent.permissions),
-        "requested": sorted(consent.requested),
+        "permissions": _array(consent.permissions),
+        "requested": _array(consent.requested),
         "ends": _written(consent.ends),
         "requested_ends": _written(consent.requested_ends),
     }
@@ -228,6 +228,11 @@ def _consent(row: asyncpg.Record) -> Consent:
         _read_ends(row["ends"]),
         _read_ends(row["requested_ends"]),
     )
+
+
+def _array(names: Iterable[RecordType]) -> str:
+    """Write an array as PostgreSQL does: it reads that faster than one in JSON."""
+    return f"{{{','.join(sorted(names))}}}"
 
 
 def _written(ends: Ends) -> str | None:

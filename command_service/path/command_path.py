@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from time import monotonic
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from command_service import metrics
 from command_service.domain.decisions import EMPTY, Batch, Decision, Receipt, Ruling, Stream
@@ -19,6 +19,7 @@ from command_service.store.snapshot_writer import SnapshotWriter
 from command_service.store.stream_cache import StreamCache
 from shared.errors import Conflict, DecidedBefore
 from shared.messages.replies import CommandRejected, Outcome
+from shared.postgres.uuids import new_uuid
 from shared.rabbitmq.consumer import SUSPICIOUS, Consumer, Delivery
 from shared.telemetry import tracing
 from shared.telemetry.batch_lines import BatchLines
@@ -192,7 +193,7 @@ class CommandPath:
 
 
 def _rule(batch: Batch, decoded: Received | CommandRejected) -> Ruling:
-    return batch.answer(decoded, uuid4) if isinstance(decoded, Received) else decoded
+    return batch.answer(decoded, new_uuid) if isinstance(decoded, Received) else decoded
 
 
 def _outcome(ruling: Ruling, appended: Appended) -> Outcome:

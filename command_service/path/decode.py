@@ -12,6 +12,7 @@ from shared.messages import names
 from shared.messages.commands import COMMANDS, ConsentCommand
 from shared.messages.replies import CommandError, CommandRejected, Detail
 from shared.messages.validation import details_of, read_json
+from shared.postgres.uuids import read_uuid
 from shared.rabbitmq.connection import AmqpMessage, Properties
 from shared.values.legible import is_plain
 from shared.values.oversized import LARGEST_REQUEST, too_large
@@ -119,7 +120,7 @@ def _command_id(properties: Properties) -> UUID:
         raise _invalid_field(
             "message_id", "must be a UUID like 123e4567-e89b-42d3-a456-426614174000"
         )
-    return UUID(text)
+    return read_uuid(text)
 
 
 def _check_content_type(properties: Properties) -> None:

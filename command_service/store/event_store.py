@@ -311,12 +311,12 @@ def _event_row(received: Received | EndsCame, new: NewEvent, ordinal: int) -> Ro
         "ordinal": ordinal,
         "stream_id": received.patient_id,
         "stream_version": new.version,
-        "event_id": new.id,
+        "event_id": str(new.id),
         "type": type(new.event).__name__,
         "schema_version": new.event.schema_version,
         "data": new.data,
         "correlation_id": received.correlation_id,
-        "causation_id": received.command_id,
+        "causation_id": str(received.command_id),
         "issued_by": received.issued_by,
         "traceparent": received.traceparent,
         "tracestate": received.tracestate,
@@ -326,7 +326,7 @@ def _event_row(received: Received | EndsCame, new: NewEvent, ordinal: int) -> Ro
 def _receipt_row(decision: Decision, first_ordinal: int) -> Row:
     received, rejection = decision.received, decision.rejection
     row = {
-        "command_id": received.command_id,
+        "command_id": str(received.command_id),
         "fingerprint": f"\\x{received.fingerprint.hex()}",
         "patient_id": received.patient_id,
         "partition": received.partition,

@@ -8,7 +8,7 @@ from projection_service.projections.changes import Changes, Key, Parked
 from projection_service.projections.consents import NOTHING, Consent, evolve
 from projection_service.projections.spans import change_of
 from shared.messages.cloud_event import CloudEvent
-from shared.messages.events import ConsentEvent, UnknownEventError
+from shared.messages.events import ConsentEvent, UnknownEventError, read_event
 
 Fact = ConsentEvent | str
 """What happened, or why it can't be applied."""
@@ -17,7 +17,7 @@ Fact = ConsentEvent | str
 def read(event: CloudEvent) -> Fact:
     """Read what happened."""
     try:
-        return event.event()
+        return read_event(event.type, event.schemaversion, event.data)
     except UnknownEventError as error:
         return str(error)
     except ValidationError as error:
@@ -59,7 +59,7 @@ def fold(
             key = Key(event.subject, fact.grantee)
             stored = consents.get(key, NOTHING)
             before = changes.consents.get(key, stored)
-            changes.spans.apply(event.subject, fact, change, stored=stored, before=before)
+            changes.spans.apply(*key, fact, change, stored=stored, before=before)
             changes.consents[key] = evolve(before, fact)
             changes.versions[event.subject] = event.streamversion
     return changes

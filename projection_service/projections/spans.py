@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple, assert_never
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from shared.messages.events import (
     ConsentRevoked,
     RequestWithdrawn,
 )
-from shared.values.vocabulary import Entity, RecordType
+from shared.values.vocabulary import Entity, Grantee, RecordType
 
 Kind = Literal["period", "request"]
 """A period lasts from a grant until it is revoked, extended or at its end; a request from its ask
@@ -88,6 +89,7 @@ class Spans:
     def apply(
         self,
         patient_id: str,
+        grantee: Grantee,
         event: ConsentEvent,
         change: Cause,
         *,
@@ -101,7 +103,7 @@ class Spans:
         whose end has not come.
         """
         target = event.target
-        whose = (patient_id, *event.grantee, target)
+        whose = (patient_id, *grantee, target)
         match event:
             case ConsentAsked():
                 self._begin(Matter(*whose, "request"), change, event.expires_at)
@@ -158,15 +160,22 @@ def _ending(consent: Consent, target: RecordType, change: Cause, how: How | None
     return Ending(change._replace(at=end), "expired")
 
 
+@lru_cache(maxsize=64)
+def _moment(time: str) -> datetime | None:
+    """Read a time; None where it has no zone. What was recorded together has the same one."""
+    at = datetime.fromisoformat(time)
+    return None if at.tzinfo is None else at.astimezone(UTC)
+
+
 def change_of(event: CloudEvent) -> Cause | str:
     """Read when and through what an event happened, or say why that can't be kept."""
     try:
-        at = datetime.fromisoformat(event.time)
-        if at.tzinfo is None:
+        at = _moment(event.time)
+        if at is None:
             return "its time has no zone"
         change = Cause(
             event.streamversion,
-            at.astimezone(UTC),
+            at,
             _UUID.validate_python(event.causationid),
             event.issuedby,
             _UUID.validate_python(event.id),

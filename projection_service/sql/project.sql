@@ -10,9 +10,10 @@
 --                        the worker believes it stands), position (where it moves to), event_id (of
 --                        the event there; null where it is not known), generation (of the log, of
 --                        that event)
---   $2  consents  json   per consent that changed: permissions, requested (where both are empty, the
---                        consent is removed), ends (JSON: by record type, when what is granted ends;
---                        null where never), requested_ends (likewise of what is asked for)
+--   $2  consents  json   per consent that changed: permissions, requested (arrays as PostgreSQL
+--                        writes them; where both are empty, the consent is removed), ends (JSON: by
+--                        record type, when what is granted ends; null where never), requested_ends
+--                        (likewise of what is asked for)
 --   $3  patients  json   per patient that changed
 --   $4  parked    json   per event that could not be applied; event: JSON
 --   $5  begun     json   per period of consent, or request, that begins; kind: 'period' or

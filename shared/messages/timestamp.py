@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Final
 
 from pydantic import (
@@ -28,8 +29,12 @@ NANOSECONDS: Final = 9
 """Digits of a second's fraction that clocks give; more come from a mistake."""
 
 
+@lru_cache(maxsize=64)
 def timestamp(moment: datetime) -> str:
-    """Write a UTC moment as RFC 3339 with all six digits of the microseconds."""
+    """Write a UTC moment as RFC 3339 with all six digits of the microseconds.
+
+    What is written together was mostly recorded at one moment: so it is remembered.
+    """
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 

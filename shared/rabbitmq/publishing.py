@@ -24,14 +24,16 @@ from pamqp.header import ContentHeader
 from shared.errors.connection import ConnectionLost
 from shared.rabbitmq.connection import Broker, Channel, Properties, closing_reason
 
-PUBLISH_WINDOW: Final = 250
-"""Publishes in flight at once: one confirm for many makes aiormq walk all that are outstanding."""
+PUBLISH_WINDOW: Final = 500
+"""Publishes in flight at once: of fewer the broker has confirmed the last before it has the next,
+and one confirm for many makes aiormq walk all that are outstanding."""
 
 
 PERSISTENT: Final = 2
 
 _FRAME: Final = Struct(">BHI")
 _HEADER: Final = Struct(">HHQH")
+_BYTES: Final = [bytes((number,)) for number in range(256)]
 _NAMES: Final = ("content_type", "delivery_mode", "correlation_id", "message_id", "message_type")
 _USUAL: Final = attrgetter(*_NAMES)
 _UNUSUAL: Final = attrgetter(*(name for name in Properties.attributes() if name not in _NAMES))
@@ -313,19 +315,14 @@ def _header_frame(message: Outgoing, number: int) -> bytes:
     for value, flag in zip(usual, _FLAGS, strict=True):
         if value:
             flags |= flag
-            parts += _short_string(value) if isinstance(value, str) else bytes((value,))
-    size = _HEADER.size + len(parts)
-    return (
-        _FRAME.pack(FRAME_HEADER, number, size)
-        + _HEADER.pack(Basic.frame_id, 0, len(message.body), flags)
-        + parts
-        + FRAME_END_CHAR
-    )
-
-
-def _short_string(text: str) -> bytes:
-    data = text.encode()
-    return bytes((len(data),)) + data
+            if isinstance(value, str):
+                data = value.encode()
+                parts += _BYTES[len(data)] + data
+            else:
+                parts += _BYTES[value]
+    frame = _FRAME.pack(FRAME_HEADER, number, _HEADER.size + len(parts))
+    head = _HEADER.pack(Basic.frame_id, 0, len(message.body), flags)
+    return b"%b%b%b%b" % (frame, head, parts, FRAME_END_CHAR)
 
 
 @lru_cache(maxsize=1000)

@@ -56,7 +56,7 @@ async def declare_former(url: str) -> None:
                 continue
             arguments = {name: value for name, value in queue.arguments.items() if name != LEADERS}
             made = await channel.declare_queue(queue.name, durable=True, arguments=arguments)
-            for exchange, key in queue.bindings:
+            for exchange, key in queue.former or queue.bindings:
                 await made.bind(exchange, key)
         await declare_classic_queues(channel)
 
@@ -102,7 +102,9 @@ def test_every_queue_is_a_quorum_queue_whose_leaders_are_spread() -> None:
         assert queue.arguments[LEADERS] == "balanced", queue.name
 
 
-async def test_an_older_topology_is_replaced_and_what_waits_is_answered(former: Deployment) -> None:
+async def test_an_older_topology_is_replaced_and_what_waits_is_answered(
+    former: Deployment, sandbox: Sandbox
+) -> None:
     async with open_client(former.rabbitmq_url, PARTITIONS) as client:
         patient = "p-1"
         granted = await client.send("GrantConsent", body_of("GrantConsent", patient))
@@ -113,6 +115,10 @@ async def test_an_older_topology_is_replaced_and_what_waits_is_answered(former: 
         assert (again.returncode, again.stdout) == (0, upgraded.stdout), again.stderr
         checked = former.run("command_service", "check")
         assert "exchanges, " in checked.stdout, checked.stdout
+        vhost = former.rabbitmq_url.rpartition("/")[2]
+        bindings = sandbox.broker.api("GET", f"/queues/{vhost}/consent.projection.0/bindings")
+        keys = {one["routing_key"] for one in bindings if one["source"]}
+        assert keys == {"*.*.*.0"}, "a second way would cost the broker time for each event"
         former.start_both()
         assert (await client.reply(granted))["_type"] == "CommandAccepted"
         await answered_once(client, asked)

@@ -194,12 +194,12 @@ async def test_a_gap_is_filled_from_the_log_before_anything_later(
     first = await client.command("GrantConsent", "p-1", target="exams")
     number = first["partition"]
     queue = await client.channel.get_queue(f"consent.projection.{number}", ensure=False)
-    await queue.unbind("consent.events", f"#.{number}")
+    await queue.unbind("consent.events", f"*.*.*.{number}")
     # The events must reach some queue, or the command worker would keep them unpublished.
     await client.subscribe("#", lambda _: None)
     missed = [await client.command("GrantConsent", "p-1", target=target) for target in TARGETS[1:]]
     missed.append(await client.command("RevokeConsent", "p-1", target="exams"))
-    await queue.bind("consent.events", f"#.{number}")
+    await queue.bind("consent.events", f"*.*.*.{number}")
     last = await client.command("GrantConsent", "p-1", id_="d-2")
 
     listed = await client.query("ListConsents", patient_id="p-1", min_version=last["version"])

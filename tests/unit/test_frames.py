@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 from unittest.mock import Mock
 
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
-from pamqp.frame import marshal
+from pamqp.frame import marshal, unmarshal
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from shared.rabbitmq.publishing import Outgoing, _header_frame
-from shared.rabbitmq.reading.deliveries import _Receiver, hand_over
+from shared.rabbitmq.reading.deliveries import _read_header, _Receiver, hand_over
+from shared.rabbitmq.reading.lenient_decoding import SUBSTITUTE, read_odd_properties
 
 OURS: Final = "a-consumer-of-ours"
 THEIRS: Final = "a-consumer-of-the-library"
@@ -32,6 +34,8 @@ properties = st.builds(
     headers=st.none() | st.dictionaries(st.sampled_from("ab"), st.integers(0, 9)),
     reply_to=texts,
     user_id=st.none() | st.just("u"),
+    priority=st.none() | st.integers(0, 9),
+    timestamp=st.none() | st.just(datetime(2026, 11, 26, tzinfo=UTC)),
 )
 
 
@@ -41,6 +45,24 @@ def test_a_header_is_written_as_the_library_writes_it(
 ) -> None:
     header = ContentHeader(body_size=len(body), properties=properties)
     assert _header_frame(Outgoing("", "", body, properties), channel) == marshal(header, channel)
+
+
+@given(properties, st.integers(0, 2**40))
+def test_a_header_is_read_as_the_library_reads_it(properties: Basic.Properties, size: int) -> None:
+    frame = marshal(ContentHeader(body_size=size, properties=properties), 1)
+    theirs = unmarshal(frame)[2]
+    assert isinstance(theirs, ContentHeader)
+    ours = _read_header(frame[7:])
+    assert (ours.body_size, ours.properties) == (size, theirs.properties)
+
+
+def test_a_property_that_is_no_text_is_read_with_substitutes() -> None:
+    read_odd_properties()
+    written = Basic.Properties(content_type="json", message_id="..", message_type="GrantConsent")
+    frame = marshal(ContentHeader(body_size=0, properties=written), 1).replace(b"..", b"\xff\xfe")
+    read = _read_header(frame[7:]).properties
+    texts = read.content_type, read.message_id, read.message_type
+    assert texts == ("json", 2 * SUBSTITUTE, "GrantConsent")
 
 
 def frames(tag: str, number: int, body: bytes, channel: int, part: int = 7) -> Iterator[bytes]:
