@@ -57,7 +57,6 @@ PUBLISHING: Final = "publishing"
 EXCHANGE: Final = "the exchange of events"
 """Under what the readiness keeps what is wrong with either."""
 
-
 log = structlog.get_logger()
 
 
