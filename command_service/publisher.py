@@ -28,7 +28,7 @@ from shared.messages import names
 from shared.rabbitmq.publishing import PUBLISH_WINDOW, Outgoing, Outlet, Why
 from shared.telemetry import tracing
 from shared.telemetry.batch_lines import BatchLines
-from shared.telemetry.metrics import LAST_PROGRESS
+from shared.telemetry.metrics import last_progress
 from shared.telemetry.readiness import Readiness
 from shared.values.partition import Lease
 
@@ -285,7 +285,7 @@ class Publisher:
         if unmarked >= MARK_AFTER:
             self._many_unmarked.set()
         self._readiness.report(EXCHANGE)
-        LAST_PROGRESS.labels("publish").set_to_current_time()
+        last_progress("publish").set_to_current_time()
         self.lines.note(
             (box.lease.partition for box, _ in window), monotonic() - began, events=len(events)
         )

@@ -20,6 +20,7 @@ from command_service.store.ends import Ends
 from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import SnapshotWriter
 from shared.messages import names
+from shared.postgres.kept_connection import KeptConnection
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
 from shared.rabbitmq.deployment_mark import is_bound
@@ -63,7 +64,7 @@ class CommandWorker:
     @classmethod
     async def open(cls, opened: Opened, settings: CommandSettings) -> "CommandWorker":
         """Open channels, and read the queues that belong to no partition."""
-        broker, store = opened.broker, EventStore(opened.pool)
+        broker, store = opened.broker, EventStore(opened.pool, KeptConnection(opened.pool))
         if await is_bound(broker):
             await check_deployment(opened.pool, broker)
         witness = await Witness.open(broker, store)

@@ -1,12 +1,13 @@
 """Reads the queries and answers them: a part of every worker, and all that some workers do."""
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Final
 
 from projection_service.answers.responder import QueryResponder
 from projection_service.log_identity.set_backs import SetBacks
 from projection_service.read_model import ReadModel
 from shared.messages import names
+from shared.postgres.kept_connection import KeptConnection
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.deployment_mark import check_log_mark, is_bound
 from shared.telemetry.metrics import OLDEST_IN_HAND
@@ -43,7 +44,14 @@ class AnswerWorker:
         checks = Consumer(opened.broker, prefetch=CHECK_PREFETCH, largest=LARGEST_CHECKS)
         others = Consumer(opened.broker, prefetch=QUERY_PREFETCH)
         responders = [
-            QueryResponder(reading, opened.replies, opened.pool, prefetch // 2, set_backs)
+            QueryResponder(
+                reading,
+                opened.replies,
+                opened.pool,
+                prefetch // 2,
+                set_backs,
+                KeptConnection(opened.pool),
+            )
             for reading, prefetch in ((checks, CHECK_PREFETCH), (others, QUERY_PREFETCH))
         ]
         for kind, reading in (("checks", checks), ("queries", others)):
@@ -54,6 +62,11 @@ class AnswerWorker:
         """Begin to read the queues."""
         for queue, reading in self._queries.items():
             await reading.open(queue, ordered=False)
+
+    def listen(self, projected: Callable[[str], int | None]) -> None:
+        """Learn how far this worker itself has projected a patient, where it remembers."""
+        for responder in self._responders:
+            responder.projected = projected
 
     def progressed(self, versions: Mapping[str, int]) -> None:
         """Tell whoever waits for one of these versions, just projected here."""

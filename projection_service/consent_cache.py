@@ -30,6 +30,8 @@ class CachedPatient:
     partition: int
     is_complete: bool
     """Whether every consent that exists is known: so it is from the first event on."""
+    version: int | None = None
+    """To which it was projected; None where that was before it was known."""
     parked: int | None = None
     """The position of the first parked event."""
     consents: dict[Grantee, Consent] = field(default_factory=dict)
@@ -61,6 +63,11 @@ class ConsentCache:
         self._patients: OrderedDict[str, CachedPatient] = OrderedDict()
         self._size = 0
 
+    def version(self, patient_id: str) -> int | None:
+        """Tell to which version a patient was projected here; None where that is not known."""
+        known = self._patients.get(patient_id)
+        return known.version if known else None
+
     async def load(
         self, facts: Sequence[tuple[CloudEvent, Fact]]
     ) -> tuple[dict[Key, Consent], dict[str, int]]:
@@ -87,6 +94,9 @@ class ConsentCache:
                 self._size -= known.size
                 known.keep(key.grantee, consent)
                 self._size += known.size
+        for patient_id, version in changes.versions.items():
+            if known := self._patients.get(patient_id):
+                known.version = version
         for event in changes.parked:
             if (known := self._patients.get(event.patient_id)) and known.parked is None:
                 known.parked = event.position

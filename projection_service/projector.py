@@ -22,10 +22,13 @@ from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
 from shared.telemetry import tracing
 from shared.telemetry.batch_lines import BatchLines
-from shared.telemetry.metrics import LAST_PROGRESS
+from shared.telemetry.metrics import last_progress
 from shared.values.partition import Lease
 
 MAX_BATCH: Final = 500
+
+_APPLIED: Final = metrics.EVENTS.labels("applied")
+_PARKED: Final = metrics.EVENTS.labels("parked")
 
 log = structlog.get_logger()
 
@@ -46,6 +49,7 @@ class Projector:
         self.lines = BatchLines("batch.projected")
         self._read_model = read_model
         self._cache = ConsentCache(read_model)
+        self.projected = self._cache.version
         self._dead_letters = dead_letters
         self._on_progress = on_progress
         self._set_backs = set_backs
@@ -118,10 +122,10 @@ class Projector:
         self, deliveries: int, events: int, partitions: Sequence[int], seconds: float
     ) -> None:
         """Measure a batch, and log it."""
-        metrics.EVENTS.labels("applied").inc(events)
+        _APPLIED.inc(events)
         metrics.BATCH.observe(deliveries)
         metrics.BATCH_SECONDS.observe(seconds)
-        LAST_PROGRESS.labels("project").set_to_current_time()
+        last_progress("project").set_to_current_time()
         self.lines.note(partitions, seconds, deliveries=deliveries, events=events)
 
     def on_log_page(self, events: int) -> None:
@@ -130,7 +134,7 @@ class Projector:
 
 
 def _tell_parked(changes: Changes) -> None:
-    metrics.EVENTS.labels("parked").inc(len(changes.parked))
+    _PARKED.inc(len(changes.parked))
     for parked in changes.parked:
         event = CloudEvent.model_validate_json(parked.event)
         log.error(

@@ -20,6 +20,7 @@ from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
 from shared.messages.timestamp import Moment
 from shared.postgres.connection import Queryable
+from shared.postgres.kept_connection import KeptConnection
 from shared.postgres.statements import Row, as_json, statement
 from shared.values.partition import Lease
 from shared.values.vocabulary import Grantee, RecordType
@@ -57,9 +58,13 @@ _ENDS: Final[TypeAdapter[dict[RecordType, Moment]]] = TypeAdapter(dict[RecordTyp
 class ReadModel:
     """Reads and changes the read model."""
 
-    def __init__(self, database: Queryable) -> None:
-        """Give it one connection to read and change within a transaction of yours."""
+    def __init__(self, database: Queryable, kept: KeptConnection | None = None) -> None:
+        """Give it one connection to read and change within a transaction of yours.
+
+        What is done again and again is done on a connection that is kept, where there is one.
+        """
         self._database = database
+        self._kept = kept or database
 
     async def open_checkpoint(self, partition: int) -> LogPlace:
         """Return the last event that is projected of a partition."""
@@ -111,7 +116,7 @@ class ReadModel:
 
     async def project(self, changes: Changes) -> None:
         """Apply changes in one transaction; raises Fenced where another worker has taken over."""
-        moved = await self._database.fetch(_PROJECT, *map(as_json, _rows(changes)))
+        moved = await self._kept.fetch(_PROJECT, *map(as_json, _rows(changes)))
         if not moved:
             raise Fenced("another worker projects one of these partitions now")
 
@@ -144,7 +149,7 @@ class ReadModel:
             Key(question.patient_id, Grantee(question.entity_name, question.entity_id))
             for question in asked
         ]
-        rows = await self._database.fetch(_HAS_CONSENT, *key_columns(keys))
+        rows = await self._kept.fetch(_HAS_CONSENT, *key_columns(keys))
         return [
             Held(
                 row["version"],

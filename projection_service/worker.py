@@ -13,6 +13,7 @@ from projection_service.settings import ProjectionSettings
 from shared.errors import NoAnswer, QueryRefused
 from shared.event_log.log_client import LogClient
 from shared.messages import names
+from shared.postgres.kept_connection import KeptConnection
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.dead_letter import DeadLetters
 from shared.rabbitmq.publishing import Outlet
@@ -50,7 +51,7 @@ class ProjectionWorker:
     @classmethod
     async def open(cls, opened: Opened, partitions: int) -> "ProjectionWorker":
         """Open channels, and read the queries."""
-        broker, read_model = opened.broker, ReadModel(opened.pool)
+        broker, read_model = opened.broker, ReadModel(opened.pool, KeptConnection(opened.pool))
         answers = await AnswerWorker.open(opened, partitions)
         log_id = await read_model.followed_log()
         log_client = LogClient(await Requests.open(broker), log_id)
@@ -64,6 +65,7 @@ class ProjectionWorker:
             on_progress=answers.progressed,
             set_backs=answers.set_backs,
         )
+        answers.listen(projector.projected)
         OLDEST_IN_HAND.labels("events").set_function(consumer.oldest_s)
         await answers.read()
         return cls(projector, answers, dead_letters, consumer, log_client, read_model)

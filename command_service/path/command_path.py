@@ -23,7 +23,7 @@ from shared.postgres.uuids import new_uuid
 from shared.rabbitmq.consumer import SUSPICIOUS, Consumer, Delivery
 from shared.telemetry import tracing
 from shared.telemetry.batch_lines import BatchLines
-from shared.telemetry.metrics import LAST_PROGRESS
+from shared.telemetry.metrics import last_progress
 
 MAX_BATCH: Final = 500
 MOST_DECISIONS: Final = 10
@@ -84,6 +84,7 @@ class CommandPath:
             async with self.turn:
                 outcomes, appended = await self.handle(deliveries)
                 self._publisher.add(appended.events)
+            await asyncio.sleep(0)  # the publisher's turn: events and replies leave in one write
             with tracing.span(tracing.SETTLE, deliveries):
                 await self._settler.settle(
                     [
@@ -181,7 +182,7 @@ class CommandPath:
     def _report(self, deliveries: Sequence[Delivery], appended: Appended, seconds: float) -> None:
         metrics.BATCH.observe(len(deliveries))
         metrics.BATCH_SECONDS.observe(seconds)
-        LAST_PROGRESS.labels("append").set_to_current_time()
+        last_progress("append").set_to_current_time()
         metrics.EVENTS_APPENDED.inc(len(appended.events))
         self.lines.note(
             {delivery.partition for delivery in deliveries if delivery.partition is not None},

@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from time import monotonic
 from typing import Final
 
 import structlog
+from prometheus_client import Counter as CounterMetric
 
 from command_service import metrics
 from shared.messages.commands import COMMANDS
@@ -110,13 +112,18 @@ def _set_aside(answered: Sequence[Settlement]) -> list[tuple[Delivery, Outgoing]
 def _count(answered: Sequence[Settlement]) -> None:
     """Count a batch at once: looking up a labelled metric is dear."""
     for labels, count in Counter(map(_labels, answered)).items():
-        metrics.COMMANDS.labels(*labels).inc(count)
+        _counter(*labels).inc(count)
     metrics.REDELIVERED.inc(
         sum(bool(settlement.delivery.message.redelivered) for settlement in answered)
     )
     now = monotonic()
     for settlement in answered:
         metrics.COMMAND_SECONDS.observe(now - settlement.delivery.arrived)
+
+
+@cache
+def _counter(kind: str, outcome: str) -> CounterMetric:
+    return metrics.COMMANDS.labels(kind, outcome)
 
 
 def _labels(settlement: Settlement) -> tuple[str, str]:

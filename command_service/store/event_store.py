@@ -42,6 +42,7 @@ from shared.messages.replies import (
     Outcome,
 )
 from shared.postgres.connection import Queryable
+from shared.postgres.kept_connection import KeptConnection
 from shared.postgres.statements import Row, as_json, statement
 from shared.values.partition import Lease
 
@@ -105,8 +106,10 @@ _UNKNOWN: Final = Head(0, 0)
 class EventStore:
     """Reads and appends; it never changes what it holds."""
 
-    def __init__(self, pool: Queryable) -> None:
+    def __init__(self, pool: Queryable, kept: KeptConnection | None = None) -> None:
+        """Append on a connection that is kept, where there is one."""
         self._pool = pool
+        self._appending = kept or pool
         self._heads: dict[int, Head] = {}
         """Of the partitions that were opened: where their logs end at least."""
 
@@ -156,7 +159,7 @@ class EventStore:
         ]
         written = (as_json(given), *map(as_json, _rows(decisions)), receipts_checked)
         try:
-            rows = await self._pool.fetch(_APPEND, *written)
+            rows = await self._appending.fetch(_APPEND, *written)
         except asyncpg.UniqueViolationError as error:
             raise _conflict(error) from error
         if rows and rows[0]["partition"] is None:

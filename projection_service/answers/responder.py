@@ -30,6 +30,7 @@ from shared.messages.queries import (
 )
 from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Queryable
+from shared.postgres.kept_connection import KeptConnection
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import Kind, answer, kind, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
@@ -72,20 +73,22 @@ class QueryResponder:
 
     A query that asks for a version is run once, when its patient is there. Until then only the
     versions are looked up, of all who are waited for in one statement; what this worker projects
-    itself it is told.
+    itself it is told, so of whom it projects it only listens at first, where that is to come.
     """
 
     def __init__(
         self, consumer: Consumer, replies: ReplyPublisher, database: Queryable, most_waiting: int,
-        set_backs: SetBacks,
+        set_backs: SetBacks, kept: KeptConnection | None = None,
     ) -> None:  # fmt: skip
         """`most_waiting` of the queries in hand may wait: they must not keep the others away."""
         self._consumer = consumer
         self._replies = replies
-        self._read_model = ReadModel(database)
+        self._read_model = ReadModel(database, kept)
         self._past = Past(database)
         self._set_backs = set_backs
         self._waits = VersionWaits(most_waiting)
+        self.projected: Callable[[str], int | None] = lambda _: None
+        """Tells to which version this process itself has projected a patient lately."""
         self._tally = Tally()
         self._checks: list[PendingQuery] = []
         self._line: deque[PendingQuery] = deque()
@@ -143,14 +146,15 @@ class QueryResponder:
 
     async def _take_up(self, deliveries: Sequence[Delivery]) -> None:
         failed: list[tuple[Delivery, Answer]] = []
-        until = monotonic() + WAIT_FOR_VERSION_S
+        now = monotonic()
+        until = now + WAIT_FOR_VERSION_S
         for delivery in deliveries:
             query = read_query(delivery.message, KINDS)
             if isinstance(query, QueryFailed):
                 failed.append((delivery, query))
                 continue
             pending = PendingQuery(delivery, query, until, _needs(query))
-            self._waits.add(pending) if pending.needs else self._go_on(pending)
+            self._waits.add(pending, self.projected, now) if pending.needs else self._go_on(pending)
         await self._reply(failed)
 
     def _go_on(self, pending: PendingQuery) -> None:
@@ -163,7 +167,7 @@ class QueryResponder:
 
     async def _see_who_waits(self) -> None:
         """Go on with those whose version is there, and tell who waited long enough."""
-        if unreached := self._waits.unreached():
+        if unreached := self._waits.unreached(monotonic()):
             self._waits.note(await self._read_model.read_versions(unreached))
         for pending in self._waits.take_there():
             self._go_on(pending)

@@ -1,7 +1,7 @@
 """Who waits until patients are projected to some version, and how far these are. No I/O."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -36,6 +36,8 @@ class VersionWaits:
         self._waiting: list[PendingQuery] = []
         self._versions: dict[str, int] = {}
         """Of the patients who are waited for: how far they are known to be projected."""
+        self._look_from: dict[str, float] = {}
+        """Of some who are waited for: before that moment it is enough to listen."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -49,10 +51,20 @@ class VersionWaits:
         """Say how far a patient who is waited for is known to be projected."""
         return self._versions[patient_id]
 
-    def add(self, pending: PendingQuery) -> None:
-        """Wait too; from here on it is noticed when these patients are projected."""
+    def add(
+        self, pending: PendingQuery, projected: Callable[[str], int | None], now: float
+    ) -> None:
+        """Wait too; from here on it is noticed when these patients are projected.
+
+        Who was projected here, and not so far yet, is listened for at first: that will be here too.
+        """
         self._waiting.append(pending)
-        for patient_id in pending.needs:
+        for patient_id, version in pending.needs.items():
+            reached = projected(patient_id)
+            if reached is None or reached >= version:
+                self._look_from.pop(patient_id, None)
+            elif patient_id not in self._versions:
+                self._look_from[patient_id] = now + LOOK_AGAIN_S
             self._versions.setdefault(patient_id, 0)
 
     def note(self, versions: Mapping[str, int]) -> bool:
@@ -62,14 +74,21 @@ class VersionWaits:
             self._versions[patient_id] = max(self._versions[patient_id], versions[patient_id])
         return bool(reached)
 
-    def unreached(self) -> list[str]:
-        """List the patients who are still waited for."""
+    def unreached(self, now: float) -> list[str]:
+        """List the patients who are still waited for, and must be looked up.
+
+        Where many wait that is everybody: some may have to be told how far their patient is.
+        """
+        is_crowded = (
+            len(self._waiting) > self._most // 2 or len(self._versions) > MOST_PATIENTS // 2
+        )
         return list(
             {
                 patient_id
                 for pending in self._waiting
                 for patient_id, version in pending.needs.items()
                 if self._versions[patient_id] < version
+                and (is_crowded or self._look_from.get(patient_id, now) <= now)
             }
         )
 
@@ -94,6 +113,7 @@ class VersionWaits:
         """Forget the patients who are no longer waited for."""
         wanted = {patient_id for pending in self._waiting for patient_id in pending.needs}
         self._versions = {patient_id: self._versions[patient_id] for patient_id in wanted}
+        self._look_from = {id_: at for id_, at in self._look_from.items() if id_ in wanted}
 
     def _is_there(self, pending: PendingQuery) -> bool:
         return all(

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from random import sample
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import aio_pika
@@ -28,6 +28,7 @@ from shared.errors.connection import BROKER, BROKER_ERRORS, ConnectionLost, expl
 from shared.rabbitmq.alarms.alarm import Alarm
 from shared.rabbitmq.reading.deliveries import hand_over, read_in_one_go
 from shared.rabbitmq.reading.lenient_decoding import read_odd_properties
+from shared.rabbitmq.reading.wire import Wire, keep_wire
 from shared.values.several_hosts import one_by_one
 
 Channel = aiormq.Channel
@@ -160,6 +161,10 @@ async def looping(loop: Coroutine[None, None, None]) -> None:
 class _Connection(aio_pika.Connection):
     """One that nothing happens to when it is forgotten, which may be in a thread without a loop."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - the library's own
+        super().__init__(*args, **kwargs)
+        self.wire = self.kwargs["transport_factory"] = Wire()
+
     def __del__(self) -> None:
         """Leave what was never open as it is; what is open is closed where it was opened."""
 
@@ -189,6 +194,8 @@ async def _connected(url: str, name: str, heartbeat_s: int) -> AsyncIterator[Bro
         if transport is None:
             raise ConnectionLost("the connection closed while it was opened")
         setattr(transport.connection, _SILENCE, SILENT_S)
+        assert isinstance(connection, _Connection)  # noqa: S101 - the library's type knows less
+        keep_wire(transport.connection, connection.wire)
         losing = transport.connection.closing
         losing.add_done_callback(partial(_ended, host))
         yield Broker(transport.connection)

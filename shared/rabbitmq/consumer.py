@@ -12,6 +12,7 @@ import aiormq
 from shared.errors import TopologyMissing
 from shared.errors.connection import ConnectionLost
 from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, consume
+from shared.rabbitmq.reading.wire import acknowledge
 from shared.values.oversized import LARGEST_REQUEST, bounded
 from shared.values.partition import Lease
 
@@ -199,10 +200,9 @@ class Consumer:
             await asyncio.sleep(min(monotonic() - self._taken_at, LONGEST_PAUSE_S))
         while not self._inbox and not self._woken:  # what had arrived may be let go meanwhile
             self._arrived.clear()
-            try:
-                async with asyncio.timeout(within):
-                    await self._arrived.wait()
-            except TimeoutError:
+            if within is None:
+                await self._arrived.wait()
+            elif not await _happens(self._arrived, within):
                 return []
         self._woken = False
         if gather_s and CROWD <= len(self._inbox) < most:
@@ -364,11 +364,19 @@ class Consumer:
         self._arrived.set()
 
 
+async def _happens(event: asyncio.Event, within: float) -> bool:
+    try:
+        async with asyncio.timeout(within):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
 async def _acknowledge(source: QueueConsumer) -> None:
     """Tell the broker what is settled of a queue."""
     async with source.telling:
         newest, apart = source.take_settled()
         if newest is not None:
-            await source.channel.basic_ack(newest, multiple=True, wait=False)
+            await acknowledge(source.channel, newest, multiple=True)
         for tag in apart:
-            await source.channel.basic_ack(tag, wait=False)
+            await acknowledge(source.channel, tag)

@@ -23,6 +23,7 @@ from pamqp.header import ContentHeader
 
 from shared.errors.connection import ConnectionLost
 from shared.rabbitmq.connection import Broker, Channel, Properties, closing_reason
+from shared.rabbitmq.reading.wire import hear_confirms_at_once, write_at_once
 
 PUBLISH_WINDOW: Final = 500
 """Publishes in flight at once: of fewer the broker has confirmed the last before it has the next,
@@ -153,16 +154,21 @@ class Outlet:
 
 
 async def _open_outlet(broker: Broker) -> Channel:
-    return await broker.channel(confirms=True, expendable=True)
+    channel = await broker.channel(confirms=True, expendable=True)
+    hear_confirms_at_once(channel)
+    return channel
 
 
 async def publish_at_once(channel: Channel, messages: Sequence[Outgoing]) -> None:
     """Publish without confirms; return when all is written, as fast as the broker reads it."""
-    if messages:
-        await _until_read(channel)
+    if not messages:
+        return
+    await _until_read(channel)
+    data = _as_one_write(channel, messages)
+    if not write_at_once(channel, data):
         written = channel.create_future()
         async with channel.lock:
-            await channel.write_queue.put(_as_one_write(channel, messages, drain_future=written))
+            await channel.write_queue.put(_frame(data, written))
         await written
 
 
@@ -244,11 +250,12 @@ async def _publish_window(
     closing = channel.closing
     closing.add_done_callback(window.channel_closed)
     returns = channel.message_id_delivery_tag
-    write = _as_one_write(channel, messages, mandatory=True)
+    data = _as_one_write(channel, messages, mandatory=True)
     try:
         await _until_read(channel)
         async with channel.lock:
-            await channel.write_queue.put(write)
+            if not write_at_once(channel, data):
+                await channel.write_queue.put(_frame(data))
             for message_id, confirm in zip(ids, window.confirms, strict=True):
                 channel.delivery_tag += 1  # nothing is read from the broker before the next await
                 channel.confirmations[channel.delivery_tag] = confirm  # type: ignore[assignment] # it stands in for a future
@@ -280,19 +287,18 @@ def _identified(messages: Sequence[Outgoing]) -> list[str]:
 
 
 def _as_one_write(
-    channel: Channel,
-    messages: Iterable[Outgoing],
-    *,
-    mandatory: bool = False,
-    drain_future: "asyncio.Future[object] | None" = None,
-) -> ChannelFrame:
+    channel: Channel, messages: Iterable[Outgoing], *, mandatory: bool = False
+) -> bytes:
     number, largest = channel.number, channel.max_content_size
-    payload = b"".join(
+    return b"".join(
         frame
         for message in messages
         for frame in _frames(message, number, largest, mandatory=mandatory)
     )
-    return ChannelFrame(payload, should_close=False, drain_future=drain_future)
+
+
+def _frame(data: bytes, drain_future: "asyncio.Future[object] | None" = None) -> ChannelFrame:
+    return ChannelFrame(data, should_close=False, drain_future=drain_future)
 
 
 def _frames(message: Outgoing, number: int, largest: int, *, mandatory: bool) -> Iterator[bytes]:

@@ -32,7 +32,8 @@ class BatchLines:
         """Note a batch; it is told now, or within a second together with others."""
         self._batches += 1
         self._partitions.update(partitions)
-        self._counts.update(counts)
+        for name, count in counts.items():
+            self._counts[name] += count
         self._seconds += seconds
         if self._told < MOST_IN_A_SECOND:
             self._told += 1

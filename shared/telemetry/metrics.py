@@ -1,5 +1,6 @@
 """What both services count and measure, and the buckets that they measure with."""
 
+from functools import cache
 from importlib.metadata import version
 from typing import Final
 
@@ -53,6 +54,12 @@ LOG_LINES_DROPPED: Final = Gauge(
     "consent_log_lines_dropped", "Log lines that nobody was there to read, since the start"
 )
 BUILD: Final = Info("consent_build", "Which version runs")
+
+
+@cache
+def last_progress(step: str) -> Gauge:
+    """Find the gauge of a step, which comes to be when it first gets a batch done."""
+    return LAST_PROGRESS.labels(step)
 
 
 def tell_build(service: str) -> None:

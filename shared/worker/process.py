@@ -27,6 +27,7 @@ from shared.telemetry.readiness import Readiness
 from shared.worker.gc_tuning import collect_seldom
 from shared.worker.leaving import leave_at_once
 from shared.worker.monitor import Monitor
+from shared.worker.scheduling import let_others_finish
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 DRAIN_S: Final = 8
@@ -59,6 +60,7 @@ def run_process(
     Raises SettingsError and SchemaError, which an operator must mend.
     """
     collect_seldom()
+    let_others_finish()
     uvloop.run(_run(session, settings, readiness, observer))
 
 

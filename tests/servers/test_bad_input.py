@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
+from pamqp.commands import Basic
 
 from tests.sandbox import Sandbox
 from tests.support.amqp import Client, Json, body_of
@@ -97,6 +98,8 @@ FAULTS: Final = (
     Fault("deep nesting", "body", b"[" * 60_000),
     Fault("deep nesting in a field", "body", b'{"patient_id":' + b"[" * 60_000),
     Fault("nesting that is too large", "body", b"[" * 100_000),
+    Fault("how a delivery begins", "body", Basic.Deliver.index.to_bytes(4)),
+    Fault("how a confirm begins", "body", Basic.Ack.index.to_bytes(4)),
     Fault("an array", "body", b"[]"),
     Fault("a string", "body", b'"GrantConsent"'),
     Fault("null", "body", b"null"),

@@ -130,6 +130,43 @@ async def test_what_this_worker_projects_itself_is_answered_without_a_look(
     assert (await client.reply(sent))["status"] == "ok"
 
 
+async def test_of_whom_this_worker_projects_it_only_listens_for_what_is_to_come(
+    responder: Responder, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(version_waits, "LOOK_AGAIN_S", 60.0)
+    responder.answering.projected = {"p-1": 2}.get
+    reply = asyncio.create_task(client.reply(await ask(client, "p-1", 3)))
+
+    async def is_answered() -> bool:
+        responder.answering.progressed({"p-1": 3})
+        return reply.done()
+
+    await eventually(is_answered)
+    assert reply.result()["status"] == "ok"
+    assert responder.database.asked[VERSIONS] == 0
+
+
+async def test_what_was_projected_here_before_it_was_asked_for_is_looked_up_at_once(
+    responder: Responder, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(version_waits, "LOOK_AGAIN_S", 60.0)
+    responder.answering.projected = {"p-1": 3}.get
+    await responder.project("p-1", 3)
+    listening = await ask(client, "p-1", 4)
+    assert (await client.reply(await ask(client, "p-1", 3)))["status"] == "ok"
+    responder.answering.progressed({"p-1": 4})
+    assert (await client.reply(listening))["status"] == "ok"
+
+
+async def test_who_is_projected_by_another_worker_by_now_is_looked_up_in_the_end(
+    responder: Responder, client: Client
+) -> None:
+    responder.answering.projected = {"p-1": 2}.get
+    sent = await ask(client, "p-1", 3)
+    await responder.project("p-1", 3)
+    assert (await client.reply(sent))["status"] == "ok"
+
+
 async def test_who_crowds_in_for_one_patient_gives_way_and_the_others_wait_on(
     responder: Responder, client: Client
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 from collections import defaultdict
 from typing import Any
@@ -14,7 +15,7 @@ from command_service.cli import app
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.support.amqp import Client, body_of
-from tests.support.deployment import Deployment
+from tests.support.deployment import SERVICES, Deployment
 from tests.support.eventually import eventually
 from tests.support.facts import (
     TARGETS,
@@ -308,3 +309,11 @@ async def test_a_worker_without_a_topology_says_what_is_missing_and_begins_when_
     assert worker.get("/health/live")[0] == 200
     worker.stop()
     sandbox.broker.delete_vhost("bare")
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux alone has this policy")
+def test_a_worker_that_is_woken_interrupts_nobody(deployment: Deployment) -> None:
+    for service in SERVICES:
+        worker = deployment.start(service)
+        worker.wait_ready()
+        assert os.sched_getscheduler(worker.process.pid) == os.SCHED_BATCH

@@ -18,8 +18,14 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from shared.rabbitmq.publishing import Outgoing, _header_frame
-from shared.rabbitmq.reading.deliveries import _read_header, _Receiver, hand_over
+from shared.rabbitmq.reading.deliveries import (
+    _read_header,
+    _Receiver,
+    confirm_at_once,
+    hand_over,
+)
 from shared.rabbitmq.reading.lenient_decoding import SUBSTITUTE, read_odd_properties
+from shared.rabbitmq.reading.wire import Wire, acknowledge, keep_wire
 
 OURS: Final = "a-consumer-of-ours"
 THEIRS: Final = "a-consumer-of-the-library"
@@ -75,13 +81,17 @@ def frames(tag: str, number: int, body: bytes, channel: int, part: int = 7) -> I
         yield marshal(ContentBody(body[start : start + part]), channel)
 
 
-async def read(pieces: Sequence[bytes]) -> tuple[list[DeliveredMessage], list[Any], type[Any]]:
+async def read(
+    pieces: Sequence[bytes], confirmed: Mock | None = None
+) -> tuple[list[DeliveredMessage], list[Any], type[Any]]:
     """Return what was handed over, what the library was given, and how it ended."""
     handed: list[DeliveredMessage] = []
     channel = Mock()
     hand_over(channel, OURS, handed.append)
     stream = asyncio.StreamReader()
     receiver, given_on = _Receiver(stream), list[Any]()
+    if confirmed:
+        confirm_at_once(stream, confirmed)
 
     async def feed() -> None:
         for piece in pieces:
@@ -124,6 +134,40 @@ async def test_deliveries_are_handed_over_however_they_arrive_and_the_rest_is_th
     kinds = [(number, type(frame)) for number, frame in given_on]
     assert kinds == [(9, Basic.Ack), (6, Basic.Deliver), (6, ContentHeader), (6, ContentBody)]
     assert ended in {AMQPConnectionError, StopAsyncIteration}
+
+
+@pytest.mark.parametrize("method", [Basic.Deliver, Basic.Ack])
+async def test_a_body_that_begins_as_a_method_does_is_a_body(method: type[Any]) -> None:
+    body = method.index.to_bytes(4) + b" and so on"
+    handed, given_on, _ = await read([b"".join(frames(OURS, 1, body, 4, part=99))])
+    assert ([message.body for message in handed], given_on) == ([body], [])
+
+
+async def test_confirms_are_told_on_the_spot_until_one_is_refused_and_then_in_order() -> None:
+    waiting = {tag: asyncio.get_running_loop().create_future() for tag in range(1, 7)}
+    channel = Mock(number=9, confirmations=dict(waiting))
+    told = [Basic.Ack(1), Basic.Ack(3, multiple=True), Basic.Nack(4), Basic.Ack(5)]
+    elsewhere = marshal(Basic.Ack(6), 8)
+    pieces = [marshal(frame, 9) for frame in told]
+    _, given_on, _ = await read([b"".join(pieces[:2]), elsewhere, *pieces[2:]], channel)
+    assert [tag for tag, one in waiting.items() if one.done()] == [1, 2, 3]
+    kinds = [(number, type(frame), frame.delivery_tag) for number, frame in given_on]
+    assert kinds == [(8, Basic.Ack, 6), (9, Basic.Nack, 4), (9, Basic.Ack, 5)]
+
+
+@pytest.mark.parametrize(("tag", "multiple"), [(1, True), (2**40, False)])
+async def test_an_acknowledgement_is_written_as_the_library_writes_it(
+    tag: int, multiple: bool
+) -> None:
+    connection, transport = Mock(), Mock()
+    transport.is_closing.return_value = False
+    transport.get_write_buffer_size.return_value = 0
+    channel = Mock(number=7, connection=connection, is_closed=False)
+    wire = Wire()
+    wire.transport = transport
+    keep_wire(connection, wire)
+    await acknowledge(channel, tag, multiple=multiple)
+    transport.write.assert_called_once_with(marshal(Basic.Ack(tag, multiple), 7))
 
 
 @pytest.mark.parametrize("broken", [b"\x01\0\4\0\0\0\1xy", marshal(Basic.Ack(1), 4)])

@@ -2,14 +2,19 @@
 
 By itself the AMQP library takes three reads for each of a message's frames, hands them through two
 queues and starts a task for each message: more than half of what a message costs a worker. Here
-whatever has arrived is cut into frames at once, and a message that is complete is handed over on
-the spot. All other frames go the library's own way, in their order.
+whatever arrives is cut into frames at once, where the loop hands it to the stream, and a message
+that is complete is handed over on the spot: no task is woken for it. All other frames go the
+library's own way, in their order.
 """
 
 import struct
+from asyncio import StreamReader
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
+from time import monotonic
 from typing import Final
+from weakref import WeakValueDictionary
 
 import aiormq.connection
 from aiormq.abc import DeliveredMessage
@@ -17,7 +22,7 @@ from aiormq.exceptions import AMQPConnectionError, InvalidFrameError
 from pamqp import decode
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
-from pamqp.constants import FRAME_BODY, FRAME_END, FRAME_HEADER
+from pamqp.constants import FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD
 from pamqp.exceptions import PAMQPException
 from pamqp.frame import FrameTypes, unmarshal
 from pamqp.header import ContentHeader
@@ -33,14 +38,20 @@ _MORE_FLAGS: Final = 1
 _UNREADABLE: Final = (PAMQPException, ValueError, IndexError, struct.error)
 _TEXT: Final = "shortstr"
 _DELIVER: Final = Basic.Deliver.index.to_bytes(4)
+_CONFIRM: Final = Basic.Ack.index.to_bytes(4)
 _AROUND: Final = _HEAD.size + 1
 """Bytes of a frame before and behind what it holds."""
 _AT_ONCE: Final = 65_536
 _ALIVE: Final = (_AROUND, 0, Heartbeat())
 """Tells the library that the broker was heard; it does nothing else with it."""
+_TELL_EVERY_S: Final = 0.5
+_SOMETHING: Final = b"."
+"""Wakes who waits for the stream."""
 
 _consumers: Final[dict[str, tuple[aiormq.Channel, OnDelivery]]] = {}
 """By consumer tag, which is unique."""
+_receivers: Final[WeakValueDictionary[int, "_Receiver"]] = WeakValueDictionary()
+"""By the id of the stream that each of them reads, and keeps."""
 
 
 def read_in_one_go() -> None:
@@ -52,6 +63,18 @@ def hand_over(channel: aiormq.Channel, consumer_tag: str, on_delivery: OnDeliver
     """Call this with each delivery to a consumer, as long as its channel is open."""
     _consumers[consumer_tag] = channel, on_delivery
     channel.closing.add_done_callback(lambda _: _consumers.pop(consumer_tag, None))
+
+
+def confirm_at_once(reader: StreamReader, channel: aiormq.Channel) -> None:
+    """Tell who waits for a confirm on this channel of it on the spot, as long as all are taken."""
+    confirming = _receivers[id(reader)].confirming
+    confirming[channel.number] = channel
+
+    def forget(_: object) -> None:
+        if confirming.get(channel.number) is channel:
+            del confirming[channel.number]
+
+    channel.closing.add_done_callback(forget)
 
 
 class _UnderWay:
@@ -89,22 +112,80 @@ class _UnderWay:
 class _Receiver(aiormq.connection.FrameReceiver):
     """Cuts what has arrived into frames, and keeps deliveries to itself."""
 
-    _arrived = b""
-    _at = 0
-    """Up to here it is read."""
+    def __init__(self, reader: StreamReader) -> None:
+        super().__init__(reader)
+        self.confirming: dict[int, aiormq.Channel] = {}
+        """Channels whose confirms are told on the spot, by their numbers."""
+        _receivers[id(reader)] = self
+        self._wake = reader.feed_data
+        self._arrived = b""
+        self._at = 0
+        """Up to here it is read."""
+        self._under_way: dict[int, _UnderWay] = {}
+        self._others: deque[Frame] = deque()
+        self._broken: InvalidFrameError | None = None
+        self._is_open = False
+        self._told_at = 0.0
 
     async def __anext__(self) -> Frame:
         """Return the next frame that is no part of a delivery, once the connection is open."""
-        under_way = self.__dict__.setdefault("_under_way", dict[int, _UnderWay]())
-        while True:
-            heard = False
-            while (frame := self._cut()) is not None:
-                if not _is_taken(frame, under_way):
-                    return frame
-                heard = True
-            if heard:
+        if not self._is_open:
+            self._take_over()
+        while not self._others:
+            if self._broken:
+                raise self._broken
+            await self._wait()
+            if not self._others and not self._broken:
                 return _ALIVE
-            await self._read_more()
+        return self._others.popleft()
+
+    def _take_over(self) -> None:
+        """From here on, read what arrives instead of the stream, which is only woken."""
+        self._is_open = True
+        self.reader.feed_data = self._read  # type: ignore[method-assign, assignment]
+        buffer: bytearray = self.reader._buffer  # type: ignore[attr-defined] # noqa: SLF001
+        self._cut_up(bytes(buffer))
+        buffer.clear()
+
+    def _read(self, data: bytes) -> None:
+        """Take what has arrived; wake the library where it must know."""
+        self._cut_up(data)
+        now = monotonic()
+        if self._others or self._broken or now - self._told_at > _TELL_EVERY_S:
+            self._told_at = now
+            self._wake(_SOMETHING)
+
+    def _cut_up(self, data: bytes) -> None:
+        """Hand over each message that is complete now; leave the other frames to the library."""
+        self._arrived, self._at = self._arrived[self._at :] + data, 0
+        try:
+            while (frame := self._cut()) is not None:
+                if not (_is_taken(frame, self._under_way) or self._is_confirm(frame)):
+                    self._others.append(frame)
+        except InvalidFrameError as error:
+            self._broken = error
+
+    def _is_confirm(self, frame: Frame) -> bool:
+        """Tell a confirm to who waits for it.
+
+        What is refused, or comes back, the library tells later, in a task: from there on it tells
+        all of that channel, so that a confirm which follows does not overtake it.
+        """
+        _, number, content = frame
+        channel = self.confirming.get(number)
+        if channel is None:
+            return False
+        if not isinstance(content, Basic.Ack):
+            del self.confirming[number]
+            return False
+        confirmations = channel.confirmations
+        last = content.delivery_tag or 0
+        tags = [tag for tag in confirmations if tag <= last] if content.multiple else [last]
+        for tag in tags:
+            confirmation = confirmations.pop(tag, None)
+            if confirmation is not None and not confirmation.done():
+                confirmation.set_result(content)
+        return True
 
     def _cut(self) -> Frame | None:
         """Cut off the next frame, if it has arrived as a whole."""
@@ -119,26 +200,36 @@ class _Receiver(aiormq.connection.FrameReceiver):
             raise InvalidFrameError("a frame has no end")
         self._at = end
         try:
-            if kind == FRAME_BODY:
-                return end - at, channel, ContentBody(data[at + _HEAD.size : end - 1])
-            if kind == FRAME_HEADER:
-                return end - at, channel, _read_header(data[at + _HEAD.size : end])
-            if data.startswith(_DELIVER, at + _HEAD.size):
-                return end - at, channel, _read_delivery(data[at + _HEAD.size : end])
-            return unmarshal(data[at:end])
+            return end - at, channel, _read_content(kind, data[at:end])
         except _UNREADABLE as error:
             raise InvalidFrameError(str(error)) from error
 
-    async def _read_more(self) -> None:
+    async def _wait(self) -> None:
+        """Return when something was heard of the broker."""
         if self.reader.at_eof():
             raise StopAsyncIteration
         try:
-            more = await self.reader.read(_AT_ONCE)
+            heard = await self.reader.read(_AT_ONCE)
         except OSError as error:
             raise AMQPConnectionError(f"the connection broke: {error!r}") from error
-        if not more:
+        if not heard:
             raise AMQPConnectionError("the server closed the connection")
-        self._arrived, self._at = self._arrived[self._at :] + more, 0
+
+
+def _read_content(kind: int, frame: bytes) -> FrameTypes:
+    """Read what most frames are; the library takes three times as long, and reads the others."""
+    if kind == FRAME_METHOD:
+        if frame.startswith(_DELIVER, _HEAD.size):
+            return _read_delivery(frame[_HEAD.size :])
+        if frame.startswith(_CONFIRM, _HEAD.size):
+            tag, flags = _TAG.unpack_from(frame, _HEAD.size + len(_CONFIRM))
+            return Basic.Ack(tag, multiple=bool(flags & 1))
+    if kind == FRAME_BODY:
+        return ContentBody(frame[_HEAD.size : -1])
+    if kind == FRAME_HEADER:
+        return _read_header(frame[_HEAD.size :])
+    _, _, content = unmarshal(frame)
+    return content
 
 
 def _read_delivery(frame: bytes) -> Basic.Deliver:
