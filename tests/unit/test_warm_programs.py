@@ -44,6 +44,7 @@ def is_warm(process: "subprocess.Popen[Any]") -> bool:
         (WORDS, 2),
         ([CONSENT, "--help"], 0),
         ([CONSENT, "partition", "p-1"], 0),
+        ([CONSENT.name, "partition", "p-1"], 0),
         ([CONSENT, "partition", "p-1", "p-2"], 2),
         ([CONSENT, "check", "-"], 2),
     ],
@@ -52,7 +53,8 @@ def test_it_says_the_words_and_has_the_exit_code_of_a_cold_one(
     words: list[str | Path], code: int
 ) -> None:
     without = {name: text for name, text in os.environ.items() if not name.endswith("_URL")}
-    here = {**without, "COLUMNS": "50"}
+    path = os.pathsep.join((str(CONSENT.parent), os.environ["PATH"]))
+    here = {**without, "COLUMNS": "50", "PATH": path}
     cold = subprocess.run(
         words, capture_output=True, text=True, check=False, env=here, stdin=subprocess.DEVNULL
     )
