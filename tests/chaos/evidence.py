@@ -144,7 +144,7 @@ class Forgery:
     unanswered: int
     """Of these, though there was all the time for it."""
     never_answered: int
-    """Of all, however often they were asked again, afterwards."""
+    """Of all that were decided, however often they were asked again, afterwards."""
 
 
 @dataclass(frozen=True)

@@ -119,13 +119,29 @@ class Neighbours:
         await asyncio.sleep(REPLIED_WITHIN_S if unanswered() else 0)
         lost = decided & {one.id for one in unanswered()}
         asked, at_first = (0, 0) if asker.was_cut else (len(decided), len(lost))
-        deadline = monotonic() + ANSWERED_WITHIN_S
-        while unanswered() and monotonic() < deadline:
+        never = await self._ask_again(asker, unanswered)
+        return Forgery(at, asked, at_first, never)
+
+    async def _ask_again(
+        self, asker: "DirectAsker", unanswered: Callable[[], list[Command]]
+    ) -> int:
+        """Ask once a second for what was decided; return how many of these stay silent.
+
+        What waits for a worker, since its partition is in the hands of the frozen and the killed,
+        is waited for: a command that nobody has decided yet tells nothing about its reply.
+        """
+        given_up = deadline = monotonic() + GIVEN_UP_AFTER_S
+        decided: set[str] = set()
+        while (silent := unanswered()) and monotonic() < deadline:
+            decided |= await self._decided(silent)
+            again = [one for one in silent if one.id in decided]
+            waits = len(again) < len(silent)
+            deadline = given_up if waits else min(deadline, monotonic() + ANSWERED_WITHIN_S)
             await asyncio.gather(
-                *(asker.send(one, "asked again directly", plain(one)) for one in unanswered())
+                *(asker.send(one, "asked again directly", plain(one)) for one in again)
             )
             await asyncio.sleep(ASKS_AGAIN_EVERY_S)
-        return Forgery(at, asked, at_first, len(unanswered()))
+        return sum(one.id in decided for one in unanswered())
 
     async def _decided(self, commands: Sequence[Command]) -> set[str]:
         """Return the ids of those that have an outcome: the others wait for a worker, yet."""
