@@ -18,6 +18,7 @@ from uuid import UUID
 import structlog
 
 from command_service import metrics
+from command_service.insistence import insistences
 from command_service.log_identity.witness import Witness
 from command_service.store.event_store import EventStore
 from command_service.store.recorded_event import RecordedEvent
@@ -42,16 +43,6 @@ CONFIRMED_WITHIN_S: Final = 5.0
 """A queue that has lost its majority lets a publisher wait without end."""
 LAST_WORDS_S: Final = 1.0
 RETRY_S: Final = 1.0
-INSISTS_AFTER_S: Final = {Why.REFUSED: (0.5, 1.0), Why.UNANSWERED: (1.0, 3.0)}
-"""When the exchange is offered again what it refused. A queue whose leader has just died refuses
-what comes over a new channel until it has the next, within half a second or so; one whose leader is
-frozen says nothing for longer. A queue that is full refuses, too, and all others wait meanwhile."""
-RESTS_FOR: Final = {Why.REFUSED: 9, Why.UNANSWERED: 0}
-"""Times as long as it took, it is not done again, lest a queue that is full now and then slow down
-all others; one that says nothing is not full, and has no leader."""
-RESTS_AFTER_VAIN_S: Final = 60.0
-"""Where it was in vain: that queue is full. Twice as long each time it is so again."""
-LONGEST_REST_S: Final = 600.0
 SAY_AGAIN_S: Final = 60.0
 PUBLISHING: Final = "publishing"
 EXCHANGE: Final = "the exchange of events"
@@ -178,8 +169,7 @@ class Publisher:
         self._may_publish = may_publish
         self._readiness = readiness
         self._refusals = _Refusals()
-        self._insists_from = dict.fromkeys(RESTS_FOR, 0.0)
-        self._rests_s = RESTS_AFTER_VAIN_S
+        self._insistences = insistences()
         self._outboxes: dict[int, Outbox] = {}
         self._wake = asyncio.Event()
         self._marked: dict[int, int] = {}
@@ -306,13 +296,10 @@ class Publisher:
         """Offer the exchange what it refused once more, in case it was a queue without a leader."""
         began = monotonic()
         why = Why.UNANSWERED if Why.UNANSWERED in refused.values() else Why.REFUSED
-        if why not in refused.values() or began < self._insists_from[why]:
-            return
-        if await self._offer_again(events, refused, INSISTS_AFTER_S[why]):
-            rests_s, self._rests_s = RESTS_FOR[why] * (monotonic() - began), RESTS_AFTER_VAIN_S
-        else:
-            rests_s, self._rests_s = self._rests_s, min(2 * self._rests_s, LONGEST_REST_S)
-        self._insists_from[why] = monotonic() + rests_s
+        insistence = self._insistences[why]
+        if why in refused.values() and insistence.is_due():
+            was_taken = await self._offer_again(events, refused, insistence.pauses_s)
+            insistence.rest(began, in_vain=not was_taken)
 
     async def _offer_again(
         self,

@@ -67,7 +67,6 @@ class CommandWorker:
         if await is_bound(broker):
             await check_deployment(opened.pool, broker)
         witness = await Witness.open(broker, store)
-        await witness.check_server(settings.consent_partitions)
         consumer = Consumer(broker, prefetch=PREFETCH)
         queries = Consumer(broker, prefetch=LOG_PREFETCH)
         OLDEST_IN_HAND.labels("commands").set_function(consumer.oldest_s)
@@ -95,7 +94,7 @@ class CommandWorker:
             path, publisher, snapshots, rehearsal, expiry,
             dead_letters, consumer, queries, witness, store, opened, settings,
         )  # fmt: skip
-        await worker._disputed.look_elsewhere()  # before any reader is told of a log
+        await worker._disputed.look()
         await consumer.open(names.UNROUTABLE)
         await queries.open(names.LOG)
         return worker

@@ -10,7 +10,7 @@ import structlog
 
 from command_service.log_identity.witness import Witness
 from command_service.store.event_store import EventStore
-from shared.errors import Fenced
+from shared.errors import Fenced, ServerLeft
 from shared.errors.connection import ConnectionLost
 from shared.event_log.set_back import SetBack
 from shared.telemetry.metrics import SET_BACK
@@ -56,23 +56,43 @@ class DisputedLogs:
         """Whether a partition's log lacks what was published of it, whoever owns it."""
         return partition in self._waiting or partition in self._elsewhere
 
-    async def look_elsewhere(self, *, everywhere: bool = True) -> None:
+    async def look(self) -> None:
+        """Compare every partition, before any reader is told of a log.
+
+        Raises ServerLeft on a server that another has taken over from: it may not even be read,
+        since others would compare what they took with a log that is not the right one any more.
+        """
+        for number in range(self._partitions):
+            await self._compare_elsewhere(number, any_server=False)
+            SET_BACK.labels(number).set(0)  # its owner tells of it
+
+    async def _look_elsewhere(self, *, everywhere: bool) -> None:
         """Compare the partitions that this worker does not own, or those of them in dispute."""
         for number in range(self._partitions):
             if number not in self._owned and (everywhere or number in self._elsewhere):
                 with suppress(ConnectionLost):  # a queue without a leader tells nothing now
-                    found = await self._witness.compare(number, any_server=True)
-                    if found is None or number in self._owned:
-                        self._elsewhere.discard(number)
-                    else:
-                        self._elsewhere.add(number)
+                    await self._compare_elsewhere(number, any_server=True)
+
+    async def _compare_elsewhere(self, number: int, *, any_server: bool) -> None:
+        found = await self._compare(number, any_server=any_server)
+        if found is None or number in self._owned:
+            self._elsewhere.discard(number)
+        else:
+            self._elsewhere.add(number)
+
+    async def _compare(self, number: int, *, any_server: bool = False) -> SetBack | None:
+        try:
+            return await self._witness.compare(number, any_server=any_server)
+        except ServerLeft:
+            SET_BACK.labels(number).set(1)
+            raise
 
     async def take(self, lease: Lease) -> None:
         """Begin with a partition, now or when its log is not disputed any more."""
         async with self._one_at_a_time[lease.partition]:
             self._owned[lease.partition] = lease
             self._elsewhere.discard(lease.partition)
-            found = await self._witness.compare(lease.partition)
+            found = await self._compare(lease.partition)
             if found is not None:
                 log.error(
                     "log.set_back",
@@ -111,18 +131,18 @@ class DisputedLogs:
                 everyone = rounds % round(LOOK_AT_OTHERS_S / LOOK_AGAIN_S) == 0
                 for lease in list(self._owned.values()):
                     if everyone or lease.partition in self._waiting:
-                        await self._look(lease)
-                await self.look_elsewhere(everywhere=everyone)
+                        await self._look_at(lease)
+                await self._look_elsewhere(everywhere=everyone)
         finally:
             self._waiting.clear()
             self._tell()
 
-    async def _look(self, lease: Lease) -> None:
+    async def _look_at(self, lease: Lease) -> None:
         number = lease.partition
         async with self._one_at_a_time[number]:
             if self._owned.get(number) is not lease:
                 return
-            found = await self._witness.compare(number)
+            found = await self._compare(number)
             if found is None and number in self._waiting:
                 del self._waiting[number]
                 await self._witness.begin(lease)

@@ -14,7 +14,7 @@ import asyncpg
 from pydantic import BaseModel, ValidationError
 
 from command_service.store.event_store import EventStore, Head
-from shared.errors import NotConnected, TopologyMissing
+from shared.errors import ServerLeft, TopologyMissing
 from shared.errors.connection import ConnectionLost
 from shared.event_log.set_back import (
     FIRST_GENERATION,
@@ -111,7 +111,7 @@ class Witness:
     async def compare(self, partition: int, *, any_server: bool = False) -> SetBack | None:
         """Compare a partition's log with what was remembered; None where it has that.
 
-        Raises NotConnected on a server that another has taken over from, unless that is no matter.
+        Raises ServerLeft on a server that another has taken over from, unless that is no matter.
         """
         told = await self._read(partition)
         head = await self._store.read_head(partition)
@@ -121,20 +121,8 @@ class Witness:
         taken = LogPlace(told.position, told.event_id, told.generation)
         found = compare(partition, taken, head.position, head.generations, event_id)
         if not any_server and await self._is_left(told, head):
-            raise NotConnected(LEFT)
+            raise ServerLeft(LEFT)
         return found
-
-    async def check_server(self, partitions: int) -> None:
-        """Raise NotConnected on a server that another has taken over from: it may not even be read.
-
-        Others would compare what they took with a log that is not the right one any more.
-        """
-        for partition in range(partitions):
-            told = await self._read(partition)
-            if told is not None:
-                head = await self._store.read_head(partition)
-                if told.log == head.log_id and await self._is_left(told, head):
-                    raise NotConnected(LEFT)
 
     async def _event_id(self, partition: int, position: int) -> str | None:
         events = await self._store.read_log(partition, max(0, position - 1), 1)

@@ -9,6 +9,7 @@ class ConsentError(Exception):
     │   └── LogSetBack       the log does not have what was taken from it; an operator must decide
     ├── SchemaError          the operator must migrate; exit code 2
     ├── NotConnected         a server refuses us: TLS, login or address; an operator must mend it
+    │   └── ServerLeft       another server has taken over from this one; an operator must decide
     ├── SurroundingsWrong    a database refuses whatever is written; wait for the operator
     ├── NotAllowed           the broker's user may not do that; ask for the permission
     ├── BrokerBlocked        the broker is short of memory or disk; wait until it has room again
@@ -43,6 +44,10 @@ class NotConnected(ConsentError, ConnectionError):
 
     A worker waits all the same: what is refused may be mended on the other side.
     """
+
+
+class ServerLeft(NotConnected):
+    """The event store's server is one that another has taken over from, or its log was given up."""
 
 
 class SurroundingsWrong(ConsentError):

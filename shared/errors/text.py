@@ -5,7 +5,7 @@ from typing import Final
 import asyncpg
 from aiormq.exceptions import AMQPError
 
-from shared.errors import ConsentError, SurroundingsWrong, TopologyMissing
+from shared.errors import ConsentError, ServerLeft, SurroundingsWrong, TopologyMissing
 from shared.errors.connection import BROKER_ERRORS, ConnectionLost
 
 WITHOUT_VALUES: Final = (ConsentError, *BROKER_ERRORS, asyncpg.InterfaceError)
@@ -19,6 +19,8 @@ def missing_for(error: BaseException) -> str | None:
     match error:
         case TopologyMissing():
             return "topology"
+        case ServerLeft():
+            return "log_set_back"
         case asyncpg.PostgresError() | asyncpg.InterfaceError() | asyncpg.InternalClientError():
             return "database"
         case SurroundingsWrong():

@@ -32,7 +32,8 @@ class Trouble:
 class Readiness:
     """Shared by a worker's session and its observer, who know, and its HTTP endpoint, which tells.
 
-    `missing` is what the session waits for: start, database, broker, topology, drain; or None.
+    `missing` is what the session waits for: start, database, broker, topology, log_set_back, drain;
+    or None.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aiormq.abc import FieldTable
 
-from command_service.publisher import INSISTS_AFTER_S
+from command_service.insistence import ON_REFUSED
 from shared.client.client import ConsentClient
 from shared.client.subscription import subscribe
 from shared.errors import NoAnswer
@@ -130,7 +130,7 @@ async def test_a_full_queue_of_one_subscriber_stops_nobody_else(
     assert await read_model(deployment) == await folded_log(deployment)
     copies = Counter(str(message.message_id) for message in seen)
     assert len(copies) == MANY
-    assert max(copies.values()) <= 1 + len(INSISTS_AFTER_S[Why.REFUSED])
+    assert max(copies.values()) <= 1 + len(ON_REFUSED)
     assert command.metric("consent_events_refused_total", "refused") >= MANY - 1
     assert '"events.refused"' in command.log
     assert "`check --management` names it" in command.log
@@ -273,7 +273,7 @@ async def test_a_full_queue_of_the_projection_stops_neither_commands_nor_subscri
     assert "consent.projection.0" in told
     assert "session.lost" not in command.log
     copies = Counter(message.message_id for message in seen)
-    assert max(copies.values()) <= 1 + len(INSISTS_AFTER_S[Why.REFUSED])
+    assert max(copies.values()) <= 1 + len(ON_REFUSED)
 
     lifted(api)
     of_it = sum(1 for one in outcomes if one["partition"] == 0)

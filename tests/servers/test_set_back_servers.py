@@ -183,7 +183,9 @@ async def noticed(deployment: Deployment, load: Load, *workers: Worker) -> None:
 
 
 async def says_that_it_was_left(worker: Worker) -> bool:
-    return "server was left" in worker.get("/health/ready")[1]
+    _, text = worker.get("/health/ready")
+    told = worker.metric("consent_log_set_back")
+    return "server was left" in text and "log_set_back" in text and told > 0
 
 
 async def test_a_failover_to_a_standby_that_was_behind_and_the_old_primary_coming_back(
