@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Tests wait more than they compute, so more of them run at a time than there are cores (`JOBS=0`:
 # one after another, in one process); each of these processes has servers of its own.
-JOBS ?= 4
+JOBS ?= 5
 # Each of a thousand programs, and each of these processes, would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 

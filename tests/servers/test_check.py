@@ -317,6 +317,7 @@ def test_rights_that_the_databases_role_lacks_are_named(
     }[service]  # fmt: skip
     database = url.rsplit("/", 1)[1]
     table = {"command_service": "events", "projection_service": "patients"}[service]
+    deployment.start("command_service").wait_ready()  # or the projection's `check` waits for one
     server.execute("CREATE ROLE check_worker LOGIN PASSWORD 'pw'")
     try:
         assert deployment.run(service, "migrate", "--worker-role", "check_worker").returncode == 0

@@ -572,7 +572,7 @@ async def test_check_names_the_queues_that_refuse_events_and_those_that_may(
         ok, detail = await asyncio.to_thread(told)
         return detail if ok and "subscriber-may" in detail else ""
 
-    detail = await eventually(told_of_both)
+    detail = await eventually(told_of_both, every=0.5)
     assert "subscriber-full" in detail
     assert "subscriber-drops" not in detail
 
@@ -582,7 +582,7 @@ async def test_check_names_the_queues_that_refuse_events_and_those_that_may(
         ok, detail = await asyncio.to_thread(told)
         return "" if ok else detail
 
-    detail = await eventually(told_that_it_refuses)
+    detail = await eventually(told_that_it_refuses, every=0.5)
     assert "refuse events: subscriber-full" in detail
     plain = deployment.run("command_service", "check").stdout
     assert "✓ subscribers: not looked at, give --management" in plain

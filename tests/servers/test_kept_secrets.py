@@ -23,6 +23,7 @@ PASSWORD: Final = {"PASSWORD_CLINIC_A": "x"}
 def prepared(sandbox: Sandbox, migrated: str) -> Iterator[Deployment]:
     with open_deployment(sandbox, "secrets", partitions=PARTITIONS, prepared_from=migrated) as made:
         made.declare()
+        made.start("command_service").wait_ready()  # or the projection's `check` waits for one
         yield made
 
 

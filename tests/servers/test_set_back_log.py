@@ -4,12 +4,13 @@ Until an operator has decided nobody gets a wrong answer; then the read model fo
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import pytest
 
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
+from tests.sandbox.servers import DatabaseServer
 from tests.support.amqp import Client, Json, body_of, open_client
 from tests.support.backups import Backup
 from tests.support.deployment import Deployment, Worker
@@ -42,17 +43,29 @@ async def ahead(
     sandbox: Sandbox, deployment: Deployment, client: Client, backups: list[Backup]
 ) -> Backup:
     """Give the backup of an event store; afterwards, more was granted to doctors and projected."""
-    deployment.start_both()
-    await grant(client, PATIENT, "d-kept")
-    await grant(client, ELSEWHERE, "d-kept")
-    backup = Backup.take(sandbox.event_store_server, deployment.event_store_url)
-    backups.append(backup)
-    for worker in deployment.workers:
-        worker.wait_ready()
+    granted = (PATIENT, "d-kept"), (ELSEWHERE, "d-kept")
+    event_store = sandbox.event_store_server, deployment.event_store_url
+    backups += await backed_up(deployment, client, granted, event_store)
     for doctor in ("d-lost", "d-lost-too"):
         await grant(client, PATIENT, doctor)
     deployment.restart(deployment.workers[0])
-    return backup
+    return backups[0]
+
+
+async def backed_up(
+    deployment: Deployment,
+    client: Client,
+    granted: Iterable[tuple[str, str]],
+    *databases: tuple[DatabaseServer, str],
+) -> list[Backup]:
+    """Back databases up in which this was granted; workers stand on them, ready as before."""
+    deployment.start_both()
+    for patient_id, doctor in granted:
+        await grant(client, patient_id, doctor)
+    taken = [Backup.take(server, url) for server, url in databases]
+    for worker in deployment.workers:
+        worker.wait_ready()
+    return taken
 
 
 async def grant(client: Client, patient_id: str, doctor: str) -> None:
@@ -257,22 +270,16 @@ async def test_of_two_that_were_restored_only_an_older_log_is_a_matter(
 async def test_of_two_that_were_restored_to_one_moment_while_nobody_worked_the_loss_is_noticed(
     sandbox: Sandbox, deployment: Deployment, client: Client, backups: list[Backup]
 ) -> None:
-    deployment.start_both()
-    await grant(client, PATIENT, "d-kept")
-    await grant(client, PATIENT, "d-revoked")
-    both = [
-        Backup.take(sandbox.event_store_server, deployment.event_store_url),
-        Backup.take(sandbox.read_model_server, deployment.read_model_url),
-    ]
-    backups.extend(both)
-    for worker in deployment.workers:
-        worker.wait_ready()
+    granted = (PATIENT, "d-kept"), (PATIENT, "d-revoked")
+    event_store = sandbox.event_store_server, deployment.event_store_url
+    model = sandbox.read_model_server, deployment.read_model_url
+    backups += await backed_up(deployment, client, granted, event_store, model)
     revoked = await client.command("RevokeConsent", PATIENT, id_="d-revoked")
     now = await asked(client, PATIENT, "d-revoked", min_version=revoked["version"])
     assert now["has_consent"] is False
     for worker in deployment.workers:
         assert worker.stop() == 0
-    for backup in both:
+    for backup in backups:
         backup.restore()
     for service in ("command_service", "command_service", "projection_service"):
         deployment.start(service)

@@ -44,6 +44,7 @@ def is_warm(process: "subprocess.Popen[Any]") -> bool:
         (WORDS, 2),
         ([CONSENT, "--help"], 0),
         ([CONSENT, "partition", "p-1"], 0),
+        ([CONSENT.name, "partition", "p-1"], 0),
         ([CONSENT, "partition", "p-1", "p-2"], 2),
         ([CONSENT, "check", "-"], 2),
     ],
@@ -52,7 +53,8 @@ def test_it_says_the_words_and_has_the_exit_code_of_a_cold_one(
     words: list[str | Path], code: int
 ) -> None:
     without = {name: text for name, text in os.environ.items() if not name.endswith("_URL")}
-    here = {**without, "COLUMNS": "50"}
+    path = os.pathsep.join((str(CONSENT.parent), os.environ["PATH"]))
+    here = {**without, "COLUMNS": "50", "PATH": path}
     cold = subprocess.run(
         words, capture_output=True, text=True, check=False, env=here, stdin=subprocess.DEVNULL
     )
@@ -60,15 +62,20 @@ def test_it_says_the_words_and_has_the_exit_code_of_a_cold_one(
     assert (done.returncode, done.stdout, done.stderr) == (code, cold.stdout, cold.stderr)
 
 
-def test_a_container_finds_it_in_its_own_environment(silent: dict[str, str]) -> None:
+def test_a_container_finds_it_in_its_own_environment(
+    silent: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has less than ours: what we are started with, for people or for CI, is not there."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     given = {"PATH": str(CONSENT.parent), "PYTHONPATH": str(warm.ROOT)}
-    kept = {name: os.environ[name] for name in os.environ if name.startswith(warm.READ_BY_IMPORTS)}
     url = {"EVENT_STORE_URL": silent["EVENT_STORE_URL"]}
-    process = warm.Popen(["python", *WORDS[1:]], env={**given, **kept, **url})
+    process = warm.Popen(["python", *WORDS[1:]], env={**given, **url})
     is_forked = is_warm(process)
+    imported_in = Path(f"/proc/{process.pid}/environ").read_text()
     process.kill()
     process.wait()
     assert is_forked
+    assert "GITHUB_ACTIONS" not in imported_in
 
 
 def test_it_is_our_child_with_a_session_and_an_end_of_its_own(silent: dict[str, str]) -> None:

@@ -45,8 +45,9 @@ class Popen(subprocess.Popen[Any]):
     def _execute_child(self, args: Any, *others: Any) -> None:  # noqa: ANN401 - as it is there
         environment = os.environ if others[ENVIRONMENT] is None else others[ENVIRONMENT]
         words = [str(word) for word in args] if isinstance(args, list) else [str(args)]
-        program = None if any(others[at] for at in CHANGING) else _warm_program(words, environment)
-        if program is None:
+        changed = any(others[at] for at in CHANGING)
+        process = None if changed else _process_for(words, environment)
+        if process is None:
             super()._execute_child(args, *others)  # type: ignore[misc] # the stubs lack it
             return
         asked = {
@@ -57,7 +58,7 @@ class Popen(subprocess.Popen[Any]):
         }
         streams = [others[at] for at in STREAMS]
         given = [at if stream == -1 else stream for at, stream in enumerate(streams)]
-        self.pid = _warm_process(program).fork(asked, given)
+        self.pid = process.fork(asked, given)
         self._child_created = True
         self._close_pipe_fds(*others[EVERY_STREAM])  # type: ignore[attr-defined] # the same
 
@@ -82,34 +83,45 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def _warm_program(words: list[str], environment: Mapping[str, str]) -> str | None:
-    """Name the program, if imports under the tests' own environment are what it would import."""
+def _process_for(words: list[str], environment: Mapping[str, str]) -> "WarmProcess | None":
+    """Give the one with the program's imports, if these read the tests' own environment or less.
+
+    A container has less; who is given something else there is alone with it, and starts cold.
+    """
     if sys.platform != "linux" or os.environ.get("CONSENT_COLD"):
         return None
     first = Path(shutil.which(words[0], path=environment.get("PATH")) or "")
     program = words[2] if words[1:2] == ["-m"] else COMMANDS.get(first.name)
-    is_ours = first.parent == Path(sys.executable).parent and program in PROGRAMS
-    if not is_ours or _read_by_imports(environment) != _read_by_imports(os.environ):
+    read = _read_by_imports(environment)
+    is_warm = program in PROGRAMS and read.items() <= _read_by_imports(os.environ).items()
+    if first.parent != Path(sys.executable).parent or not is_warm:
         return None
-    return program
+    return _warm_process(program, frozenset(read.items()))
 
 
 def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
     """Leave out that our own checkout is on the path, which it is for us anyway."""
-    found = {name: text for name, text in environment.items() if name.startswith(READ_BY_IMPORTS)}
+    found = {name: text for name, text in environment.items() if _is_read_by_imports(name)}
     if found.get("PYTHONPATH") == str(ROOT):
         del found["PYTHONPATH"]
     return found
 
 
+def _is_read_by_imports(name: str) -> bool:
+    return name.startswith(READ_BY_IMPORTS)
+
+
 class WarmProcess:
     """A process with a program's imports that forks when it is asked to, and ends when we end."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, read: Mapping[str, str]) -> None:
         self._socket, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = [sys.executable, "-m", __name__, program, str(its_end.fileno())]
         nowhere = subprocess.DEVNULL  # imports look whether they are shown on a terminal
-        self._process = subprocess.Popen(words, pass_fds=[its_end.fileno()], stdout=nowhere)
+        others = {name: os.environ[name] for name in os.environ if not _is_read_by_imports(name)}
+        self._process = subprocess.Popen(
+            words, pass_fds=[its_end.fileno()], stdout=nowhere, env={**others, **read}
+        )
         its_end.close()
         atexit.register(self._end)
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -138,5 +150,5 @@ class WarmProcess:
 
 
 @cache
-def _warm_process(program: str) -> WarmProcess:
-    return WarmProcess(program)
+def _warm_process(program: str, read: frozenset[tuple[str, str]]) -> WarmProcess:
+    return WarmProcess(program, dict(read))

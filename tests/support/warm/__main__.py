@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import sys
@@ -68,7 +69,7 @@ def become(asked: dict[str, Any]) -> None:
         if is_module:
             runpy.run_module(words[2], run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(words[0], run_name="__main__")
+            runpy.run_path(shutil.which(words[0]) or words[0], run_name="__main__")
     except SystemExit as end:
         Ending.code = end.code
         raise
