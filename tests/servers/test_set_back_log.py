@@ -58,13 +58,18 @@ async def backed_up(
     granted: Iterable[tuple[str, str]],
     *databases: tuple[DatabaseServer, str],
 ) -> list[Backup]:
-    """Back databases up in which this was granted; workers stand on them, ready as before."""
+    """Back databases up in which this was granted, and have workers again.
+
+    Beneath a worker its sessions would be cut, which it may not know yet when it seems ready.
+    """
     deployment.start_both()
     for patient_id, doctor in granted:
         await grant(client, patient_id, doctor)
-    taken = [Backup.take(server, url) for server, url in databases]
     for worker in deployment.workers:
-        worker.wait_ready()
+        assert worker.stop() == 0, worker.account()
+    deployment.workers.clear()
+    taken = [Backup.take(server, url) for server, url in databases]
+    deployment.start_both()
     return taken
 
 
