@@ -54,7 +54,8 @@ class Inquirer:
                 await asyncio.sleep(ASKS_EVERY_S)
         finally:
             with suppress(Exception):
-                await asyncio.wait_for(connection.close(), 2)
+                async with asyncio.timeout(2):
+                    await connection.close()
 
     def _choice(self) -> Command | None:
         """Choose somebody whose consent is ending just now, as often as anybody."""

@@ -189,7 +189,8 @@ def _hosts(netloc: str) -> list[tuple[str, int]]:
 async def _within(seconds: float, event: asyncio.Event) -> bool:
     """Wait for the event, no longer than that; whether it came."""
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -58,10 +58,12 @@ class ReplyListener:
             while True:  # a question now and then, since a lost connection does not always say so
                 await asyncio.sleep(ASKS_EVERY_S)
                 asking = channel.declare_queue(REPLIES, passive=True)
-                await asyncio.wait_for(asking, ANSWERS_WITHIN_S)
+                async with asyncio.timeout(ANSWERS_WITHIN_S):
+                    await asking
         finally:
             with suppress(Exception):
-                await asyncio.wait_for(connection.close(), 2)
+                async with asyncio.timeout(2):
+                    await connection.close()
 
     async def receive(self, message: AbstractIncomingMessage) -> None:
         """Note a reply, wherever it arrived."""
@@ -84,7 +86,8 @@ async def read_events(url: str) -> list[Received]:
         with suppress(TimeoutError):
             while True:
                 within = QUIET_S if len(received) >= waiting else STALLED_S
-                message = await asyncio.wait_for(arriving.get(), within)
+                async with asyncio.timeout(within):
+                    message = await arriving.get()
                 received.append(_received(message))
                 if len(received) % 500 == 0:
                     await message.channel.basic_ack(message.delivery_tag or 0, multiple=True)

@@ -224,7 +224,8 @@ async def subscriber(url: str) -> AsyncIterator[Arriving]:
 
 async def show_events(arriving: Arriving, expected: list[str]) -> None:
     """Show what the subscriber saw; it must be the promised events, in order, and the end."""
-    seen = [await asyncio.wait_for(arriving.get(), EVENTS_WITHIN_S) for _ in [*expected, "the end"]]
+    async with asyncio.timeout(EVENTS_WITHIN_S):
+        seen = [await arriving.get() for _ in [*expected, "the end"]]
     table = Table(title="What a subscriber to consent.events saw meanwhile", title_justify="left")
     for heading in ("position", "version", "routing key", "time (UTC)"):
         table.add_column(heading, no_wrap=True)

@@ -296,7 +296,8 @@ async def test_looking_takes_no_message_and_sends_none(checked: Deployment) -> N
         queue = await client.channel.get_queue("consent.commands.0", ensure=False)
         received: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         await queue.consume(received.put)
-        message = await asyncio.wait_for(received.get(), 20)
+        async with asyncio.timeout(20):
+            message = await received.get()
         assert not message.redelivered
         assert "x-delivery-count" not in message.headers
         await message.ack()

@@ -103,7 +103,8 @@ async def test_a_sender_may_be_answered_through_direct_reply_to(client: Client) 
     sent = await client.send(
         "GrantConsent", body_of("GrantConsent", new_patient()), reply_to="amq.rabbitmq.reply-to"
     )
-    answer = await asyncio.wait_for(answers.get(), 30)
+    async with asyncio.timeout(30):
+        answer = await answers.get()
     assert answer.correlation_id == sent
     assert json.loads(answer.body)["status"] == "accepted"
 

@@ -227,7 +227,8 @@ async def test_a_gap_is_filled_while_another_partition_reads_a_long_history(
     applied = Applied()
     follower, task = await follow(broker, applied, pages=10**9)
     try:
-        await asyncio.wait_for(applied.begun.wait(), 30)
+        async with asyncio.timeout(30):
+            await applied.begun.wait()
         await eventually(lambda: reached(follower, 1, 5))
         await put(broker, one(1, 8).to_json())
         log = follower._log  # noqa: SLF001 - the log grows
@@ -248,7 +249,8 @@ async def test_a_partition_is_handed_over_in_the_midst_of_its_history(broker: Br
     applied = Applied()
     follower, task = await follow(broker, applied, pages=10**9)
     try:
-        await asyncio.wait_for(applied.begun.wait(), 30)
+        async with asyncio.timeout(30):
+            await applied.begun.wait()
         follower.let_go(0)
         await follower.close(0)
         applied.following.discard(0)

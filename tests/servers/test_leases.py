@@ -64,7 +64,8 @@ async def owners(pool: Pool) -> dict[int, str]:
 
 async def test_one_worker_owns_everything_from_the_start(event_store_url: str) -> None:
     async with worker(event_store_url, "one") as one:
-        await asyncio.wait_for(one.keeper.first_round.wait(), ROUND_WITHIN_S)
+        async with asyncio.timeout(ROUND_WITHIN_S):
+            await one.keeper.first_round.wait()
         assert await one.owns() == set(range(PARTITIONS))
         assert one.keeper.is_valid()
         assert {lease.epoch for lease in one.taken} == {1}
@@ -187,7 +188,8 @@ async def test_a_worker_of_before_shows_no_presence_and_keeps_its_lease(
         " WHERE partition = 0"
     )
     async with worker(event_store_url, "new") as new:
-        await asyncio.wait_for(new.keeper.first_round.wait(), ROUND_WITHIN_S)
+        async with asyncio.timeout(ROUND_WITHIN_S):
+            await new.keeper.first_round.wait()
         kept_at = monotonic() - new.keeper.seconds_since_renewal()
 
         async def renewed() -> bool:
@@ -206,7 +208,8 @@ async def test_a_keeper_whose_connection_ends_has_no_valid_lease_and_ends(
         cut_off.connection.terminate()
         assert not cut_off.keeper.is_valid()
         with pytest.raises(ExceptionGroup) as caught:
-            await asyncio.wait_for(cut_off.running, ROUND_WITHIN_S)
+            async with asyncio.timeout(ROUND_WITHIN_S):
+                await cut_off.running
         assert caught.group_contains(asyncpg.InterfaceError)
 
 
@@ -239,5 +242,6 @@ async def test_a_worker_that_slept_past_its_lease_finds_out(
             "UPDATE partitions SET owner = 'other', epoch = epoch + 1 WHERE partition = 0"
         )
         with pytest.raises(ExceptionGroup) as caught:
-            await asyncio.wait_for(sleeper.running, ROUND_WITHIN_S)
+            async with asyncio.timeout(ROUND_WITHIN_S):
+                await sleeper.running
         assert caught.group_contains(Fenced)

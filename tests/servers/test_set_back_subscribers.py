@@ -171,7 +171,8 @@ async def test_one_that_does_not_want_to_know_ends_and_has_taken_nothing(
     await granted(client, "d-1", "d-2", "d-3", "d-4")
     async with subscribed(deployment, notes) as task:
         with pytest.raises(LogSetBack, match="partition 3 was set back"):
-            await asyncio.wait_for(task, 60)
+            async with asyncio.timeout(60):
+                await task
     assert notes.taken == before
 
 

@@ -470,7 +470,8 @@ async def test_to_cancel_in_the_midst_of_an_event_leaves_nothing_half_done(
         await seen.handle(event)
 
     async with subscribed(running, "cancel", slow, seen.remembered):
-        await asyncio.wait_for(in_hand.wait(), WITHIN_S)
+        async with asyncio.timeout(WITHIN_S):
+            await in_hand.wait()
     assert seen.of("p-cancel") == [1]
     go_on.set()
     async with subscribed(running, "cancel", slow, seen.remembered):

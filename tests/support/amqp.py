@@ -96,7 +96,8 @@ class Client:
 
     async def message(self, correlation_id: str, within: float = 30) -> AbstractIncomingMessage:
         """Wait for a reply, as it came."""
-        return await asyncio.wait_for(self.waiting[correlation_id].get(), within)
+        async with asyncio.timeout(within):
+            return await self.waiting[correlation_id].get()
 
     async def reply(self, correlation_id: str, within: float = 30) -> Json:
         """Wait for a reply and read it."""
