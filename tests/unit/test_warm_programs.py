@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_it_says_the_words_and_has_the_exit_code_of_a_cold_one(
     )
     done = warm.run(words, here, given="")
     assert (done.returncode, done.stdout, done.stderr) == (code, cold.stdout, cold.stderr)
+
+
+def test_each_of_those_that_begin_at_once_has_its_own_exit_code() -> None:
+    without = {name: text for name, text in os.environ.items() if not name.endswith("_URL")}
+    wrong: list[list[str | Path]] = [[*WORDS], [CONSENT, "partition", "p-1", "p-2"]]
+    with ThreadPoolExecutor() as threads:
+        done = threads.map(lambda words: warm.run(words, without), wrong * 20)
+    assert {one.returncode for one in done} == {2}
 
 
 def test_a_container_finds_it_in_its_own_environment(

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 PROGRAMS: Final = ("command_service", "projection_service", "shared.cli.consent")
 COMMANDS: Final = {"consent": "shared.cli.consent"}
@@ -114,6 +114,9 @@ def _is_read_by_imports(name: str) -> bool:
 class WarmProcess:
     """A process with a program's imports that forks when it is asked to, and ends when we end."""
 
+    _one_at_a_time: ClassVar = Lock()
+    """Of all of them: who adopts is this whole process, and who stops too early loses a child."""
+
     def __init__(self, program: str, read: Mapping[str, str]) -> None:
         self._socket, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = [sys.executable, "-m", __name__, program, str(its_end.fileno())]
@@ -125,7 +128,6 @@ class WarmProcess:
         its_end.close()
         atexit.register(self._end)
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._one_at_a_time = Lock()
 
     def fork(self, asked: Mapping[str, object], streams: list[int]) -> int:
         """Return the new process's id.
