@@ -6,7 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -20,7 +20,6 @@ from shared.rabbitmq.connection import Properties, connect
 from shared.rabbitmq.publishing import Outgoing, publish, publish_at_once, publish_in_order
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
-from tests.sandbox.servers import BrokerRefused
 from tests.servers.test_cli import CONSENT
 from tests.support import warm
 from tests.support.amqp import Client, Json
@@ -36,7 +35,6 @@ ALARMS: Final = {
         ("set_vm_memory_high_watermark", "0.4"),
     ),
 }
-RAISED_WITHIN_S: Final = 10
 ENDS_WITHIN_S: Final = 25
 COMMANDS: Final = 1_000
 """As many as a worker takes in hand."""
@@ -50,21 +48,10 @@ BEYOND_HEARTBEATS_S: Final = 45
 def alarm(sandbox: Sandbox, reason: str = "low on disk") -> Iterator[None]:
     raised, over = ALARMS[reason]
     sandbox.broker.ctl(*raised)
-    deadline = monotonic() + RAISED_WITHIN_S
-    while not is_raised(sandbox) and monotonic() < deadline:  # the broker tells itself a bit later
-        sleep(0.02)
     try:
         yield
     finally:
         sandbox.broker.ctl(*over)
-
-
-def is_raised(sandbox: Sandbox) -> bool:
-    try:
-        sandbox.broker.api("GET", "/health/checks/local-alarms")
-    except BrokerRefused as error:
-        return "503" in str(error)
-    return False
 
 
 def blocked(worker: Worker, reason: str = "low on disk") -> Callable[[], Awaitable[bool]]:
