@@ -399,7 +399,8 @@ async def test_it_begins_again_where_its_file_ends(
     running: Deployment, client: Client, path: Path
 ) -> None:
     await client.command("GrantConsent", "p-again")
-    with mirrored(running, path):
+    with mirrored(running, path) as mirror:
+        await expect(mirror, "p-again", held=True)
         await reaches_the_end(running, path)
     positions, _ = read_file(path)
     with closing(sqlite3.connect(path)) as database, database:
