@@ -23,7 +23,8 @@ class KeptConnection:
             return await self._pool.fetch(sql, *parameters)
         self._is_busy = True
         try:
-            if self._kept is None:
+            # One that ends in the midst of a message is closed without a word to who listens.
+            if self._kept is None or self._kept.is_closed():
                 self._kept = await self._pool.acquire()
                 self._kept.add_termination_listener(self._forget)
             return await self._kept.fetch(sql, *parameters)
