@@ -200,9 +200,10 @@ class Consumer:
             await asyncio.sleep(min(monotonic() - self._taken_at, LONGEST_PAUSE_S))
         while not self._inbox and not self._woken:  # what had arrived may be let go meanwhile
             self._arrived.clear()
-            if within is None:
-                await self._arrived.wait()
-            elif not await _happens(self._arrived, within):
+            try:
+                async with asyncio.timeout(within):
+                    await self._arrived.wait()
+            except TimeoutError:
                 return []
         self._woken = False
         if gather_s and CROWD <= len(self._inbox) < most:
@@ -281,7 +282,7 @@ class Consumer:
     async def settle_one(self, delivery: Delivery) -> None:
         """Acknowledge this delivery alone."""
         self._done(delivery)
-        await delivery.source.channel.basic_ack(delivery.tag, wait=False)
+        await acknowledge(delivery.source.channel, delivery.tag)
 
     async def hold(self, delivery: Delivery) -> bool:
         """Keep a delivery unsettled, though its batch is settled, until it is released.
@@ -308,7 +309,7 @@ class Consumer:
             source.held.discard(tag)
             if tag in source.arrived:
                 source.gone.add(tag)
-            await source.channel.basic_ack(tag, wait=False)
+            await acknowledge(source.channel, tag)
 
     def stop(self, queue: str) -> None:
         """Take nothing new from a queue: what nobody handles yet goes back when it is closed.
@@ -362,14 +363,6 @@ class Consumer:
         delivery.source.idle.clear()
         self._inbox.append(delivery)
         self._arrived.set()
-
-
-async def _happens(event: asyncio.Event, within: float) -> bool:
-    try:
-        async with asyncio.timeout(within):
-            return await event.wait()
-    except TimeoutError:
-        return False
 
 
 async def _acknowledge(source: QueueConsumer) -> None:
