@@ -78,7 +78,7 @@ EntityName = Annotated[Entity, typer.Argument(metavar="ENTITY", help="patient, d
 EntityId = Annotated[str, typer.Argument(metavar="ID", help="The id of that patient or other.")]
 Records = Annotated[Target, typer.Argument(metavar="TARGET", help="A record type, or all.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the message as it was received.")]
-Within = Annotated[float, typer.Option(help="Seconds to wait for the reply.", min=0.1)]
+Within = Annotated[float, typer.Option(help="Seconds to wait for the reply.", min=0.1, max=86_400)]
 CommandId = Annotated[
     UUID | None, typer.Option(help="The idempotency key; a new one where none is given.")
 ]
