@@ -185,7 +185,8 @@ def purge(
 async def _purge(url: str, older_than: timedelta, *, dry_run: bool) -> PurgedReceipts:
     connection = await connect_once(url, "command_service", name="receipts purge")
     try:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("deleting receipts", total=None)
             return await purge_receipts(
                 connection,

@@ -25,7 +25,7 @@ from command_service.store.recorded_event import RecordedEvent
 from shared.errors import Fenced
 from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages import names
-from shared.rabbitmq.publishing import PUBLISH_WINDOW, Outgoing, Outlet, Why
+from shared.rabbitmq.publishing import PUBLISH_WINDOW, Outgoing, Outlet, Why, Window
 from shared.telemetry import tracing
 from shared.telemetry.batch_lines import BatchLines
 from shared.telemetry.metrics import last_progress
@@ -76,6 +76,11 @@ class Outbox:
         return self.offered < self.head
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether what is to be published next need not be read from the log."""
+        return bool(self.fresh) and self.fresh[0].position == self.offered + 1
+
+    @property
     def owes(self) -> bool:
         """Whether the projection's queue has refused something."""
         return self.published < self.offered
@@ -115,7 +120,7 @@ class Outbox:
         return position - before
 
 
-Window = list[tuple[Outbox, list[RecordedEvent]]]
+Following = list[tuple[Outbox, list[RecordedEvent]]]
 """What is published at once: some events of each partition."""
 
 
@@ -172,6 +177,8 @@ class Publisher:
         self._insistences = insistences()
         self._outboxes: dict[int, Outbox] = {}
         self._wake = asyncio.Event()
+        self._is_waiting = False
+        self._begun: tuple[Following, Window] | None = None
         self._marked: dict[int, int] = {}
         self._many_unmarked = asyncio.Event()
 
@@ -202,12 +209,31 @@ class Publisher:
         await self._mark()
         del self._outboxes[partition]
 
+    def begin(self) -> None:
+        """Write what was just added now, where nothing is under way; `run` goes on with it.
+
+        So events leave in one write with the replies of their batch, and no task is woken first.
+        """
+        if not self._is_waiting or self._begun or not self._may_publish():
+            return
+        following: Following = []
+        waiting = [box for box in self._outboxes.values() if box.waits]
+        for box in waiting:
+            if not box.is_fresh or len(box.fresh) > PUBLISH_WINDOW // len(waiting):
+                return
+            following.append((box, list(box.fresh)))
+        messages = [event.message() for _, events in following for event in events]
+        if messages and (window := self._exchange.begin(messages)):
+            self._begun = following, window
+
     async def run(self) -> None:
         """Publish until cancelled; raises what ends the channel."""
         while True:
-            window = await self._next_window()
-            if window:
-                await self._publish(window)
+            if self._begun:
+                (following, begun), self._begun = self._begun, None
+                await self._publish(following, begun)
+            elif following := await self._next_window():
+                await self._publish(following)
             else:
                 await self._wait()
 
@@ -240,9 +266,13 @@ class Publisher:
         self._wake.clear()
         if any(box.waits for box in self._outboxes.values()):
             return
-        await self._wake.wait()
+        self._is_waiting = True
+        try:
+            await self._wake.wait()
+        finally:
+            self._is_waiting = False
 
-    async def _next_window(self) -> Window:
+    async def _next_window(self) -> Following:
         """Collect the next events, a window's worth at most, shared fairly by the partitions."""
         waiting = [box for box in self._outboxes.values() if box.waits]
         share = max(1, PUBLISH_WINDOW // max(1, len(waiting)))
@@ -250,7 +280,7 @@ class Publisher:
         return [(box, events) for box, events in following if events]
 
     async def _following(self, box: Outbox, most: int) -> list[RecordedEvent]:
-        if box.fresh and box.fresh[0].position == box.offered + 1:
+        if box.is_fresh:
             return [event for event, _ in zip(box.fresh, range(most), strict=False)]
         page = await self._store.read_log(box.lease.partition, box.offered, most)
         if not page:  # to ask again would bring nothing else, and hold up the other partitions
@@ -264,12 +294,12 @@ class Publisher:
             box.give_up()
         return page
 
-    async def _publish(self, window: Window) -> None:
+    async def _publish(self, window: Following, begun: Window | None = None) -> None:
         """Publish to the exchange, and what that refuses to the projection's queues."""
         began = monotonic()
         events = [event for _, following in window for event in following]
         with tracing.span(tracing.PUBLISH, events):
-            refused = await self._send(self._exchange, events, RecordedEvent.message)
+            refused = await self._send(self._exchange, events, RecordedEvent.message, begun)
             if Why.NO_EXCHANGE in refused.values():
                 await self._wait_for_exchange()
                 return
@@ -334,12 +364,13 @@ class Publisher:
         outlet: Outlet,
         events: Sequence[RecordedEvent],
         message: Callable[[RecordedEvent], Outgoing],
+        begun: Window | None = None,
     ) -> dict[RecordedEvent, Why]:
         """Publish events as such messages; return those that were refused, and why."""
         if not self._may_publish():
             raise Fenced("the leases ended before the events were published")
-        messages = [message(event) for event in events]
-        refused = await outlet.publish(messages, within=CONFIRMED_WITHIN_S)
+        messages = begun.messages if begun else [message(event) for event in events]
+        refused = await outlet.publish(messages, within=CONFIRMED_WITHIN_S, begun=begun)
         why = {refusal.message.properties.message_id: refusal.why for refusal in refused}
         return {event: why[id_] for event in events if (id_ := str(event.event_id)) in why}
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from projection_service.answers.responder import QueryResponder
 from projection_service.log_identity.set_backs import SetBacks
+from projection_service.projections.changes import Held
 from projection_service.read_model import ReadModel
 from shared.messages import names
 from shared.postgres.kept_connection import KeptConnection
@@ -12,6 +13,7 @@ from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.deployment_mark import check_log_mark, is_bound
 from shared.telemetry.metrics import OLDEST_IN_HAND
 from shared.values.oversized import LARGEST_CHECKS
+from shared.values.vocabulary import Grantee
 from shared.worker.session import Opened
 
 QUERY_PREFETCH: Final = 500
@@ -63,10 +65,15 @@ class AnswerWorker:
         for queue, reading in self._queries.items():
             await reading.open(queue, ordered=False)
 
-    def listen(self, projected: Callable[[str], int | None]) -> None:
-        """Learn how far this worker itself has projected a patient, where it remembers."""
+    def listen(
+        self,
+        projected: Callable[[str], int | None],
+        recall: Callable[[str, Grantee], Held | None],
+    ) -> None:
+        """Learn how far this worker itself has projected a patient, and what that came to."""
         for responder in self._responders:
             responder.projected = projected
+            responder.recall = recall
 
     def progressed(self, versions: Mapping[str, int]) -> None:
         """Tell whoever waits for one of these versions, just projected here."""

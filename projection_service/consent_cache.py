@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from projection_service.projections.changes import Changes, Key
+from projection_service.projections.changes import Changes, Held, Key
 from projection_service.projections.consents import NOTHING, Consent
 from projection_service.projections.fold import Fact, keys
 from projection_service.read_model import ReadModel
@@ -67,6 +67,17 @@ class ConsentCache:
         """Tell to which version a patient was projected here; None where that is not known."""
         known = self._patients.get(patient_id)
         return known.version if known else None
+
+    def recall(self, patient_id: str, grantee: Grantee) -> Held | None:
+        """Tell what the last change here has left, where it is known and has no end.
+
+        What has one is compared with the database's clock.
+        """
+        known = self._patients.get(patient_id)
+        if known is None or known.version is None or not known.knows(grantee):
+            return None
+        consent = known.consents.get(grantee, NOTHING)
+        return None if consent.ends else Held(known.version, consent)
 
     async def load(
         self, facts: Sequence[tuple[CloudEvent, Fact]]

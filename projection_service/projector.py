@@ -50,6 +50,7 @@ class Projector:
         self._read_model = read_model
         self._cache = ConsentCache(read_model)
         self.projected = self._cache.version
+        self.recall = self._cache.recall
         self._dead_letters = dead_letters
         self._on_progress = on_progress
         self._set_backs = set_backs

@@ -65,7 +65,7 @@ class ProjectionWorker:
             on_progress=answers.progressed,
             set_backs=answers.set_backs,
         )
-        answers.listen(projector.projected)
+        answers.listen(projector.projected, projector.recall)
         OLDEST_IN_HAND.labels("events").set_function(consumer.oldest_s)
         await answers.read()
         return cls(projector, answers, dead_letters, consumer, log_client, read_model)

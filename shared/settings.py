@@ -15,7 +15,7 @@ from yarl import URL
 from shared.errors import SettingsError
 from shared.values.database_url import read_database_url
 from shared.values.durations import parse_duration
-from shared.values.several_hosts import one_by_one
+from shared.values.several_hosts import UNVERIFIED, one_by_one, trusts_anybody
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -32,19 +32,16 @@ EXAMPLES: Final = {
 }
 
 
-def _url_with(*schemes: str) -> AfterValidator:
-    def check(text: str) -> str:
-        try:
-            found = [URL(url).scheme for url in one_by_one(text)]
-        except ValueError:
-            found = [""]
-        if not set(found) <= set(schemes):
-            raise PydanticCustomError(
-                "url", "must be a URL like {schemes}://user:password@host", {"schemes": schemes[0]}
-            )
-        return text
-
-    return AfterValidator(check)
+def _broker_url(text: str) -> str:
+    try:
+        found = [URL(url) for url in one_by_one(text)]
+    except ValueError:
+        found = [URL()]
+    if not {url.scheme for url in found} <= {"amqp", "amqps"}:
+        raise PydanticCustomError("url", "must be a URL like amqp://user:password@host")
+    if any(map(trusts_anybody, found)):
+        raise PydanticCustomError("url", UNVERIFIED)
+    return text
 
 
 def _database_url(text: str) -> str:
@@ -65,7 +62,7 @@ def _duration(text: object) -> timedelta:
     raise PydanticCustomError("duration", "{why}", {"why": why})
 
 
-AmqpUrl = Annotated[str, _url_with("amqp", "amqps")]
+AmqpUrl = Annotated[str, AfterValidator(_broker_url)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 PostgresUrl = Annotated[str, AfterValidator(_database_url)]
 

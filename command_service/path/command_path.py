@@ -84,14 +84,11 @@ class CommandPath:
             async with self.turn:
                 outcomes, appended = await self.handle(deliveries)
                 self._publisher.add(appended.events)
-            await asyncio.sleep(0)  # the publisher's turn: events and replies leave in one write
             with tracing.span(tracing.SETTLE, deliveries):
-                await self._settler.settle(
-                    [
-                        Settlement(delivery, outcome)
-                        for delivery, outcome in zip(deliveries, outcomes, strict=True)
-                    ]
-                )
+                answered = list(map(Settlement, deliveries, outcomes))
+                await self._settler.answer(answered)
+                self._publisher.begin()
+                await self._settler.settle(answered)
         self._report(deliveries, appended, monotonic() - began)
 
     async def handle(self, deliveries: Sequence[Delivery]) -> tuple[list[Outcome], Appended]:

@@ -42,8 +42,8 @@ class Settler:
         self._replies = replies
         self._dead_letters = dead_letters
 
-    async def settle(self, answered: Sequence[Settlement]) -> None:
-        """Set aside, reply, acknowledge: in this order, so that a death repeats, but loses nothing.
+    async def answer(self, answered: Sequence[Settlement]) -> None:
+        """Set aside and reply; `settle` follows, so that a death repeats, but loses nothing.
 
         Replies and acknowledgements travel on one connection, so that the broker has the reply
         when it has the acknowledgement; but for replies to direct addresses, which have another.
@@ -53,6 +53,9 @@ class Settler:
         await self._replies.send(
             [reply for settlement in answered if (reply := _reply(settlement))]
         )
+
+    async def settle(self, answered: Sequence[Settlement]) -> None:
+        """Count and acknowledge what was answered."""
         _count(answered)
         _tell_set_aside(answered)
         await self._consumer.settle(settlement.delivery for settlement in answered)

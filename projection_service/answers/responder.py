@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from pydantic_core import to_json
 
@@ -35,6 +35,7 @@ from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.query_server import Kind, answer, kind, read_query
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.values.oversized import LARGEST_CHECKS
+from shared.values.vocabulary import Grantee
 
 MAX_BATCH: Final = 200
 GATHER_S: Final = 0.001
@@ -54,7 +55,8 @@ LONG: Final = 16_384
 
 Query = ListConsents | HasConsent | Questions | ListPatients | ConsentHistory
 Answer = Consents | Checked | Patients | History | QueryFailed
-LookUp = Callable[[Sequence[Any]], Awaitable[Sequence[Answer]]]
+LookUp = Callable[[Sequence[Any]], Awaitable[Sequence[Answer | None]]]
+"""None for one whose patient is not projected so far yet."""
 
 KINDS: Final[dict[str, Kind[Query]]] = {
     ListConsents.type: kind(ListConsents),
@@ -89,8 +91,12 @@ class QueryResponder:
         self._waits = VersionWaits(most_waiting)
         self.projected: Callable[[str], int | None] = lambda _: None
         """Tells to which version this process itself has projected a patient lately."""
+        self.recall: Callable[[str, Grantee], Held | None] = lambda *_: None
+        """Tells what a patient's consents are since then, where that is in memory."""
         self._tally = Tally()
         self._checks: list[PendingQuery] = []
+        self._recalled: list[tuple[Delivery, Answer]] = []
+        """Answers to queries that waited for what was projected here."""
         self._line: deque[PendingQuery] = deque()
         self._somebody_stands = asyncio.Event()
         self._look_ups: dict[type[Query], LookUp] = {
@@ -101,9 +107,35 @@ class QueryResponder:
         }
 
     def progressed(self, versions: Mapping[str, int]) -> None:
-        """Note versions just projected, and go on at once where somebody waits for one of them."""
-        if self._waits.note(versions):
-            self._consumer.wake()
+        """Note versions just projected, and go on at once where somebody waits for one of them.
+
+        Who asked before these were there, and what has changed is in memory, gets that as answer:
+        it was the truth at a moment between the question and the answer, as what is read would be.
+        """
+        if not self._waits.note(versions):
+            return
+        for pending in self._waits.take_there():
+            if (found := self._recall(pending.query)) is not None:
+                self._recalled.append((pending.delivery, found))
+            else:
+                self._go_on(pending)
+        self._consumer.wake()
+
+    def _recall(self, query: Query) -> Answer | None:
+        """Answer from memory a check of what is, if all of it is there."""
+        if not _asks_of_now(query):
+            return None
+        held = self.recall(query.patient_id, Grantee(query.entity_name, query.entity_id))
+        return (self._refused(query) or _consent_held(query, held)) if held else None
+
+    def _may_be_there(self, query: Query) -> bool:
+        """Whether a query need not wait first: this worker has projected its patient so far.
+
+        What it finds says so, or it waits then.
+        """
+        if not _asks_of_now(query) or query.min_version is None:
+            return False
+        return (self.projected(query.patient_id) or 0) >= query.min_version
 
     def loops(self) -> Iterator[Coroutine[None, None, None]]:
         """What runs as long as the session does."""
@@ -120,6 +152,8 @@ class QueryResponder:
                 gather_s=GATHER_S,
             )
             began = monotonic()
+            recalled, self._recalled = self._recalled, []
+            await self._reply(recalled)
             await self._take_up(deliveries)
             if self._waits:
                 await self._see_who_waits()
@@ -154,7 +188,10 @@ class QueryResponder:
                 failed.append((delivery, query))
                 continue
             pending = PendingQuery(delivery, query, until, _needs(query))
-            self._waits.add(pending, self.projected, now) if pending.needs else self._go_on(pending)
+            if pending.needs and not self._may_be_there(query):
+                self._waits.add(pending, self.projected, now)
+            else:
+                self._go_on(pending)
         await self._reply(failed)
 
     def _go_on(self, pending: PendingQuery) -> None:
@@ -192,12 +229,13 @@ class QueryResponder:
 
     async def _answer(self, asked: Sequence[PendingQuery], look_up: LookUp) -> None:
         found = await look_up([pending.query for pending in asked])
-        await self._reply(
-            [
-                (pending.delivery, self._refused(pending.query) or answer_)
-                for pending, answer_ in zip(asked, found, strict=True)
-            ]
-        )
+        answered = []
+        for pending, answer_ in zip(asked, found, strict=True):
+            if answer_ is None:
+                self._waits.add(pending, self.projected, monotonic())
+            else:
+                answered.append((pending.delivery, self._refused(pending.query) or answer_))
+        await self._reply(answered)
 
     def _refused(self, query: Query) -> QueryFailed | None:
         """Say why nothing can be answered: its log was set back; of Questions, each one is told."""
@@ -207,9 +245,14 @@ class QueryResponder:
             return None
         return self._set_backs.refusal(query.patient_id)
 
-    async def _check(self, asked: Sequence[HasConsent]) -> list[Answer]:
+    async def _check(self, asked: Sequence[HasConsent]) -> list[Answer | None]:
         held = await self._read_model.has_consent(asked)
-        return [_consent_held(*both) for both in zip(asked, held, strict=True)]
+        return [
+            None
+            if question.min_version and answer_.version < question.min_version
+            else _consent_held(question, answer_)
+            for question, answer_ in zip(asked, held, strict=True)
+        ]
 
     async def _check_past(self, asked: Sequence[HasConsent]) -> list[Answer]:
         held = await self._past.had_consent(asked)
@@ -235,6 +278,11 @@ class QueryResponder:
         )
         await answer(self._replies, encoded)
         await self._consumer.settle(delivery for delivery, _ in answered)
+
+
+def _asks_of_now(query: Query) -> TypeGuard[HasConsent]:
+    """Whether it is a single check of what is, and not of what was."""
+    return isinstance(query, HasConsent) and query.at is None
 
 
 def _needs(query: Query) -> Mapping[str, int]:

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from time import monotonic
 from typing import Final
 
 import structlog
+from prometheus_client import Counter as CounterMetric
 
 from projection_service import metrics
 from shared.telemetry.metrics import QUERIES
@@ -27,9 +29,9 @@ class Tally:
     def count(self, statuses: Iterable[tuple[str, str]], questions: Iterable[str]) -> None:
         """Count queries by type and status, and the questions in them by their answers."""
         for labels, times in Counter(statuses).items():
-            QUERIES.labels(*labels).inc(times)
+            _queries(*labels).inc(times)
         for word, times in Counter(questions).items():
-            metrics.QUESTIONS.labels(word).inc(times)
+            _questions(word).inc(times)
 
     def tell(self, queries: int, seconds: float, *, waiting: int, in_line: int) -> None:
         """Log a batch, with those of which nothing was told yet."""
@@ -48,3 +50,13 @@ class Tally:
             milliseconds=round(self._seconds * 1000, 1),
         )
         self._told, self._queries, self._batches, self._seconds = now, 0, 0, 0.0
+
+
+@cache
+def _queries(kind: str, status: str) -> CounterMetric:
+    return QUERIES.labels(kind, status)
+
+
+@cache
+def _questions(word: str) -> CounterMetric:
+    return metrics.QUESTIONS.labels(word)

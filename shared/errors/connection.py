@@ -10,7 +10,7 @@ import aiormq
 import asyncpg
 from aiormq.exceptions import AMQPError, InvalidFrameError, ProbableAuthenticationError
 
-from shared.errors import NotConnected
+from shared.errors import NotConnected, SettingsError
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,15 @@ SOME_DATABASE: Final = Server("the database", "the database's URL", "sslrootcert
 def explained(server: Server) -> Iterator[None]:
     """Raise NotConnected, in one line, where a setting must be mended to get a connection.
 
-    What may pass by itself is raised as it is, or with more words. No line holds a password.
+    SettingsError where no server was asked, since the driver can't work with it. What may pass by
+    itself is raised as it is, or with more words. No line holds a password.
     """
     try:
         yield
     except asyncpg.TooManyConnectionsError as error:
         raise type(error)(_no_room(error, server)) from error
+    except asyncpg.exceptions.ClientConfigurationError as error:
+        raise SettingsError(f"{server.setting} is wrong: {error}") from error
     except asyncpg.TargetServerAttributeNotMatched as error:
         raise NotConnected(_no_such_host(server)) from error
     except TimeoutError as error:

@@ -29,7 +29,7 @@ from shared.rabbitmq.alarms.alarm import Alarm
 from shared.rabbitmq.reading.deliveries import hand_over, read_in_one_go
 from shared.rabbitmq.reading.lenient_decoding import read_odd_properties
 from shared.rabbitmq.reading.wire import Wire, keep_wire
-from shared.values.several_hosts import one_by_one
+from shared.values.several_hosts import UNVERIFIED, one_by_one, trusts_anybody
 
 Channel = aiormq.Channel
 AmqpMessage = DeliveredMessage
@@ -129,11 +129,8 @@ def virtual_host(url: str) -> str:
 
 def _refuse_unverified(url: URL) -> None:
     """Refuse TLS that trusts anybody: passwords and patients' data would go to whoever answers."""
-    if url.scheme == "amqps" and url.query.get("no_verify_ssl", "0") != "0":
-        raise NotConnected(
-            "RABBITMQ_URL switches the check of the broker's certificate off (no_verify_ssl): "
-            "leave that out, and name who signed it by cafile"
-        )
+    if trusts_anybody(url):
+        raise NotConnected(f"RABBITMQ_URL is wrong: {UNVERIFIED}")
 
 
 @contextmanager

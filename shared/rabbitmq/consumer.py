@@ -18,8 +18,9 @@ from shared.values.partition import Lease
 
 CONSUMED_WITHIN_S: Final = 30.0
 """RabbitMQ lets whoever would read a quorum queue without a leader wait for over a minute."""
-ACKNOWLEDGE_WITHIN_S: Final = 0.05
-"""An acknowledgement costs the broker as much as a message: one settles all until then."""
+ACKNOWLEDGE_WITHIN_S: Final = 0.25
+"""An acknowledgement costs the broker about as much as a message: one settles all until then. What
+it was not told comes back after a death, and is known by its receipt or its position."""
 LONGEST_PAUSE_S: Final = 0.012
 """Between two batches, however long the first of them took."""
 CROWD: Final = 3

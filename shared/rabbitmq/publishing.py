@@ -133,13 +133,24 @@ class Outlet:
         """Open its first channel."""
         return cls(broker, await _open_outlet(broker))
 
-    async def publish(self, messages: Sequence[Outgoing], *, within: float) -> list[Refused]:
-        """Publish as `publish_in_order` does."""
+    def begin(self, messages: Sequence[Outgoing]) -> "Window | None":
+        """Write these now, for `publish` to go on with; None where it must do all of it."""
+        if self._one_at_a_time.locked() or self._refused or self._broker.alarm.reason:
+            return None
+        return _begin_window(self._channel, messages)
+
+    async def publish(
+        self, messages: Sequence[Outgoing], *, within: float, begun: "Window | None" = None
+    ) -> list[Refused]:
+        """Publish as `publish_in_order` does, or wait for the confirms of what has begun."""
         async with self._one_at_a_time:
-            if self._refused and monotonic() - self._opened_at > RENEWED_AFTER_S:
+            if not begun and self._refused and monotonic() - self._opened_at > RENEWED_AFTER_S:
                 await self._renew()
             try:
-                refused = await publish_in_order(self._channel, messages, within=within)
+                if begun:
+                    refused = await begun.refused(within)
+                else:
+                    refused = await publish_in_order(self._channel, messages, within=within)
             except aiormq.exceptions.ChannelNotFoundEntity:
                 await self._renew()
                 return [Refused(message, Why.NO_EXCHANGE) for message in messages]
@@ -172,23 +183,56 @@ async def publish_at_once(channel: Channel, messages: Sequence[Outgoing]) -> Non
         await written
 
 
-class _Window:
+class Window:
     """Messages in flight; done when the broker has said of each whether it has it.
 
     aiormq keeps a future for each message, which is a third of what a publish costs; a light
-    confirm stands in for it.
+    confirm stands in for it. What aiormq keeps for each of its own publishes is kept for these too,
+    by its public names: who waits for a confirm, and which publish a message that comes back
+    belongs to.
     """
 
-    def __init__(self, messages: int) -> None:
+    def __init__(self, channel: Channel, messages: Sequence[Outgoing]) -> None:
+        self.messages = messages
+        self._channel = channel
+        self._ids = _identified(messages)
+        self.data = _as_one_write(channel, messages, mandatory=True)
+        self._confirms = [_Confirm(self) for _ in messages]
+        self._left = len(messages)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._left = messages
-        self.confirms = [_Confirm(self) for _ in range(messages)]
+        self._closing = channel.closing
+        self._closing.add_done_callback(self._channel_closed)
 
-    async def wait(self, within: float | None) -> None:
-        """Wait for all confirms, or so many seconds; raises what ended the channel."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                await self._done
+    def expect(self) -> None:
+        """Expect confirms, since it is written; nothing is read before the next await."""
+        channel = self._channel
+        for message_id, confirm in zip(self._ids, self._confirms, strict=True):
+            channel.delivery_tag += 1
+            channel.confirmations[channel.delivery_tag] = confirm  # type: ignore[assignment] # it stands in for a future
+            channel.message_id_delivery_tag[message_id] = channel.delivery_tag
+
+    async def refused(self, within: float | None) -> list[Refused]:
+        """Wait for all confirms, or so many seconds; return what was refused, in order.
+
+        Raises what ended the channel.
+        """
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    await self._done
+        finally:
+            self.forget()
+        return [
+            Refused(message, confirm.fate)
+            for message, confirm in zip(self.messages, self._confirms, strict=True)
+            if confirm.fate is not None
+        ]
+
+    def forget(self) -> None:
+        """Expect nothing any more."""
+        self._closing.cancel()  # this observer alone
+        for message_id in self._ids:
+            self._channel.message_id_delivery_tag.pop(message_id, None)
 
     def count(self) -> None:
         """Note that another message's fate is known."""
@@ -196,12 +240,13 @@ class _Window:
         if self._left == 0 and not self._done.done():
             self._done.set_result(None)
 
-    def channel_closed(self, closing: "asyncio.Future[object]") -> None:
+    def _channel_closed(self, closing: "asyncio.Future[object]") -> None:
         """Fail, since nothing is confirmed any more."""
         if not self._done.done():
             self._done.set_exception(
                 closing_reason(closing) or ConnectionLost("the channel closed")
             )
+            self._done.exception()  # retrieved here, since perhaps nobody waits any more
 
 
 class _Confirm:
@@ -209,7 +254,7 @@ class _Confirm:
 
     __slots__ = ("_window", "fate")
 
-    def __init__(self, window: _Window) -> None:
+    def __init__(self, window: Window) -> None:
         self._window = window
         self.fate: Why | None = Why.UNANSWERED
         """None once the broker has the message."""
@@ -240,36 +285,24 @@ class _Confirm:
 async def _publish_window(
     channel: Channel, messages: Sequence[Outgoing], within: float | None
 ) -> list[Refused]:
-    """Write a window in one go, and wait for its confirms.
+    """Write a window in one go, and wait for its confirms."""
+    await _until_read(channel)
+    async with channel.lock:
+        window = Window(channel, messages)
+        if not write_at_once(channel, window.data):
+            await channel.write_queue.put(_frame(window.data))
+        window.expect()
+    return await window.refused(within)
 
-    What aiormq keeps for each of its own publishes is kept for these too, by its public names:
-    who waits for a confirm, and which publish a message that comes back belongs to.
-    """
-    window = _Window(len(messages))
-    ids = _identified(messages)
-    closing = channel.closing
-    closing.add_done_callback(window.channel_closed)
-    returns = channel.message_id_delivery_tag
-    data = _as_one_write(channel, messages, mandatory=True)
-    try:
-        await _until_read(channel)
-        async with channel.lock:
-            if not write_at_once(channel, data):
-                await channel.write_queue.put(_frame(data))
-            for message_id, confirm in zip(ids, window.confirms, strict=True):
-                channel.delivery_tag += 1  # nothing is read from the broker before the next await
-                channel.confirmations[channel.delivery_tag] = confirm  # type: ignore[assignment] # it stands in for a future
-                returns[message_id] = channel.delivery_tag
-        await window.wait(within)
-    finally:
-        closing.cancel()  # this observer alone
-        for message_id in ids:
-            returns.pop(message_id, None)
-    return [
-        Refused(message, confirm.fate)
-        for message, confirm in zip(messages, window.confirms, strict=True)
-        if confirm.fate is not None
-    ]
+
+def _begin_window(channel: Channel, messages: Sequence[Outgoing]) -> Window | None:
+    """Write a window now; None where something must be waited for first."""
+    window = Window(channel, messages)
+    if not write_at_once(channel, window.data):
+        window.forget()
+        return None
+    window.expect()
+    return window
 
 
 def _identified(messages: Sequence[Outgoing]) -> list[str]:

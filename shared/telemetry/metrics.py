@@ -27,6 +27,8 @@ REPLIES_LOST: Final = Counter(
     "Replies given up: to a forged address, to a queue that takes none, or for want of room",
     ["reason"],
 )
+for _reason in ("forged", "not_a_reply_queue", "no_room"):
+    REPLIES_LOST.labels(_reason)
 REPLIES_WAITING: Final = Gauge(
     "consent_replies_waiting", "Replies to direct addresses that are not proven good yet"
 )

@@ -15,6 +15,7 @@ EXAMPLE: Final = "postgresql://user:password@host"
 POSTGRES_PORT: Final = 5432
 CONNECT_TIMEOUT_S: Final = 10
 _TIMEOUT: Final = "connect_timeout"
+_DEMANDS: Final = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 _BY_CHOICE: Final = "prefer-standby"
 """The only demand on a host for which all the others must have been seen."""
 
@@ -112,7 +113,9 @@ def _seconds(text: str) -> int:
 
 def _one_by_one(parts: SplitResult, query: dict[str, str]) -> Iterator[str]:
     login, at, hosts = _login_and_hosts(parts)
-    demand = query.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
+    demand = query.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS") or "any"
+    if demand not in _DEMANDS:
+        raise ValueError(f"target_session_attrs must be one of {', '.join(_DEMANDS)}")
     if demand == _BY_CHOICE:
         yield _url(parts, parts.netloc, {})
     elif hosts:

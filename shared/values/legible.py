@@ -6,10 +6,11 @@ from typing import Final
 
 _UNSEEN: Final = (
     "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
-    "\U000e0100-\U000e01ef"
+    "\U00013441\U00013442\U00016fe4\U0001d159\U000e0100-\U000e01ef"
 )
 """Marks and letters that leave no ink: Unicode's default ignorables that Python calls printable
-(joiners, fillers, variation selectors), and the braille pattern without dots."""
+(joiners, fillers, variation selectors), and what is drawn blank: the braille pattern without dots,
+two hieroglyphs, the filler of Khitan, the notehead that is none."""
 _UNSEEN_ONE: Final = re.compile(f"[{_UNSEEN}]")
 _SHOWN_CODE: Final = re.compile(r"\\(?=u\{)")
 

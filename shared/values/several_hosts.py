@@ -7,6 +7,10 @@ from urllib.parse import unquote
 from yarl import URL
 
 AMQP_PORT: Final = 5672
+UNVERIFIED: Final = (
+    "no_verify_ssl switches the check of the broker's certificate off: leave that out, and name "
+    "who signed it by cafile"
+)
 
 
 def one_by_one(text: str) -> tuple[str, ...]:
@@ -21,6 +25,11 @@ def one_by_one(text: str) -> tuple[str, ...]:
     if not all(URL(url).host for url in found):
         raise ValueError("a host is missing")
     return found
+
+
+def trusts_anybody(url: URL) -> bool:
+    """Whether TLS is asked for that takes any certificate."""
+    return url.scheme == "amqps" and url.query.get("no_verify_ssl", "0") != "0"
 
 
 def place_of_broker(text: str) -> str:

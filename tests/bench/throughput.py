@@ -86,9 +86,9 @@ def _rates(
             "commands/s",
             written,
             [run.commands for run in bare],
-            Goal(at_least=0.75),
+            Goal(at_least=0.9),
         ),
-        Figure("end to end", "commands/s", visible, written, Goal(at_least=0.6)),
+        Figure("end to end", "commands/s", visible, written, Goal(at_least=0.85)),
         Figure(
             "projection",
             "events/s",
@@ -151,7 +151,7 @@ def _cpu(name: str, runs: Sequence[rounds.End], commands: int) -> list[Figure]:
     whole = [sum(one.parts.values()) for one in readings if one.parts.keys() == NAMES.keys()]
     unit = "ms/command"
     return [
-        Figure(f"CPU, {name}, all", unit, per_command(whole), goal=Goal(no_more_than=0.8)),
+        Figure(f"CPU, {name}, all", unit, per_command(whole), goal=Goal(no_more_than=0.46)),
         *(
             Figure(f"CPU, {name}, {title}", unit, per_command(_part(readings, part)))
             for part, title in NAMES.items()

@@ -305,7 +305,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.programs.demo", description=__doc__)
     parser.add_argument("verb", nargs="?", choices=["demo", "up"], default="demo")
     verb = parser.parse_args().verb
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell that starts it in the background has it ignore Ctrl-C's signal.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
     try:
         with console.status("starting a private RabbitMQ and two PostgreSQL servers …"):

@@ -92,6 +92,7 @@ def test_an_id_that_looks_like_markup_is_shown_as_it_is(running: Deployment) -> 
         (("grant", "p-1", "friend", "f-1"), 2, "'friend' is not one of"),
         (("grant", "p-1", "doctor"), 2, "Missing argument"),
         (("events", "999"), 2, "the query is not valid: partition"),
+        (("list", "p-1", "--within", "inf"), 2, "Invalid value for '--within'"),
         (
             ("list", "p-1", "--min-version", "99", "--within", "0.3"),
             3,

@@ -10,12 +10,14 @@ from projection_service import consent_cache
 from projection_service.consent_cache import ConsentCache
 from projection_service.projections.changes import Key, Move
 from projection_service.projections.consents import Consent
-from projection_service.projections.fold import Fact, fold, read
+from projection_service.projections.fold import Fact, fold, keys, read
 from projection_service.read_model import ReadModel
 from shared.messages.cloud_event import CloudEvent
+from shared.messages.queries import HasConsent
+from shared.messages.timestamp import timestamp
 from shared.postgres.connection import Pool
 from shared.values.vocabulary import RECORD_TYPES, Grantee
-from tests.servers.test_history import BEGAN, VERBS, event
+from tests.servers.test_history import BEGAN, PATIENT, VERBS, event
 
 Loaded = tuple[dict[Key, Consent], dict[str, int]]
 
@@ -80,6 +82,28 @@ async def project(
     return loaded
 
 
+async def recalled(
+    model: ReadModel, kept: ConsentCache, facts: Sequence[tuple[CloudEvent, Fact]]
+) -> int:
+    """Check that what is recalled of those whom a batch was about is what is read; count it."""
+    whom = keys(facts)
+    asked = [
+        HasConsent(
+            patient_id=key.patient_id, entity_name=key.grantee.entity, entity_id=key.grantee.id
+        )
+        for key in whom
+    ]
+    found = 0
+    for key, held in zip(whom, await model.has_consent(asked), strict=True):
+        if (mind := kept.recall(*key)) is not None:
+            assert (mind.version, mind.consent.permissions) == (
+                held.version,
+                held.consent.permissions,
+            )
+            found += 1
+    return found
+
+
 @pytest.mark.parametrize(
     ("most", "most_each"), [(50_000, 100), (40, 100), (50_000, 3), (12, 3)], ids=str
 )
@@ -90,14 +114,36 @@ async def test_what_is_known_is_what_the_read_model_has(
     model = ReadModel(read_model_pool)
     await model.open_checkpoint(0)
     kept, log, position = ConsentCache(model, most), Log(most + most_each, 15, 8), 0
-    parked = 0
+    parked = found = 0
     for size in [1, 2, 30, 1, 1, 7] * 8:
         facts = log.batch(size)
         fresh = await ConsentCache(model).load(facts)
         assert await project(model, kept, facts, position) == fresh
         parked += len(fresh[1])
+        found += await recalled(model, kept, facts)
         position = facts[-1][0].position
     assert parked, "no patient had anything parked"
+    assert found, "nothing was recalled"
+
+
+async def test_what_has_an_end_is_not_recalled_since_the_database_has_the_clock(
+    read_model_pool: Pool,
+) -> None:
+    model = ReadModel(read_model_pool)
+    await model.open_checkpoint(0)
+    kept, doctor = ConsentCache(model), Grantee("doctor", "d-1")
+    with_end = {
+        "patient_id": PATIENT, "to_entity": "doctor", "to_id": "d-1", "target": "exams",
+        "expires_at": timestamp(BEGAN + timedelta(days=1)),
+    }  # fmt: skip
+    first = event(1, "ConsentGranted", doctor, "exams", at=BEGAN, data=with_end)
+    await project(model, kept, [(first, read(first))], 0)
+    assert kept.recall(PATIENT, doctor) is None
+    second = event(2, "ConsentGranted", doctor, "exams", at=BEGAN)
+    await project(model, kept, [(second, read(second))], 1)
+    held = kept.recall(PATIENT, doctor)
+    assert held is not None
+    assert held.version == 2
 
 
 async def test_only_strangers_are_read_and_only_once(read_model_pool: Pool) -> None:

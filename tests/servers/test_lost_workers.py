@@ -166,15 +166,15 @@ async def test_a_worker_whose_session_can_not_end_leaves_with_exit_code_3(
 CANCELLED_BY_A_LIBRARY = """
 import asyncio
 from command_service.path import settle
-settled = settle.Settler.settle
+answer = settle.Settler.answer
 times = 0
-async def settle_or_not(self, answered):
+async def answer_or_not(self, answered):
     global times
     times += 1
     if times == 1:
         raise asyncio.CancelledError
-    await settled(self, answered)
-settle.Settler.settle = settle_or_not
+    await answer(self, answered)
+settle.Settler.answer = answer_or_not
 from command_service.cli import app
 app(["run"])
 """

@@ -203,6 +203,15 @@ def test_the_operators_table_of_metrics_is_complete_and_names_nothing_else(
     assert set(re.findall(r"`(consent_\w+)`", section)) == metrics_of(watched)
 
 
+@pytest.mark.parametrize("reason", ["forged", "not_a_reply_queue", "no_room"])
+def test_lost_replies_are_counted_from_nought_so_that_the_first_is_an_increase(
+    watched: Deployment, reason: str
+) -> None:
+    for worker in watched.workers:
+        lines = worker.get("/metrics")[1].splitlines()
+        assert any(f'consent_replies_lost_total{{reason="{reason}"}} ' in line for line in lines)
+
+
 async def test_no_metric_bears_a_patients_or_a_doctors_id(watched: Deployment) -> None:
     async with open_client(watched.rabbitmq_url, PARTITIONS) as client:
         await some_of_everything(client, "p-planted")

@@ -12,6 +12,8 @@ import pytest
 from projection_service.answers import version_waits
 from projection_service.answers.responder import QueryResponder
 from projection_service.log_identity.set_backs import SetBacks
+from projection_service.projections.changes import Held
+from projection_service.projections.consents import Consent
 from projection_service.read_model import ReadModel
 from shared.messages import names
 from shared.postgres.connection import Pool
@@ -21,6 +23,7 @@ from shared.rabbitmq.connection import connect
 from shared.rabbitmq.consumer import Consumer
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.telemetry.readiness import Readiness
+from shared.values.vocabulary import Grantee
 from tests.conftest import PARTITIONS
 from tests.support.amqp import Client
 from tests.support.deployment import Deployment
@@ -29,6 +32,7 @@ from tests.support.eventually import eventually
 MOST_WAITING: Final = 250
 HISTORY: Final = statement("projection_service", "read_history")
 VERSIONS: Final = statement("projection_service", "read_versions")
+HELD: Final = statement("projection_service", "has_consent")
 
 
 class Counting:
@@ -156,6 +160,55 @@ async def test_what_was_projected_here_before_it_was_asked_for_is_looked_up_at_o
     assert (await client.reply(await ask(client, "p-1", 3)))["status"] == "ok"
     responder.answering.progressed({"p-1": 4})
     assert (await client.reply(listening))["status"] == "ok"
+
+
+async def check(client: Client, min_version: int) -> str:
+    body = {
+        "patient_id": "p-1",
+        "entity_name": "doctor",
+        "entity_id": "d-1",
+        "permission": "exams",
+        "min_version": min_version,
+    }
+    return await client.send("HasConsent", body, exchange="consent.queries", key="HasConsent")
+
+
+async def test_a_check_that_waited_for_what_is_projected_here_is_answered_from_memory(
+    responder: Responder, client: Client
+) -> None:
+    responder.answering.projected = {"p-1": 2}.get
+    held = Held(3, Consent(frozenset({"exams"})))
+    who = ("p-1", Grantee("doctor", "d-1"))
+    responder.answering.recall = lambda *asked: held if asked == who else None
+    reply = asyncio.create_task(client.reply(await check(client, 3)))
+
+    async def is_answered() -> bool:
+        responder.answering.progressed({"p-1": 3})
+        return reply.done()
+
+    await eventually(is_answered)
+    assert (reply.result()["has_consent"], reply.result()["version"]) == (True, 3)
+    assert responder.database.asked[HELD] == 0
+
+
+async def test_a_check_that_came_after_what_it_asks_for_reads_it_by_one_statement(
+    responder: Responder, client: Client
+) -> None:
+    responder.answering.projected = {"p-1": 3}.get
+    await responder.project("p-1", 3)
+    answer = await client.reply(await check(client, 3))
+    assert (answer["has_consent"], answer["version"]) == (False, 3)
+    assert (responder.database.asked[HELD], responder.database.asked[VERSIONS]) == (1, 0)
+
+
+async def test_a_check_waits_for_what_the_database_has_lost_though_it_was_projected_here(
+    responder: Responder, client: Client
+) -> None:
+    responder.answering.projected = {"p-1": 3}.get
+    sent = await check(client, 3)
+    await responder.looked_up(times=3)
+    await responder.project("p-1", 3)
+    assert (await client.reply(sent))["version"] == 3
 
 
 async def test_who_is_projected_by_another_worker_by_now_is_looked_up_in_the_end(

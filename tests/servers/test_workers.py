@@ -311,7 +311,13 @@ async def test_a_worker_with_another_number_of_partitions_refuses_to_start(
     [
         ("RABBITMQ_URL", "", "RABBITMQ_URL is not set: give it a value like amqp://"),
         ("RABBITMQ_URL", "http://x", "RABBITMQ_URL is wrong: must be a URL like amqp://"),
+        ("RABBITMQ_URL", "amqps://h/?no_verify_ssl=1", "RABBITMQ_URL is wrong: no_verify_ssl"),
         ("EVENT_STORE_URL", "x", "EVENT_STORE_URL is wrong: must be a URL like postgresql://"),
+        (
+            "EVENT_STORE_URL",
+            "postgresql://h/x?target_session_attrs=best",
+            "EVENT_STORE_URL is wrong: target_session_attrs must be one of any, primary",
+        ),
         ("CONSENT_PARTITIONS", "0", "CONSENT_PARTITIONS is wrong: "),
         ("HTTP_PORT", "70000", "HTTP_PORT is wrong: "),
         ("LOG_LEVEL", "loud", "LOG_LEVEL is wrong: "),
@@ -325,6 +331,15 @@ def test_a_wrong_setting_is_one_clear_line_and_exit_code_2(
     assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith(f"error: {complaint}")
+
+
+def test_a_worker_does_not_wait_where_its_driver_can_not_take_the_url(
+    deployment: Deployment,
+) -> None:
+    done = deployment.run("command_service", "run", EVENT_STORE_URL="postgresql://h/x?sslmode=some")
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: EVENT_STORE_URL is wrong: `sslmode` parameter must be one of")
 
 
 async def test_a_worker_without_a_topology_says_what_is_missing_and_begins_when_it_is_there(

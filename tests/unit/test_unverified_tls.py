@@ -9,7 +9,9 @@ import pytest
 
 from tests.servers.test_cli import CONSENT
 
-REFUSED: Final = "RABBITMQ_URL switches the check of the broker's certificate off (no_verify_ssl)"
+REFUSED: Final = (
+    "RABBITMQ_URL is wrong: no_verify_ssl switches the check of the broker's certificate off"
+)
 
 
 @pytest.mark.parametrize("value", ["1", "true", "yes", ""])
