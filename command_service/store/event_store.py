@@ -6,7 +6,7 @@ A batch is appended by one statement, over all its partitions, events and receip
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
@@ -100,6 +100,10 @@ class Head:
         return self.generations[-1].generation if self.generations else None
 
 
+class _TakenBack(Exception):
+    """Ends a transaction that is to leave nothing."""
+
+
 _UNKNOWN: Final = Head(0, 0)
 
 
@@ -117,13 +121,10 @@ class EventStore:
     async def on_trial(self) -> AsyncIterator["EventStore"]:
         """Give a store on which everything is taken back in the end."""
         assert isinstance(self._pool, asyncpg.Pool)  # noqa: S101 - a trial has no trials
-        async with self._pool.acquire() as connection:
-            transaction = connection.transaction()
-            await transaction.start()
-            try:
+        with suppress(_TakenBack):
+            async with self._pool.acquire() as connection, connection.transaction():
                 yield EventStore(connection)
-            finally:
-                await transaction.rollback()
+                raise _TakenBack
 
     async def append(
         self,

@@ -270,3 +270,23 @@ async def test_the_published_position_only_moves_forward_and_only_for_the_owner(
     await store.mark_published({1: 9}, {1: 1})
     assert (await store.read_head(0)).published_position == 5
     assert (await store.read_head(1)).published_position == 7
+
+
+async def test_a_trial_that_is_cut_short_anywhere_leaves_its_connection_clean(
+    store: EventStore,
+) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: told.append(said["message"]))
+
+    async def trial() -> None:
+        async with store.on_trial() as tried:
+            await append(tried, grant("p-tried"))
+
+    for moment in range(100):
+        trying = asyncio.create_task(trial())
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        trying.cancel()
+        await asyncio.wait([trying])
+    assert told == []
+    assert (await store.read_streams(["p-tried"])).get("p-tried") is None
