@@ -56,7 +56,9 @@ class Projector:
         self._on_progress = on_progress
         self._set_backs = set_backs
         self._leases: dict[int, Lease] = {}
-        self._follower = Follower(consumer, log_client, self, most=MAX_BATCH, heeds_disputes=True)
+        self._follower = Follower(
+            consumer, log_client, self, most=MAX_BATCH, side_by_side=True, heeds_disputes=True
+        )
         self.run = self._follower.run
         self.keep_up = self._follower.keep_up
         self.let_go = self._follower.let_go

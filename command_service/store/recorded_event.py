@@ -1,7 +1,8 @@
 """An event as the log keeps it, and as it is published."""
 
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from json.encoder import encode_basestring as _text
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -41,40 +42,26 @@ class RecordedEvent(NamedTuple):
 
     def cloud_event(self) -> CloudEvent:
         """Give it the form in which it travels: up to date, or as it is where it can't be read."""
-        schema_version, data = self._newest()
-        return CloudEvent(**self._attributes(schema_version), data=data)
-
-    def _attributes(self, schema_version: int) -> dict[str, Any]:
-        """Give it the attributes of a CloudEvent, in its order."""
-        return {
-            "specversion": "1.0",
-            "id": str(self.event_id),
-            "source": SOURCE,
-            "type": self.type,
-            "subject": self.stream_id,
-            "time": timestamp(self.recorded_at),
-            "datacontenttype": "application/json",
-            "schemaversion": schema_version,
-            "partition": self.partition,
-            "position": self.position,
-            "streamversion": self.stream_version,
-            "generation": self.generation,
-            "correlationid": self.correlation_id,
-            "causationid": str(self.causation_id),
-            "issuedby": self.issued_by,
-            "traceparent": self.traceparent,
-            "tracestate": self.tracestate,
-        }
+        return CloudEvent.model_validate_json(self.to_json())
 
     def to_json(self) -> bytes:
-        """Write it as it travels: the same as its `cloud_event`, for a third of what that costs.
+        """Write it as it travels, with the attributes of a CloudEvent in its order.
 
         What it says was validated before it was recorded, and is again by whoever reads it.
         """
         schema_version, data = self._newest_json()
-        attributes = self._attributes(schema_version).items()
-        around = to_json({name: value for name, value in attributes if value is not None})
-        return b'%b,"data":%b}' % (around.removesuffix(b"}"), data.encode())
+        generation = "" if self.generation is None else f'"generation":{self.generation},'
+        return (
+            f'{{"specversion":"1.0","id":"{self.event_id}","source":"{SOURCE}",'
+            f'"type":{_text(self.type)},"subject":{_text(self.stream_id)},'
+            f'"time":"{timestamp(self.recorded_at)}","datacontenttype":"application/json",'
+            f'"schemaversion":{schema_version},"partition":{self.partition},'
+            f'"position":{self.position},"streamversion":{self.stream_version},{generation}'
+            f'"correlationid":{_text(self.correlation_id)},"causationid":"{self.causation_id}",'
+            f"{_if_any('issuedby', self.issued_by)}"
+            f"{_if_any('traceparent', self.traceparent)}{_if_any('tracestate', self.tracestate)}"
+            f'"data":{data}}}'
+        ).encode()
 
     def _newest_json(self) -> tuple[int, str]:
         if (self.type, self.schema_version) not in UPCASTERS:
@@ -122,3 +109,7 @@ class FreshEvent(RecordedEvent):
 
     def _routing_key(self) -> str:
         return names.event_key(self.event, self.partition)
+
+
+def _if_any(attribute: str, value: str | None) -> str:
+    return "" if value is None else f'"{attribute}":{_text(value)},'

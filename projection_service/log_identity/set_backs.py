@@ -25,6 +25,7 @@ class SetBacks:
         self._partitions: frozenset[int] = frozenset()
         self._told: frozenset[int] | None = None
         """Which of them the metrics tell of; a session of before may have told of others."""
+        self._looking = asyncio.Lock()
         for number in range(partitions):
             SET_BACK.labels(number)
 
@@ -39,7 +40,10 @@ class SetBacks:
 
     async def look(self) -> None:
         """Read which partitions they are, and tell the readiness and the metrics."""
-        found = frozenset(await self._read_model.read_set_back())
+        async with self._looking:  # what was read first is told first
+            self._tell(frozenset(await self._read_model.read_set_back()))
+
+    def _tell(self, found: frozenset[int]) -> None:
         if found != self._told:
             for number in range(self._count):
                 SET_BACK.labels(number).set(number in found)

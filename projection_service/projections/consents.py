@@ -1,8 +1,7 @@
 """The projection: what one grantee may see of one patient, and has asked to see. Pure."""
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from immutables import Map
 
@@ -22,8 +21,7 @@ Ends = Map[RecordType, datetime]
 NO_ENDS: Final[Ends] = Map()
 
 
-@dataclass(frozen=True, slots=True)
-class Consent:
+class Consent(NamedTuple):
     """What is granted, and what is asked for and not yet answered, with the ends of both.
 
     What has come to its end is granted still, until that is recorded: whoever answers compares.

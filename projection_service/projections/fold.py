@@ -10,28 +10,25 @@ from projection_service.projections.spans import change_of
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import ConsentEvent, UnknownEventError, read_event
 
-Fact = ConsentEvent | str
-"""What happened, or why it can't be applied."""
+Fact = tuple[Key, ConsentEvent] | str
+"""Whose consent it is about and what happened, or why it can't be applied."""
 
 
 def read(event: CloudEvent) -> Fact:
     """Read what happened."""
     try:
-        return read_event(event.type, event.schemaversion, event.data)
+        happened = read_event(event.type, event.schemaversion, event.data)
     except UnknownEventError as error:
         return str(error)
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, mistake["loc"])) for mistake in error.errors())
         return f"its data is not valid: {fields}"
+    return Key(event.subject, happened.grantee), happened
 
 
 def keys(facts: Iterable[tuple[CloudEvent, Fact]]) -> list[Key]:
     """List the consents that these events may change, each once."""
-    return list(
-        dict.fromkeys(
-            Key(event.subject, fact.grantee) for event, fact in facts if not isinstance(fact, str)
-        )
-    )
+    return list(dict.fromkeys(fact[0] for _, fact in facts if not isinstance(fact, str)))
 
 
 def fold(
@@ -56,11 +53,11 @@ def fold(
             parked[event.subject] = event.position
             changes.parked.append(_parked(event, change))
         else:
-            key = Key(event.subject, fact.grantee)
+            key, happened = fact
             stored = consents.get(key, NOTHING)
             before = changes.consents.get(key, stored)
-            changes.spans.apply(*key, fact, change, stored=stored, before=before)
-            changes.consents[key] = evolve(before, fact)
+            changes.spans.apply(*key, happened, change, stored=stored, before=before)
+            changes.consents[key] = evolve(before, happened)
             changes.versions[event.subject] = event.streamversion
     return changes
 

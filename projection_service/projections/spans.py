@@ -61,8 +61,8 @@ class Matter(NamedTuple):
 Whose = tuple[str, Entity, str, RecordType]
 """A matter of either kind."""
 
-_UUID: Final[TypeAdapter[UUID]] = TypeAdapter(UUID)
-"""Reads one in less than half the time that the standard library takes."""
+_read_uuid: Final = TypeAdapter(UUID).validator.validate_python
+"""Reads one in a sixth of the time that the standard library takes, or the adapter itself."""
 
 
 @dataclass(slots=True)
@@ -176,9 +176,9 @@ def change_of(event: CloudEvent) -> Cause | str:
         change = Cause(
             event.streamversion,
             at,
-            _UUID.validate_python(event.causationid),
+            _read_uuid(event.causationid),
             event.issuedby,
-            _UUID.validate_python(event.id),
+            _read_uuid(event.id),
         )
     except (ValueError, OverflowError):
         return "its time, its id or its causation id is none"

@@ -54,7 +54,7 @@ class Count:
 
     yes: int = 0
     no: int = 0
-    early: int = 0
+    unanswered: int = 0
     wrong: int = 0
 
     def add(self, answer: Answer) -> None:
@@ -62,13 +62,14 @@ class Count:
         if isinstance(answer, ConsentChecked):
             self.yes += answer.has_consent
             self.no += not answer.has_consent
-        elif answer.error == "not_yet_projected":
-            self.early += 1
-        else:
+        elif answer.error == "validation_error":
             self.wrong += 1
+        else:
+            self.unanswered += 1
 
     def __str__(self) -> str:
-        kinds = ((self.yes, "yes"), (self.no, "no"), (self.early, "too early"), (self.wrong, "bad"))
+        decided = ((self.yes, "yes"), (self.no, "no"))
+        kinds = (*decided, (self.unanswered, "unanswered"), (self.wrong, "bad"))
         return ", ".join(f"{number:,} {word}" for number, word in kinds if number or word == "yes")
 
 
@@ -135,7 +136,7 @@ async def check_lines(
             for answer in answers:
                 count.add(answer)
             (_show_json if json else _show_table)(chunk, answers, out)
-            done = count.yes + count.no + count.early + count.wrong
+            done = count.yes + count.no + count.unanswered + count.wrong
             progress.update(task, completed=done, description=f"checked: {count}")
     return count
 

@@ -108,7 +108,7 @@ async def subscribe(
     Whatever the patterns, the queue gets all that happens in the partitions that they touch, and
     the choice is made here. So a hole in the positions is a loss, of a queue that was full for
     example, and filled from the log at once; and the log is read whenever a partition is quiet.
-    No more than 500 deliveries and a page of the log are in memory.
+    No more than 500 deliveries and three pages of the log are in memory.
 
     A log that was restored to an older state is noticed before anything is taken from it: at once
     where only it is shorter, and after it has grown past that too, where `positions` returns a

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
@@ -37,8 +37,8 @@ RETRY_S: Final = 0.5
 COMPARED_WITHIN_S: Final = 3.0
 """For so long what arrives waits to be compared with the log. Where nobody answers it is taken as
 it is: a log that was set back can't go on without a worker, who would answer."""
-READ_AT_ONCE: Final = 4
-"""Partitions whose log is read side by side: a page is on its way while another is applied."""
+READ_AT_ONCE: Final = 3
+"""Partitions whose log is read side by side: pages are on their way while others are applied."""
 
 log = structlog.get_logger()
 
@@ -49,7 +49,9 @@ class EventHandler(Protocol):
     async def apply(self, events: Sequence[CloudEvent]) -> None:
         """Apply events that follow what was applied before, in order for each partition.
 
-        None of them comes again once it returns; whatever it raises ends the following.
+        None of them comes again once it returns; whatever it raises ends the following. It is
+        never called while it is at work, unless it was asked for side by side: then for other
+        partitions.
         """
 
     async def set_aside(self, delivery: Delivery, details: Sequence[Detail]) -> None:
@@ -85,6 +87,8 @@ class Followed:
 
     partition: int
     track: PositionTracker[Delivery]
+    lock: asyncio.Lock
+    """Held by whoever places and applies what is of this partition."""
     busy_at: float
     """When something last arrived."""
     leaving: bool = False
@@ -146,10 +150,12 @@ class Follower:
         handler: EventHandler,
         *,
         most: int,
+        side_by_side: bool = False,
         heeds_disputes: bool = False,
     ) -> None:
-        """Hand over at most `most` events at a time.
+        """Hand over at most `most` events at a time; `side_by_side`, those of several partitions.
 
+        The handler is then called while it is at work for others, which needs a queue for each.
         Who `heeds_disputes` takes nothing either from a log that lacks what was published of it,
         though all is there that was taken: the handler may have been set back with the log.
         """
@@ -159,14 +165,15 @@ class Follower:
         self._handler = handler
         self._most = most
         self._followed: dict[int, Followed] = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._alone = None if side_by_side else asyncio.Lock()
         self._reading = asyncio.Semaphore(READ_AT_ONCE)
         self._gap = asyncio.Event()
 
     def open(self, partition: int, track: PositionTracker[Delivery]) -> None:
         """Begin with a partition, with what follows its track's position."""
         due = monotonic() - HEAD_CHECK_S + FIRST_CHECK_S
-        self._followed[partition] = Followed(partition, track, busy_at=due)
+        lock = self._alone or asyncio.Lock()
+        self._followed[partition] = Followed(partition, track, lock, busy_at=due)
         self._gap.set()
 
     def position(self, partition: int) -> int:
@@ -188,15 +195,26 @@ class Follower:
 
     async def close(self, partition: int) -> None:
         """Stop with a partition that was let go, once nothing of it is being applied."""
-        async with self._one_at_a_time:
+        async with self._followed[partition].lock:
             del self._followed[partition]
 
     async def run(self) -> None:
         """Hand over what arrives, until cancelled."""
         while True:
             deliveries = await self._consumer.take(self._most, paced=True)
-            async with self._one_at_a_time:
+            async with AsyncExitStack() as held:
+                for lock in self._locks(deliveries):
+                    await held.enter_async_context(lock)
                 await self._handle(deliveries)
+
+    def _locks(self, deliveries: Sequence[Delivery]) -> set[asyncio.Lock]:
+        """Tell what to hold meanwhile; only here does anybody wait for more than one lock."""
+        numbers = {delivery.partition for delivery in deliveries}
+        return {
+            followed.lock
+            for number, followed in self._followed.items()
+            if number in numbers or None in numbers
+        }
 
     async def keep_up(self) -> None:
         """Fill gaps, and look now and then whether a quiet partition has missed something.
@@ -350,7 +368,7 @@ class Follower:
         """Ask for the event at the position; then take what waited for that."""
         taken, doubted = followed.track.taken, list(followed.doubted)
         page = await self._ask(followed.partition, max(0, taken.position - 1))
-        async with self._one_at_a_time:
+        async with followed.lock:
             if followed.leaving or self._followed.get(followed.partition) is not followed:
                 return
             followed.compared_at = monotonic()
@@ -425,7 +443,7 @@ class Follower:
         partition, track = followed.partition, followed.track
         held, taken = list(track.held), track.taken
         page = await self._page_after(partition, taken.position)
-        async with self._one_at_a_time:
+        async with followed.lock:
             if followed.leaving or self._followed.get(partition) is not followed:
                 return False
             followed.busy_at = followed.compared_at = monotonic()

@@ -171,4 +171,6 @@ def read_event(type_: str, schema_version: int, data: Data) -> ConsentEvent:
         raise UnknownEventError(str(error)) from error
     if model is None or not model.oldest_schema <= reached <= model.newest_schema:
         raise UnknownEventError(f"{type_} of schema version {schema_version} is not known here")
-    return model.model_validate(data)
+    # What `model_validate` itself does takes a third as long again.
+    event: ConsentEvent = model.__pydantic_validator__.validate_python(data)
+    return event

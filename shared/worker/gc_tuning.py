@@ -3,7 +3,7 @@
 import gc
 from typing import Final
 
-ALLOCATIONS: Final = 100_000
+ALLOCATIONS: Final = 300_000
 
 
 def collect_seldom() -> None:

@@ -93,7 +93,7 @@ def test_a_moment_and_a_version_hold_for_every_line(running: Deployment) -> None
     done = check(running, "p-1 doctor d-1 exams\n", "--at", "2020-01-01T00:00:00Z")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "0 yes, 1 no")
     done = check(running, "p-1 doctor d-1 exams\n", "--min-version", "99")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "0 yes, 1 too early")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "0 yes, 1 unanswered")
 
 
 def test_a_file_that_is_not_there_is_told_in_one_line(running: Deployment) -> None:

@@ -13,6 +13,7 @@ from command_service.domain.decisions import Batch, Decision
 from command_service.store.event_store import EventStore
 from command_service.store.recorded_event import RecordedEvent
 from projection_service.parked import list_parked
+from projection_service.projections.changes import Key
 from projection_service.projections.fold import fold, read
 from shared.messages import events, names
 from shared.messages.cloud_event import CloudEvent
@@ -152,7 +153,8 @@ def test_the_projection_reads_older_events_as_newer_ones(monkeypatch: pytest.Mon
     older = CloudEvent.model_validate_json(stored(1).message().body)
     next_version.upgrade(monkeypatch)
     fact = read(older)
-    assert fact == next_version.ConsentGranted(**json.loads(GRANTED["data"]), purpose="unstated")
+    happened = next_version.ConsentGranted(**json.loads(GRANTED["data"]), purpose="unstated")
+    assert fact == (Key("p-1", happened.grantee), happened)
     changes = fold([(older, fact)], {}, {})
     assert (changes.versions, changes.parked) == ({"p-1": 2}, [])
 

@@ -171,12 +171,20 @@ class Applied:
         self.places: list[tuple[int, int]] = []
         self.following: set[int] = set()
         self.begun = asyncio.Event()
+        self.at_work: list[set[int]] = []
+        """The partitions of each call that has not returned."""
+        self.most_at_work = 0
 
     async def apply(self, events: Sequence[CloudEvent]) -> None:
         """Take a while."""
         self.begun.set()
+        partitions = {event.partition for event in events}
+        assert all(partitions.isdisjoint(others) for others in self.at_work)
+        self.at_work.append(partitions)
+        self.most_at_work = max(self.most_at_work, len(self.at_work))
         await asyncio.sleep(0.01)
-        assert {event.partition for event in events} <= self.following
+        assert partitions <= self.following
+        self.at_work.remove(partitions)
         self.places += [(event.partition, event.position) for event in events]
 
     async def set_aside(self, item: Delivery, details: Sequence[Detail]) -> None:
@@ -197,11 +205,12 @@ class Applied:
 
 
 async def follow(
-    broker: Broker, applied: Applied, pages: int
+    broker: Broker, applied: Applied, pages: int, *, side_by_side: bool = False
 ) -> tuple[Follower, "asyncio.Task[None]"]:
     """Follow both partitions from their beginnings."""
     consumer = Consumer(broker, prefetch=100)
-    follower = Follower(consumer, Log(await Requests.open(broker), pages), applied, most=10)
+    log = Log(await Requests.open(broker), pages)
+    follower = Follower(consumer, log, applied, most=10, side_by_side=side_by_side)
     for partition in (0, 1):
         applied.following.add(partition)
         follower.open(partition, PositionTracker(0))
@@ -245,9 +254,31 @@ async def reached(follower: Follower, partition: int, position: int) -> bool:
     return follower.position(partition) >= position
 
 
-async def test_a_partition_is_handed_over_in_the_midst_of_its_history(broker: Broker) -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+async def test_a_handler_is_called_alone_unless_it_takes_partitions_side_by_side(
+    broker: Broker, *, side_by_side: bool
+) -> None:
     applied = Applied()
-    follower, task = await follow(broker, applied, pages=10**9)
+    follower, task = await follow(broker, applied, pages=10, side_by_side=side_by_side)
+    try:
+        await eventually(lambda: reached(follower, 0, 10))
+        await eventually(lambda: reached(follower, 1, 5))
+        await put(broker, one(0, 11).to_json(), one(1, 6).to_json(), one(0, 12).to_json())
+        await eventually(lambda: reached(follower, 0, 12))
+    finally:
+        await ended(task)
+    assert applied.most_at_work == (2 if side_by_side else 1)
+    for partition in (0, 1):
+        taken = [position for number, position in applied.places if number == partition]
+        assert taken == sorted(set(taken))
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+async def test_a_partition_is_handed_over_in_the_midst_of_its_history(
+    broker: Broker, *, side_by_side: bool
+) -> None:
+    applied = Applied()
+    follower, task = await follow(broker, applied, pages=10**9, side_by_side=side_by_side)
     try:
         async with asyncio.timeout(30):
             await applied.begun.wait()

@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.sandbox.servers import DatabaseServer
+from tests.servers.test_cli import CONSENT
+from tests.support import warm
 from tests.support.amqp import Client, Json, body_of, open_client
 from tests.support.backups import Backup
 from tests.support.deployment import Deployment, Worker
@@ -123,6 +125,10 @@ async def test_answers_are_refused_and_commands_wait_until_an_operator_has_decid
     ahead.restore()
     await eventually(lambda: noticed(deployment), within=60)
     assert await is_refused(client)
+    line = f"{PATIENT} doctor d-kept exams"
+    for words, lines in ((line.split(), ""), (["-"], line)):
+        told = warm.run([CONSENT, "check", *words], deployment.environment(), given=lines)
+        assert told.returncode == 3, told.stdout + told.stderr  # nobody used it wrongly
     assert (await asked(client, ELSEWHERE, "d-kept"))["has_consent"]  # nothing of it was lost
     command, projection = deployment.workers
     for worker in deployment.workers:

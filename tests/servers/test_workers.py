@@ -167,9 +167,9 @@ async def _logged(log: str, line: str) -> bool:
     return line in log
 
 
-async def test_a_projector_started_late_catches_up_with_an_old_log_and_empty_queues(
-    deployment: Deployment, client: Client, sandbox: Sandbox
-) -> None:
+@pytest.fixture
+async def old_log(deployment: Deployment, client: Client, sandbox: Sandbox) -> int:
+    """Give the size of a log of which nothing is projected, nor in any queue."""
     deployment.start("command_service").wait_ready()
     sent = await flood(client, patients=20)
     await replies(client, sent)
@@ -178,11 +178,51 @@ async def test_a_projector_started_late_catches_up_with_an_old_log_and_empty_que
     for number in range(PARTITIONS):
         path = f"/queues/{vhost}/consent.projection.{number}/contents"
         sandbox.broker.api("DELETE", path)
+    return len(sent)
 
+
+async def test_a_projector_started_late_catches_up_with_an_old_log_and_empty_queues(
+    deployment: Deployment, old_log: int
+) -> None:
     deployment.start_both()
 
     async def caught_up() -> bool:
-        return await projected(deployment) == len(sent)
+        return await projected(deployment) == old_log
+
+    await eventually(caught_up)
+    assert await read_model(deployment) == await folded_log(deployment)
+
+
+async def test_a_partition_that_waits_for_the_read_model_holds_up_no_other_one(
+    deployment: Deployment, client: Client, old_log: int
+) -> None:
+    firsts = await fetch(
+        deployment.event_store_url,
+        "SELECT e.stream_id, p.position FROM events e JOIN partitions p USING (partition)"
+        " WHERE e.stream_version = 1 ORDER BY e.partition",
+    )
+    waiting, other = firsts[0]["stream_id"], firsts[-1]["stream_id"]
+    of_others: int = old_log - firsts[0]["position"]
+    somebody = await asyncpg.connect(deployment.read_model_url)
+    try:
+        await somebody.execute("BEGIN")
+        await somebody.execute("INSERT INTO patients VALUES ($1, 1)", waiting)
+        deployment.start_both()
+
+        async def all_others_caught_up() -> bool:
+            return await projected(deployment) == of_others
+
+        await eventually(all_others_caught_up)
+        granted = await client.command("GrantConsent", other, id_="d-new")
+        listed = await client.query(
+            "ListConsents", patient_id=other, min_version=granted["version"]
+        )
+        assert "d-new" in {one["entity_id"] for one in listed["consents"]}
+    finally:
+        await somebody.close()
+
+    async def caught_up() -> bool:
+        return await projected(deployment) == old_log + 1
 
     await eventually(caught_up)
     assert await read_model(deployment) == await folded_log(deployment)

@@ -256,7 +256,7 @@ def patients(
     id_: EntityId,
     permission: Annotated[
         Target | None,
-        typer.Argument(metavar="[TARGET]", help="A record type, or all; anything by default."),
+        typer.Argument(metavar="TARGET", help="A record type, or all; anything by default."),
     ] = None,
     within: Within = 10.0,
     json: Annotated[bool, typer.Option("--json", help="Print a patient on each line.")] = False,
@@ -302,7 +302,7 @@ def _check_lines(
         console.print(str(count))
     if count.wrong:
         raise typer.Exit(WRONG_USE)
-    if count.early:
+    if count.unanswered:
         raise typer.Exit(NO_ANSWER)
     if count.no:
         raise typer.Exit(REFUSED)
@@ -423,7 +423,7 @@ def _clear_errors() -> Iterator[None]:
         )
         _end(found, WRONG_USE)
     except QueryRefused as error:
-        _end(str(error), NO_ANSWER if error.error == "not_yet_projected" else WRONG_USE)
+        _end(str(error), WRONG_USE if error.error == "validation_error" else NO_ANSWER)
     except NoAnswer as error:
         _end(f"{error}{_remedy(error)}", NO_ANSWER)
     except BROKER_ERRORS as error:
