@@ -75,10 +75,10 @@ class AnswerWorker:
             responder.projected = projected
             responder.recall = recall
 
-    def progressed(self, versions: Mapping[str, int]) -> None:
-        """Tell whoever waits for one of these versions, just projected here."""
-        for responder in self._responders:
-            responder.progressed(versions)
+    def progressed(self, versions: Mapping[str, int]) -> bool:
+        """Tell whoever waits for one of these versions, just projected here; say if one does."""
+        waits = [responder.progressed(versions) for responder in self._responders]
+        return any(waits)
 
     def loops(self) -> Sequence[Coroutine[None, None, None]]:
         """What runs as long as the session does."""

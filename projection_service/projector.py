@@ -1,5 +1,6 @@
 """Projects events that follow the checkpoints: read → fold → project, one transaction a batch."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -42,10 +43,10 @@ class Projector:
         read_model: ReadModel,
         log_client: LogClient,
         dead_letters: DeadLetters,
-        on_progress: Callable[[Mapping[str, int]], None],
+        on_progress: Callable[[Mapping[str, int]], bool],
         set_backs: SetBacks,
     ) -> None:
-        """`on_progress` is told the versions that patients have reached."""
+        """`on_progress` is told the versions that patients have reached; it says if one waits."""
         self.lines = BatchLines("batch.projected")
         self._read_model = read_model
         self._cache = ConsentCache(read_model)
@@ -88,7 +89,8 @@ class Projector:
         changes.moves = self._moves(events)
         await self._read_model.project(changes)
         self._cache.note(changes)
-        self._on_progress(changes.versions)
+        if self._on_progress(changes.versions):
+            await asyncio.sleep(0)  # who waits is answered before what nobody waits for is done
         _tell_parked(changes)
 
     def _moves(self, events: Iterable[CloudEvent]) -> dict[int, Move]:

@@ -88,6 +88,7 @@ class CommandPath:
                 answered = list(map(Settlement, deliveries, outcomes))
                 await self._settler.answer(answered)
                 self._publisher.begin()
+                await asyncio.sleep(0)  # the loop writes at the end of its turn: no later than now
                 await self._settler.settle(answered)
         self._report(deliveries, appended, monotonic() - began)
 

@@ -106,20 +106,21 @@ class QueryResponder:
             ConsentHistory: self._past.read_history,
         }
 
-    def progressed(self, versions: Mapping[str, int]) -> None:
-        """Note versions just projected, and go on at once where somebody waits for one of them.
+    def progressed(self, versions: Mapping[str, int]) -> bool:
+        """Note versions just projected; go on and say so where somebody waits for one of them.
 
         Who asked before these were there, and what has changed is in memory, gets that as answer:
         it was the truth at a moment between the question and the answer, as what is read would be.
         """
         if not self._waits.note(versions):
-            return
+            return False
         for pending in self._waits.take_there():
             if (found := self._recall(pending.query)) is not None:
                 self._recalled.append((pending.delivery, found))
             else:
                 self._go_on(pending)
         self._consumer.wake()
+        return True
 
     def _recall(self, query: Query) -> Answer | None:
         """Answer from memory a check of what is, if all of it is there."""
@@ -277,6 +278,7 @@ class QueryResponder:
             [word for _, found in answered for word in _words(found)],
         )
         await answer(self._replies, encoded)
+        await asyncio.sleep(0)  # the loop writes at the end of its turn: no later than now
         await self._consumer.settle(delivery for delivery, _ in answered)
 
 
