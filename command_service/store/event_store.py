@@ -111,9 +111,9 @@ class EventStore:
     """Reads and appends; it never changes what it holds."""
 
     def __init__(self, pool: Queryable, kept: KeptConnection | None = None) -> None:
-        """Append on a connection that is kept, where there is one."""
+        """Do what every batch needs on a connection that is kept, where there is one."""
         self._pool = pool
-        self._appending = kept or pool
+        self._kept = kept or pool
         self._heads: dict[int, Head] = {}
         """Of the partitions that were opened: where their logs end at least."""
 
@@ -160,7 +160,7 @@ class EventStore:
         ]
         written = (as_json(given), *map(as_json, _rows(decisions)), receipts_checked)
         try:
-            rows = await self._appending.fetch(_APPEND, *written)
+            rows = await self._kept.fetch(_APPEND, *written)
         except asyncpg.UniqueViolationError as error:
             raise _conflict(error) from error
         if rows and rows[0]["partition"] is None:
@@ -215,7 +215,7 @@ class EventStore:
         """Read histories by one statement; None for one whose snapshot can't be trusted."""
         if not stream_ids:
             return {}
-        rows = await self._pool.fetch(_READ_STREAMS, stream_ids, snapshot_format)
+        rows = await self._kept.fetch(_READ_STREAMS, stream_ids, snapshot_format)
         if sum(len(row["data"]) for row in rows) > REPLAY_IN_THREAD_CHARS:
             return await asyncio.to_thread(_replay_each, rows)  # leases must be renewed meanwhile
         return _replay_each(rows)
