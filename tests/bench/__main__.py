@@ -1,5 +1,6 @@
 """Runs the benchmark: `python -m tests.bench [--quick] [--only throughput]`."""
 
+import signal
 from typing import Annotated
 
 import typer
@@ -50,6 +51,7 @@ def main(*, quick: Quick = False, only: Only = None) -> None:
 
     Exit code 1 where anything was lost or refused: such figures would prove nothing.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started ends with it
     collect_seldom()  # as the workers do
     unknown = set(only or ()) - SECTIONS.keys()
     if unknown:

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -56,6 +57,7 @@ def main(
 
     Exit code 1 where anything was lost, doubled, out of order or contradictory.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started ends with it
     # The libraries tell of each broken connection, which is what this is about.
     for library in ("aiormq", "aio_pika", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
