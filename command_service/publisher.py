@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from time import monotonic
 from typing import Final
 from uuid import UUID
@@ -75,10 +76,11 @@ class Outbox:
         """Whether something has not been published to the exchange."""
         return self.offered < self.head
 
-    @property
-    def is_fresh(self) -> bool:
-        """Whether what is to be published next need not be read from the log."""
-        return bool(self.fresh) and self.fresh[0].position == self.offered + 1
+    def next_fresh(self, most: int) -> list[RecordedEvent]:
+        """Return what is to be published next; nothing where it must be read from the log."""
+        if not self.fresh or self.fresh[0].position != self.offered + 1:
+            return []
+        return list(islice(self.fresh, most))
 
     @property
     def owes(self) -> bool:
@@ -216,14 +218,11 @@ class Publisher:
         """
         if not self._is_waiting or self._begun or not self._may_publish():
             return
-        following: Following = []
-        waiting = [box for box in self._outboxes.values() if box.waits]
-        for box in waiting:
-            if not box.is_fresh or len(box.fresh) > PUBLISH_WINDOW // len(waiting):
-                return
-            following.append((box, list(box.fresh)))
+        following = [(box, box.next_fresh(share)) for box, share in self._waiting()]
+        if not following or not all(events for _, events in following):
+            return
         messages = [event.message() for _, events in following for event in events]
-        if messages and (window := self._exchange.begin(messages)):
+        if window := self._exchange.begin(messages):
             self._begun = following, window
 
     async def run(self) -> None:
@@ -274,14 +273,18 @@ class Publisher:
 
     async def _next_window(self) -> Following:
         """Collect the next events, a window's worth at most, shared fairly by the partitions."""
-        waiting = [box for box in self._outboxes.values() if box.waits]
-        share = max(1, PUBLISH_WINDOW // max(1, len(waiting)))
-        following = [(box, await self._following(box, share)) for box in waiting]
+        following = [(box, await self._following(box, share)) for box, share in self._waiting()]
         return [(box, events) for box, events in following if events]
 
+    def _waiting(self) -> list[tuple[Outbox, int]]:
+        """List who has something to publish, and how much of it a window takes."""
+        waiting = [box for box in self._outboxes.values() if box.waits]
+        share = max(1, PUBLISH_WINDOW // max(1, len(waiting)))
+        return [(box, share) for box in waiting]
+
     async def _following(self, box: Outbox, most: int) -> list[RecordedEvent]:
-        if box.is_fresh:
-            return [event for event, _ in zip(box.fresh, range(most), strict=False)]
+        if fresh := box.next_fresh(most):
+            return fresh
         page = await self._store.read_log(box.lease.partition, box.offered, most)
         if not page:  # to ask again would bring nothing else, and hold up the other partitions
             log.error(

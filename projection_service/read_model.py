@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from projection_service.projections.changes import Changes, Held, Key, Move
 from projection_service.projections.consents import NO_ENDS, Consent, Ends
-from projection_service.projections.spans import Ending, Matter, Span
+from projection_service.projections.spans import Ending, Span
 from shared.errors import Fenced
 from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
@@ -168,7 +168,7 @@ def _rows(changes: Changes) -> Iterator[list[Row]]:
     yield [{"patient_id": patient_id, "version": version} for patient_id, version in versions]
     yield [asdict(parked) for parked in changes.parked]
     yield [_begun_row(span) for span in changes.spans.begun]
-    yield [_matter(matter) | _ending(ending) for matter, ending in changes.spans.ended.items()]
+    yield [matter._asdict() | _ending(ending) for matter, ending in changes.spans.ended.items()]
 
 
 def _move_row(partition: int, move: Move) -> Row:
@@ -196,8 +196,7 @@ def _consent_row(key: Key, consent: Consent) -> Row:
 
 def _begun_row(span: Span) -> Row:
     began = span.began
-    row = {
-        **_matter(span.matter),
+    row = span.matter._asdict() | {
         "began_version": began.version,
         "began_at": began.at,
         "began_command": began.command_id,
@@ -206,16 +205,6 @@ def _begun_row(span: Span) -> Row:
         "expires_at": span.expires_at,
     }
     return row | _ending(span.ended) if span.ended else row
-
-
-def _matter(matter: Matter) -> Row:
-    return {
-        "patient_id": matter.patient_id,
-        "entity_name": matter.entity_name,
-        "entity_id": matter.entity_id,
-        "record_type": matter.record_type,
-        "kind": matter.kind,
-    }
 
 
 def _ending(ending: Ending) -> Row:

@@ -85,7 +85,8 @@ class CommandPath:
                 outcomes, appended = await self.handle(deliveries)
                 self._publisher.add(appended.events)
             with tracing.span(tracing.SETTLE, deliveries):
-                answered = list(map(Settlement, deliveries, outcomes))
+                both = zip(deliveries, outcomes, strict=True)
+                answered = [Settlement(delivery, outcome) for delivery, outcome in both]
                 await self._settler.answer(answered)
                 self._publisher.begin()
                 await asyncio.sleep(0)  # the loop writes at the end of its turn: no later than now

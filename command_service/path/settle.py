@@ -8,7 +8,6 @@ from time import monotonic
 from typing import Final
 
 import structlog
-from prometheus_client import Counter as CounterMetric
 
 from command_service import metrics
 from shared.messages.commands import COMMANDS
@@ -21,6 +20,7 @@ from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 
 log = structlog.get_logger()
 
+_counter: Final = cache(metrics.COMMANDS.labels)
 SET_ASIDE: Final = frozenset({"validation_error", "misrouted_command", "unreadable_history"})
 
 
@@ -122,11 +122,6 @@ def _count(answered: Sequence[Settlement]) -> None:
     now = monotonic()
     for settlement in answered:
         metrics.COMMAND_SECONDS.observe(now - settlement.delivery.arrived)
-
-
-@cache
-def _counter(kind: str, outcome: str) -> CounterMetric:
-    return metrics.COMMANDS.labels(kind, outcome)
 
 
 def _labels(settlement: Settlement) -> tuple[str, str]:

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from shared.messages import names
-from shared.messages.cloud_event import CONTENT_TYPE, SOURCE, CloudEvent
-from shared.messages.events import ConsentEvent, UnknownEventError
+from shared.messages.cloud_event import CONTENT_TYPE, SOURCE
+from shared.messages.events import ConsentEvent, UnknownEventError, read_event
 from shared.messages.timestamp import timestamp
 from shared.messages.upcasting import UPCASTERS, Data, UpcastError, upcast
 from shared.rabbitmq.connection import Properties
@@ -40,13 +40,10 @@ class RecordedEvent(NamedTuple):
     generation: int | None = None
     """Of the log; None for the first."""
 
-    def cloud_event(self) -> CloudEvent:
-        """Give it the form in which it travels: up to date, or as it is where it can't be read."""
-        return CloudEvent.model_validate_json(self.to_json())
-
     def to_json(self) -> bytes:
         """Write it as it travels, with the attributes of a CloudEvent in its order.
 
+        Its data are up to date, or as they are where they can't be read.
         What it says was validated before it was recorded, and is again by whoever reads it.
         """
         schema_version, data = self._newest_json()
@@ -95,11 +92,12 @@ class RecordedEvent(NamedTuple):
 
     def _routing_key(self) -> str:
         """Say where it goes; one that can't be read is published too, or all later would wait."""
-        event = self.cloud_event()
+        schema_version, data = self._newest()
         try:
-            return names.event_key(event.event(), event.partition)
+            event = read_event(self.type, schema_version, data)
         except (UnknownEventError, ValidationError):
-            return names.unknown_event_key(event.type, event.data, event.partition)
+            return names.unknown_event_key(self.type, data, self.partition)
+        return names.event_key(event, self.partition)
 
 
 class FreshEvent(RecordedEvent):

@@ -7,12 +7,13 @@ from time import monotonic
 from typing import Final
 
 import structlog
-from prometheus_client import Counter as CounterMetric
 
 from projection_service import metrics
 from shared.telemetry.metrics import QUERIES
 
 TOLD_AT_MOST_EVERY_S: Final = 1.0
+_queries: Final = cache(QUERIES.labels)
+_questions: Final = cache(metrics.QUESTIONS.labels)
 
 log = structlog.get_logger()
 
@@ -50,13 +51,3 @@ class Tally:
             milliseconds=round(self._seconds * 1000, 1),
         )
         self._told, self._queries, self._batches, self._seconds = now, 0, 0, 0.0
-
-
-@cache
-def _queries(kind: str, status: str) -> CounterMetric:
-    return QUERIES.labels(kind, status)
-
-
-@cache
-def _questions(word: str) -> CounterMetric:
-    return metrics.QUESTIONS.labels(word)

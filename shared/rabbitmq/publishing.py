@@ -144,13 +144,14 @@ class Outlet:
     ) -> list[Refused]:
         """Publish as `publish_in_order` does, or wait for the confirms of what has begun."""
         async with self._one_at_a_time:
-            if not begun and self._refused and monotonic() - self._opened_at > RENEWED_AFTER_S:
-                await self._renew()
+            if begun:
+                fate = begun.refused(within)
+            else:
+                if self._refused and monotonic() - self._opened_at > RENEWED_AFTER_S:
+                    await self._renew()
+                fate = publish_in_order(self._channel, messages, within=within)
             try:
-                if begun:
-                    refused = await begun.refused(within)
-                else:
-                    refused = await publish_in_order(self._channel, messages, within=within)
+                refused = await fate
             except aiormq.exceptions.ChannelNotFoundEntity:
                 await self._renew()
                 return [Refused(message, Why.NO_EXCHANGE) for message in messages]

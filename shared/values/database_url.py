@@ -15,9 +15,9 @@ EXAMPLE: Final = "postgresql://user:password@host"
 POSTGRES_PORT: Final = 5432
 CONNECT_TIMEOUT_S: Final = 10
 _TIMEOUT: Final = "connect_timeout"
-_DEMANDS: Final = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 _BY_CHOICE: Final = "prefer-standby"
 """The only demand on a host for which all the others must have been seen."""
+_DEMANDS: Final = ("any", "primary", "standby", "read-write", "read-only", _BY_CHOICE)
 
 
 @dataclass(frozen=True, slots=True)
