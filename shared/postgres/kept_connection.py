@@ -23,8 +23,12 @@ class KeptConnection:
             return await self._pool.fetch(sql, *parameters)
         self._is_busy = True
         try:
-            # One that ends in the midst of a message is closed without a word to who listens.
-            if self._kept is None or self._kept.is_closed():
+            if self._kept is not None and self._kept.is_closed():
+                # One that ends in the midst of a message is closed without a word to who listens,
+                # and keeps its place in the pool until it is given back.
+                await self._pool.release(self._kept)
+                self._kept = None
+            if self._kept is None:
                 self._kept = await self._pool.acquire()
                 self._kept.add_termination_listener(self._forget)
             return await self._kept.fetch(sql, *parameters)
