@@ -27,8 +27,12 @@
 -- Returns   (partition) of each checkpoint that was moved.
 -- Fenced    no rows: another worker has taken a partition; nothing was changed.
 -- Locked    lock_not_available: a row is locked; nothing was changed.
-WITH given AS (
-    SELECT * FROM json_to_recordset($1::json)
+WITH patience AS (
+    SELECT set_config('lock_timeout', '300ms', true)
+), given AS (
+    SELECT given.*
+      FROM patience,
+           json_to_recordset($1::json)
                AS given (partition integer, epoch bigint, checkpoint bigint, position bigint,
                          event_id text, generation bigint)
 ), owned AS (
@@ -36,7 +40,6 @@ WITH given AS (
       FROM checkpoints c
       JOIN given ON given.partition = c.partition AND given.checkpoint = c.position
       JOIN partitions p ON p.partition = given.partition AND p.epoch = given.epoch
-     WHERE (SELECT set_config('lock_timeout', '300ms', true)) IS NOT NULL
      ORDER BY c.partition
        FOR KEY SHARE OF p
        FOR UPDATE OF c
