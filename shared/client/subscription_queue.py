@@ -2,10 +2,12 @@
 
 import asyncio
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Any, Final
 
 import structlog
+from yarl import URL
 
 from shared.errors import SchemaError, SettingsError
 from shared.messages import names
@@ -17,6 +19,7 @@ from shared.rabbitmq.connection import (
     ResourceLocked,
 )
 from shared.rabbitmq.topology import NO_LIMIT
+from shared.values.several_hosts import one_by_one
 
 ARGUMENTS: Final[dict[str, Any]] = {
     "x-queue-type": "quorum",
@@ -39,6 +42,12 @@ def check_name(queue: str) -> str:
             "and begin with the name of the broker's user"
         )
     return queue
+
+
+def passing_name(url: str, purpose: str) -> str:
+    """Name a queue for one connection, as a subscriber may: it bears the name of the URL's user."""
+    user = URL(one_by_one(url)[0]).user or "guest"
+    return f"{user}.{purpose}.{secrets.token_hex(4)}"
 
 
 async def become_reader(broker: Broker, queue: str) -> None:

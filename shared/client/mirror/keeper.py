@@ -1,7 +1,6 @@
 """Keeps a mirror's file up with the log, in a thread, for as long as the mirror is open."""
 
 import asyncio
-import secrets
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from typing import Final, NoReturn
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
-from yarl import URL
 
 from shared.client.mirror.following import Following
 from shared.client.mirror.writer import Writer
 from shared.client.mirror.writer_lock import writing
-from shared.client.subscription_queue import declare_passing
+from shared.client.subscription_queue import declare_passing, passing_name
 from shared.errors import LogSetBack, NoAnswer, NotAllowed, NotNow, first_cause
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
@@ -119,7 +117,7 @@ class Keeper:
         await asyncio.sleep(PAUSE_S)
 
     async def _over(self, broker: Broker, writer: Writer) -> None:
-        queue = _queue_of_its_own(self._options.url)
+        queue = passing_name(self._options.url, "mirror")
         try:
             await declare_passing(broker, queue, [EVERYTHING])
             following = Following(await Requests.open(broker), writer, self._options.partitions)
@@ -166,8 +164,3 @@ class Keeper:
 
 def _tracker(place: LogPlace) -> PositionTracker[Delivery]:
     return PositionTracker(place.position, event_id=place.event_id, generation=place.generation)
-
-
-def _queue_of_its_own(url: str) -> str:
-    """Name a queue that the permissions of a subscriber allow: it bears the user's name."""
-    return f"{URL(url).user or 'guest'}.mirror.{secrets.token_hex(4)}"
