@@ -72,9 +72,7 @@ class Witness:
 
     async def write(self, places: Mapping[int, LogPlace], log_id: UUID) -> bool:
         """Remember the last events of some partitions, in place of those before; whether it is."""
-        if (
-            self._server is None
-        ):  # known from then on: a session's last words come without a database
+        if self._server is None:  # kept, since a session's last words come without a database
             self._server = await self._read_server()
         server, timeline = self._server
         messages = [

@@ -235,9 +235,8 @@ class Subscription:
         if self._wanted.durable:
             await become_reader(broker, queue)
         log_client = LogClient(await Requests.open(broker), self._log_id)
-        heads, self._log_id = await _heads(
-            log_client, self._wanted.partitions
-        )  # before the queue is bound:
+        # Before the queue is bound, so that it gets all that is published behind them.
+        heads, self._log_id = await _heads(log_client, self._wanted.partitions)
         was_there = await self._declare(broker)
         consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         await consumer.open(queue, counts=self._wanted.durable)

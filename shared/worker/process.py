@@ -13,12 +13,7 @@ import asyncpg
 import structlog
 import uvloop
 
-from shared.errors import (
-    ConsentError,
-    SchemaError,
-    SettingsError,
-    first_cause,
-)
+from shared.errors import ConsentError, SchemaError, SettingsError, first_cause
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import missing_for, reason_of, words_of
 from shared.settings import WorkerSettings
@@ -110,9 +105,7 @@ async def supervise(session: Session, readiness: Readiness, stop: asyncio.Event)
             reason = first_cause(error)
             if isinstance(reason, (SettingsError, SchemaError)):
                 raise reason from None
-            if (
-                readiness.missing == "drain"
-            ):  # whoever is stopped while it waits has nothing in hand
+            if readiness.missing == "drain":  # who is stopped while it waits has nothing in hand
                 leave_at_once(f"the session was lost in the drain: {reason_of(reason)}")
             failures.note(reason)
             await _pause(failures.next_pause(), stop)
