@@ -16,7 +16,7 @@ from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsu
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import said_by, words_of
 from shared.postgres.database import migrate
-from shared.rabbitmq.reading.lenient_decoding import bound_headers
+from shared.rabbitmq.wire.lenient_decoding import bound_headers
 from shared.settings import WorkerSettings
 from shared.telemetry.libraries import hush_libraries
 from shared.telemetry.logs import set_up_logs

@@ -26,9 +26,9 @@ from yarl import URL
 from shared.errors import NotConnected
 from shared.errors.connection import BROKER, BROKER_ERRORS, ConnectionLost, explained
 from shared.rabbitmq.alarms.alarm import Alarm
-from shared.rabbitmq.reading.deliveries import hand_over, read_in_one_go
-from shared.rabbitmq.reading.lenient_decoding import read_odd_properties
-from shared.rabbitmq.reading.wire import Wire, keep_wire
+from shared.rabbitmq.wire.deliveries import hand_over, read_in_one_go
+from shared.rabbitmq.wire.lenient_decoding import read_odd_properties
+from shared.rabbitmq.wire.socket import Wire, keep_wire
 from shared.values.several_hosts import UNVERIFIED, one_by_one, trusts_anybody
 
 Channel = aiormq.Channel

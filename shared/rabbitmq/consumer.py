@@ -12,7 +12,7 @@ import aiormq
 from shared.errors import TopologyMissing
 from shared.errors.connection import ConnectionLost
 from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, consume
-from shared.rabbitmq.reading.wire import acknowledge
+from shared.rabbitmq.wire.socket import acknowledge
 from shared.values.oversized import LARGEST_REQUEST, bounded
 from shared.values.partition import Lease
 
