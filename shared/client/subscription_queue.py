@@ -14,7 +14,6 @@ from shared.messages import names
 from shared.rabbitmq.connection import (
     Broker,
     Channel,
-    EntityNotFound,
     PreconditionFailed,
     ResourceLocked,
 )
@@ -78,7 +77,7 @@ async def declare_durable(broker: Broker, queue: str, patterns: Sequence[str]) -
 
     Raises SchemaError where a queue of that name is of another kind.
     """
-    was_there = await _exists(broker, queue)
+    was_there = await broker.has_queue(queue)
     channel = await broker.channel(expendable=True)
     try:
         await channel.queue_declare(queue, durable=True, arguments=ARGUMENTS)
@@ -95,16 +94,6 @@ async def declare_passing(broker: Broker, queue: str, patterns: Sequence[str]) -
     channel = await broker.channel(expendable=True)
     await channel.queue_declare(queue, exclusive=True)
     await _bind(channel, queue, patterns)
-
-
-async def _exists(broker: Broker, queue: str) -> bool:
-    channel = await broker.channel(expendable=True)
-    try:
-        await channel.queue_declare(queue, passive=True)
-    except EntityNotFound:
-        return False
-    await channel.close()
-    return True
 
 
 async def _bind(channel: Channel, queue: str, patterns: Sequence[str]) -> None:

@@ -15,14 +15,14 @@ from shared.client.mirror.following import Following
 from shared.client.mirror.writer import Writer
 from shared.client.mirror.writer_lock import writing
 from shared.client.subscription_queue import declare_passing, passing_name
-from shared.errors import LogSetBack, NoAnswer, NotAllowed, NotNow, first_cause
+from shared.errors import LogSetBack, NoAnswer, NotAllowed, NotNow
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.follower import Follower
 from shared.event_log.position_tracker import PositionTracker
 from shared.event_log.set_back import LogPlace
 from shared.messages.topic_patterns import EVERYTHING
-from shared.rabbitmq.connection import AccessRefused, Broker, connect, looping
+from shared.rabbitmq.connection import AccessRefused, Broker, connect, looping_together
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
@@ -134,18 +134,13 @@ class Keeper:
             follower.open(number, _tracker(place))
         log.info("mirror.started", queue=queue)
         self._began, self._said = True, ""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for loop in (
-                    consumer.keep_acknowledging(),
-                    follower.run(),
-                    follower.keep_up(),
-                    following.keep_looking(self._options.look_every),
-                    broker.wait_lost(),
-                ):
-                    group.create_task(looping(loop))
-        except BaseExceptionGroup as failures:
-            raise first_cause(failures)  # noqa: B904 - it keeps its own cause
+        await looping_together(
+            consumer.keep_acknowledging(),
+            follower.run(),
+            follower.keep_up(),
+            following.keep_looking(self._options.look_every),
+            broker.wait_lost(),
+        )
 
     def _note(self, writer: Writer, error: Exception) -> None:
         """Write down for all readers why nothing new comes in."""
