@@ -21,7 +21,7 @@ from shared.telemetry.metrics import SESSIONS_LOST
 from shared.telemetry.readiness import Readiness
 from shared.worker.gc_tuning import collect_seldom
 from shared.worker.leaving import leave_at_once
-from shared.worker.monitor import Monitor
+from shared.worker.observer import Observer
 from shared.worker.scheduling import let_others_finish
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -48,7 +48,7 @@ log = structlog.get_logger()
 
 
 def run_process(
-    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Monitor
+    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Observer
 ) -> None:
     """Run sessions until a signal says stop; returns when drained.
 
@@ -60,7 +60,7 @@ def run_process(
 
 
 async def _run(
-    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Monitor
+    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Observer
 ) -> None:
     # Here, since its library takes as long to import as half of the rest, and only `run` serves.
     from shared.worker.http import serve_operations  # noqa: PLC0415

@@ -27,7 +27,7 @@ from shared.telemetry.readiness import Readiness
 from shared.values.partition import Lease
 from shared.worker.leases import LEASE_S, LeaseKeeper
 from shared.worker.leaving import leave_at_once
-from shared.worker.monitor import Probe
+from shared.worker.observer import Probe
 
 POOL_SIZE: Final = 5
 """One more connection is the lease keeper's."""
