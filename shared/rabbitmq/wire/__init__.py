@@ -1,1 +1,1 @@
-"""How what the broker sends is read: odd properties too, and deliveries without detours."""
+"""What goes over the wire, read and written past the AMQP library: odd properties too."""
