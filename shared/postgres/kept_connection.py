@@ -1,8 +1,9 @@
 """A connection that is kept for a statement that every batch needs."""
 
 from asyncpg import Record
+from asyncpg.pool import PoolConnectionProxy
 
-from shared.postgres.connection import Pool, Session
+from shared.postgres.connection import Pool
 
 
 class KeptConnection:
@@ -14,7 +15,7 @@ class KeptConnection:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._kept: Session | None = None
+        self._kept: PoolConnectionProxy[Record] | None = None
         self._is_busy = False
 
     async def fetch(self, sql: str, *parameters: object) -> list[Record]:
