@@ -14,7 +14,8 @@ from command_service.path.decode import decode, decode_unroutable, strayed
 from command_service.path.poison_messages import PoisonMessages
 from command_service.path.settle import Settlement, Settler
 from command_service.publisher import Publisher
-from command_service.store.event_store import Appended, EventStore
+from command_service.store.batch_rows import Appended
+from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import SnapshotWriter
 from command_service.store.stream_cache import StreamCache
 from shared.errors import Conflict, DecidedBefore

@@ -17,33 +17,18 @@ from uuid import UUID
 
 import asyncpg
 import structlog
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
 
-from command_service.domain.decisions import (
-    Decision,
-    NewEvent,
-    Receipt,
-    Stream,
-    unreadable_history,
-)
-from command_service.domain.received import EndsCame, Received
+from command_service.domain.decisions import Decision, Receipt, Stream
 from command_service.domain.replay import replay
 from command_service.domain.snapshot import FORMAT, Snapshot, SnapshotError
-from command_service.store.recorded_event import FreshEvent, RecordedEvent
+from command_service.store.batch_rows import Appended, appended, rows_of
+from command_service.store.outcomes import read_receipt
+from command_service.store.recorded_event import RecordedEvent
 from shared.errors import Conflict, DecidedBefore, Fenced
-from shared.messages.events import ConsentGranted, UnknownEventError, read_event
 from shared.messages.queries import GenerationBegan
-from shared.messages.replies import (
-    CommandAccepted,
-    CommandRejected,
-    Detail,
-    EventSummary,
-    Outcome,
-)
 from shared.postgres.connection import Queryable
 from shared.postgres.kept_connection import KeptConnection
-from shared.postgres.statements import Row, as_json, statement
+from shared.postgres.statements import as_json, statement
 from shared.values.partition import Lease
 
 _APPEND = statement("command_service", "append")
@@ -63,26 +48,12 @@ REPLAY_IN_THREAD_CHARS: Final = 500_000
 _NO_FORMAT: Final = 0
 """No snapshot has it, so that histories are read from the start."""
 
-_DETAILS: Final[TypeAdapter[tuple[Detail, ...]]] = TypeAdapter(tuple[Detail, ...])
 _CONFLICTS: Final = {
     "events_stream_version_key": Conflict,
     "command_receipts_command_id_key": DecidedBefore,
 }
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """What a batch became in the log."""
-
-    events: Sequence[RecordedEvent]
-    decided: Mapping[UUID, tuple[Decision, Sequence[RecordedEvent]]]
-    """By command id: what was decided, and the events that it became."""
-
-    def outcome(self, command_id: UUID) -> Outcome:
-        """Write what the sender of a command is told."""
-        return _outcome(*self.decided[command_id])
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +133,7 @@ class EventStore:
             }
             for number in partitions
         ]
-        written = (as_json(given), *map(as_json, _rows(decisions)), receipts_checked)
+        written = (as_json(given), *map(as_json, rows_of(decisions)), receipts_checked)
         try:
             rows = await self._kept.fetch(_APPEND, *written)
         except asyncpg.UniqueViolationError as error:
@@ -173,7 +144,7 @@ class EventStore:
             raise Fenced(f"one of the partitions {partitions} is not as this worker left it")
         self._note(rows, counts)
         self._note_marked(published)
-        return _appended(decisions, rows, self._generations(partitions))
+        return appended(decisions, rows, self._generations(partitions))
 
     async def open(self, partition: int) -> Head:
         """Read how far a partition goes that was just taken: from here on its log only grows.
@@ -243,7 +214,7 @@ class EventStore:
             return {}
         rows = await self._pool.fetch(_READ_RECEIPTS, command_ids)
         return {
-            command_id: _receipt(list(group))
+            command_id: read_receipt(list(group))
             for command_id, group in groupby(rows, key=itemgetter("command_id"))
         }
 
@@ -322,136 +293,6 @@ def _conflict(error: asyncpg.UniqueViolationError) -> Exception:
     return kind("another writer was first") if kind else error
 
 
-def _rows(decisions: Sequence[Decision]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Make the rows of events, receipts and ends."""
-    events: list[Row] = []
-    receipts: list[Row] = []
-    ends: list[Row] = []
-    ordinals = Counter[int]()
-    for decision in decisions:
-        partition = decision.received.partition
-        receipts.append(_receipt_row(decision, ordinals[partition] + 1))
-        for new in decision.events:
-            ordinals[partition] += 1
-            events.append(_event_row(decision.received, new, ordinals[partition]))
-            if isinstance(new.event, ConsentGranted) and new.event.expires_at is not None:
-                end, stream_id = new.event.expires_at, new.event.patient_id
-                ends.append({"partition": partition, "expires_at": end, "stream_id": stream_id})
-    return events, receipts, ends
-
-
-def _event_row(received: Received | EndsCame, new: NewEvent, ordinal: int) -> Row:
-    return {
-        "partition": received.partition,
-        "ordinal": ordinal,
-        "stream_id": received.patient_id,
-        "stream_version": new.version,
-        "event_id": str(new.id),
-        "type": type(new.event).__name__,
-        "schema_version": new.event.schema_version,
-        "data": new.data,
-        "correlation_id": received.correlation_id,
-        "causation_id": str(received.command_id),
-        "issued_by": received.issued_by,
-        "traceparent": received.traceparent,
-        "tracestate": received.tracestate,
-    }
-
-
-def _receipt_row(decision: Decision, first_ordinal: int) -> Row:
-    received, rejection = decision.received, decision.rejection
-    row = {
-        "command_id": str(received.command_id),
-        "fingerprint": f"\\x{received.fingerprint.hex()}",
-        "patient_id": received.patient_id,
-        "partition": received.partition,
-        "stream_version": decision.version,
-        "event_count": len(decision.events),
-    }
-    if rejection is None:
-        return row | {"first_ordinal": first_ordinal}
-    details = _DETAILS.dump_json(rejection.details).decode() if rejection.details else None
-    return row | {"error": rejection.error, "message": rejection.message, "details": details}
-
-
-def _appended(
-    decisions: Sequence[Decision],
-    rows: Sequence[asyncpg.Record],
-    generations: Mapping[int, int | None],
-) -> Appended:
-    """Give the decided events the positions and times that the log gave them."""
-    next_position = {row["partition"]: row["first_position"] for row in rows}
-    recorded_at = {row["partition"]: row["recorded_at"] for row in rows}
-    events: list[RecordedEvent] = []
-    decided: dict[UUID, tuple[Decision, Sequence[RecordedEvent]]] = {}
-    for decision in decisions:
-        partition = decision.received.partition
-        recorded = _recorded(
-            decision, next_position[partition], recorded_at[partition], generations[partition]
-        )
-        next_position[partition] += len(recorded)
-        events += recorded
-        decided[decision.received.command_id] = decision, recorded
-    return Appended(events, decided)
-
-
-def _recorded(
-    decision: Decision, first_position: int, recorded_at: datetime, generation: int | None
-) -> list[RecordedEvent]:
-    received = decision.received
-    recorded: list[RecordedEvent] = []
-    for position, new in enumerate(decision.events, start=first_position):
-        fresh = FreshEvent(
-            partition=received.partition,
-            position=position,
-            stream_id=received.patient_id,
-            stream_version=new.version,
-            event_id=new.id,
-            type=type(new.event).__name__,
-            schema_version=new.event.schema_version,
-            data=new.data,
-            recorded_at=recorded_at,
-            correlation_id=received.correlation_id,
-            causation_id=received.command_id,
-            issued_by=received.issued_by,
-            traceparent=received.traceparent,
-            tracestate=received.tracestate,
-            generation=generation,
-        )
-        fresh.event = new.event
-        recorded.append(fresh)
-    return recorded
-
-
-def _outcome(decision: Decision, recorded: Sequence[RecordedEvent]) -> Outcome:
-    received, rejection = decision.received, decision.rejection
-    command_id, patient_id = str(received.command_id), received.patient_id
-    if rejection:
-        return CommandRejected(
-            command_id=command_id,
-            patient_id=patient_id,
-            error=rejection.error,
-            message=rejection.message,
-            details=list(rejection.details),
-        )
-    return CommandAccepted(
-        command_id=command_id,
-        patient_id=patient_id,
-        partition=received.partition,
-        version=decision.version,
-        events=[
-            EventSummary(
-                id=str(event.event_id),
-                type=event.type,
-                target=new.event.target,
-                version=event.stream_version,
-                position=event.position,
-            )
-            for event, new in zip(recorded, decision.events, strict=True)
-        ],
-    )
-
-
 def _replay_each(rows: Sequence[asyncpg.Record]) -> dict[str, Stream | None]:
     return {
         stream_id: _replayed(list(history))
@@ -465,50 +306,3 @@ def _replayed(history: Sequence[asyncpg.Record]) -> Stream | None:
     except SnapshotError as error:
         log.warning("snapshot.ignored", reason=str(error))
         return None
-
-
-def _receipt(rows: Sequence[asyncpg.Record]) -> Receipt:
-    """Rebuild an outcome from a receipt, joined with the events that it points at."""
-    first = rows[0]
-    command_id, patient_id = str(first["command_id"]), first["patient_id"]
-    outcome: Outcome
-    try:
-        if first["error"]:
-            outcome = _rejected(command_id, patient_id, first)
-        else:
-            outcome = _accepted(command_id, patient_id, rows)
-    except (UnknownEventError, ValidationError):
-        reason = "what this command came to is of a newer version"
-        outcome = unreadable_history(command_id, patient_id, reason)
-    return Receipt(first["fingerprint"], outcome)
-
-
-def _rejected(command_id: str, patient_id: str, row: asyncpg.Record) -> CommandRejected:
-    return CommandRejected(
-        command_id=command_id,
-        patient_id=patient_id,
-        error=row["error"],
-        message=row["message"],
-        details=list(_DETAILS.validate_json(row["details"] or "[]")),
-    )
-
-
-def _accepted(command_id: str, patient_id: str, rows: Sequence[asyncpg.Record]) -> CommandAccepted:
-    return CommandAccepted(
-        command_id=command_id,
-        patient_id=patient_id,
-        partition=rows[0]["partition"],
-        version=rows[0]["version"],
-        events=[_summary(row) for row in rows],
-    )
-
-
-def _summary(row: asyncpg.Record) -> EventSummary:
-    event = read_event(row["type"], row["schema_version"], from_json(row["data"]))
-    return EventSummary(
-        id=str(row["event_id"]),
-        type=row["type"],
-        target=event.target,
-        version=row["stream_version"],
-        position=row["position"],
-    )

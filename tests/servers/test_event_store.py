@@ -10,7 +10,8 @@ import pytest
 from command_service.domain.decisions import Batch, Decision
 from command_service.domain.fingerprint import fingerprint
 from command_service.domain.received import Received
-from command_service.store.event_store import Appended, EventStore
+from command_service.store.batch_rows import Appended
+from command_service.store.event_store import EventStore
 from shared.errors import Conflict, DecidedBefore, Fenced
 from shared.messages.commands import ConsentCommand, GrantConsent, RevokeConsent
 from shared.messages.replies import CommandAccepted, CommandRejected
