@@ -36,8 +36,8 @@ from shared.values.partition import Lease
 MOST_IN_MEMORY: Final = 5_000
 """Events kept for a partition whose publishing lags; past that they are read from the log."""
 MARK_EVERY_S: Final = 0.5
-"""How often the database is told what the broker has confirmed; what it was not told goes out
-again after a death."""
+"""How often the database is told what the broker has confirmed, where no append tells it along;
+what it was not told goes out again after a death."""
 MARK_AFTER: Final = 500
 """Events; so many are told of sooner, lest a backlog that was just published go out once more."""
 CONFIRMED_WITHIN_S: Final = 5.0
@@ -181,7 +181,6 @@ class Publisher:
         self._wake = asyncio.Event()
         self._is_waiting = False
         self._begun: tuple[Following, Window] | None = None
-        self._marked: dict[int, int] = {}
         self._many_unmarked = asyncio.Event()
 
     async def open(self, lease: Lease) -> None:
@@ -193,7 +192,6 @@ class Publisher:
         outbox.offer(head.published_position)
         outbox.generation = head.generation or FIRST_GENERATION
         self._outboxes[lease.partition] = outbox
-        self._marked[lease.partition] = head.published_position
         self._wake.set()
 
     def add(self, events: Iterable[RecordedEvent]) -> None:
@@ -311,11 +309,10 @@ class Publisher:
             await self._insist(events, refused)
         for box, following in window:
             first = next((event.position for event in following if event in owed), None)
-            metrics.EVENTS_PUBLISHED.inc(box.offer(following[-1].position, first))
+            self._note_published(box, box.offer(following[-1].position, first))
             if box.newest is None or box.newest.position < following[-1].position:
                 box.newest = following[-1]
-        unmarked = sum(box.published - self._marked[n] for n, box in self._outboxes.items())
-        if unmarked >= MARK_AFTER:
+        if self._store.unmarked >= MARK_AFTER:
             self._many_unmarked.set()
         self._readiness.report(EXCHANGE)
         last_progress("publish").set_to_current_time()
@@ -386,9 +383,8 @@ class Publisher:
             )
             owed = await self._send(self._straight, events, _straight)
             first = next(iter(owed), None)
-            metrics.EVENTS_PUBLISHED.inc(
-                box.repay(first.position - 1 if first else events[-1].position)
-            )
+            reached = first.position - 1 if first else events[-1].position
+            self._note_published(box, box.repay(reached))
             if first:
                 return
             most = PUBLISH_WINDOW
@@ -418,18 +414,17 @@ class Publisher:
         generation = self._outboxes[event.partition].generation
         return LogPlace(event.position, str(event.event_id), generation)
 
+    def _note_published(self, box: Outbox, more: int) -> None:
+        """Note that the broker has so many events more of a partition."""
+        metrics.EVENTS_PUBLISHED.inc(more)
+        if self._outboxes.get(box.lease.partition) is box:  # it may have left meanwhile
+            self._store.note_published(box.lease.partition, box.published)
+
     async def _mark(self) -> None:
         self._many_unmarked.clear()
         await self._testify()
-        moved = {
-            number: box.published
-            for number, box in self._outboxes.items()
-            if box.published > self._marked[number]
-        }
-        if moved:
-            epochs = {number: self._outboxes[number].lease.epoch for number in moved}
-            await self._store.mark_published(moved, epochs)
-            self._marked |= moved
+        owned = {number: box.lease.epoch for number, box in self._outboxes.items()}
+        await self._store.mark_published(owned)
 
 
 def _straight(event: RecordedEvent) -> Outgoing:

@@ -10,7 +10,8 @@
 --   $1  partitions  json   per partition: partition, epoch (under which this worker took it), count
 --                          (of its events; 0 where all was rejected), decided_at (the time of its
 --                          log that was decided by; null where none was), position (where its log
---                          ended at least when last heard of)
+--                          ended at least when last heard of), published (up to where the broker
+--                          has confirmed its events; 0 where that is not known)
 --   $2  events      json   per event, as below; ordinal: 1, 2, 3 ... within its partition's part of
 --                          the batch; data: JSON
 --   $3  receipts    json   per receipt, as below; stream_version: the patient's after the command;
@@ -28,7 +29,7 @@
 WITH given AS (
     SELECT * FROM json_to_recordset($1::json)
                AS given (partition integer, epoch bigint, count integer, decided_at timestamptz,
-                         position bigint)
+                         position bigint, published bigint)
 ), receipts AS (
     SELECT * FROM json_to_recordset($3::json)
                AS r (command_id uuid, fingerprint bytea, patient_id text, partition integer,
@@ -39,7 +40,7 @@ WITH given AS (
      WHERE NOT $5::boolean AND command_id = ANY (ARRAY (SELECT command_id FROM receipts))
      LIMIT 1
 ), owned AS (
-    SELECT p.partition, given.count, given.decided_at
+    SELECT p.partition, given.count, given.decided_at, given.published
       FROM partitions p JOIN given USING (partition, epoch)
      WHERE NOT EXISTS (SELECT FROM decided)
        AND p.position >= given.position
@@ -48,6 +49,7 @@ WITH given AS (
 ), advanced AS (
     UPDATE partitions p
        SET position = p.position + owned.count,
+           published_position = greatest(p.published_position, owned.published),
            recorded_at = greatest(clock_timestamp(), p.recorded_at, owned.decided_at)
       FROM owned
      WHERE p.partition = owned.partition

@@ -116,6 +116,8 @@ class EventStore:
         self._kept = kept or pool
         self._heads: dict[int, Head] = {}
         """Of the partitions that were opened: where their logs end at least."""
+        self._published: dict[int, int] = {}
+        """Up to where the broker has confirmed their events; the database may know of fewer."""
 
     @asynccontextmanager
     async def on_trial(self) -> AsyncIterator["EventStore"]:
@@ -148,6 +150,7 @@ class EventStore:
         for decision in decisions:
             counts[decision.received.partition] += len(decision.events)
         partitions = sorted(counts)
+        published = {number: self._published.get(number, 0) for number in partitions}
         given = [
             {
                 "partition": number,
@@ -155,6 +158,7 @@ class EventStore:
                 "count": counts[number],
                 "decided_at": times.get(number),
                 "position": self._head(number).position,
+                "published": published[number],
             }
             for number in partitions
         ]
@@ -168,6 +172,7 @@ class EventStore:
         if not rows:
             raise Fenced(f"one of the partitions {partitions} is not as this worker left it")
         self._note(rows, counts)
+        self._note_marked(published)
         return _appended(decisions, rows, self._generations(partitions))
 
     async def open(self, partition: int) -> Head:
@@ -176,6 +181,7 @@ class EventStore:
         An append to one that is shorter than what this store has seen of it raises Fenced.
         """
         head = self._heads[partition] = await self.read_head(partition)
+        self._published[partition] = head.published_position
         return head
 
     def _head(self, partition: int) -> Head:
@@ -275,15 +281,40 @@ class EventStore:
         """Take the log of a partition that was set back as it is."""
         await self._pool.execute(_BEGIN_GENERATION, lease.partition, lease.epoch)
 
-    async def mark_published(self, positions: Mapping[int, int], epochs: Mapping[int, int]) -> None:
-        """Remember what the broker has confirmed, for partitions still owned."""
-        owned = sorted(positions.keys() & epochs.keys())
-        await self._pool.execute(
-            _MARK_PUBLISHED,
-            owned,
-            [epochs[number] for number in owned],
-            [positions[number] for number in owned],
+    def note_published(self, partition: int, position: int) -> None:
+        """Note up to where the broker has confirmed a partition's events.
+
+        The next append to it tells the database along with it, or `mark_published` does.
+        """
+        self._published[partition] = position
+
+    @property
+    def unmarked(self) -> int:
+        """How many events would go out again if this worker died now."""
+        return sum(
+            position - self._head(number).published_position
+            for number, position in self._published.items()
         )
+
+    async def mark_published(self, epochs: Mapping[int, int]) -> None:
+        """Have the database remember what the broker has confirmed, for partitions still owned."""
+        moved = {
+            number: position
+            for number, position in self._published.items()
+            if number in epochs and position > self._head(number).published_position
+        }
+        if not moved:
+            return
+        owned = [epochs[number] for number in moved]
+        await self._pool.execute(_MARK_PUBLISHED, list(moved), owned, list(moved.values()))
+        self._note_marked(moved)
+
+    def _note_marked(self, published: Mapping[int, int]) -> None:
+        """Remember what the database knows now of what is published."""
+        for number, position in published.items():
+            head = self._heads.get(number)
+            if head and position > head.published_position:
+                self._heads[number] = replace(head, published_position=position)
 
 
 def _conflict(error: asyncpg.UniqueViolationError) -> Exception:

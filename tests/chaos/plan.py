@@ -74,7 +74,7 @@ ANSWERED_WITHIN_S = 10.0
 MARGIN_S = 3.0
 """More, for a machine that is as busy as one in a round of chaos."""
 
-REPEATS_AFTER = dict.fromkeys(DECK, 30) | {
+REPEATS_AFTER = dict.fromkeys(DECK, 60) | {
     "delay": 0,
     "trickle": 0,
     "trap": 20,
@@ -84,7 +84,8 @@ REPEATS_AFTER = dict.fromkeys(DECK, 30) | {
 """How many events each fault of a kind may bring the subscriber once more.
 
 Whatever ends a session has what was sent and not yet noted as sent be sent again. Most faults do:
-rounds had 6 to 9 repeats for each of them, so this leaves room for bad luck. A full queue beside it
+rounds had 5 to 33 repeats for each of them, since some meet a burst behind an outage, of which a
+window of 500 is under way. So this leaves room for bad luck. A full queue beside it
 costs a subscriber the windows in hand, which are offered once more: two events in rounds of these
 alone. A message or an address that is refused costs it nothing; a few are let pass, since a slow
 machine may end a session, too.

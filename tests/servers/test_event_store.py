@@ -263,13 +263,41 @@ async def test_a_receipt_gives_the_outcome_again_accepted_or_rejected(store: Eve
 
 
 async def test_the_published_position_only_moves_forward_and_only_for_the_owner(
-    store: EventStore,
+    store: EventStore, event_store_pool: Pool
 ) -> None:
-    await store.mark_published({0: 5, 1: 7}, {0: 0, 1: 0})
-    await store.mark_published({0: 3}, {0: 0})
-    await store.mark_published({1: 9}, {1: 1})
+    async def mark(positions: dict[int, int], epochs: dict[int, int]) -> None:
+        one = EventStore(event_store_pool)
+        for partition, position in positions.items():
+            one.note_published(partition, position)
+        await one.mark_published(epochs)
+
+    await mark({0: 5, 1: 7}, {0: 0, 1: 0})
+    await mark({0: 3, 1: 8}, {0: 0})
+    await mark({1: 9}, {1: 1})
     assert (await store.read_head(0)).published_position == 5
     assert (await store.read_head(1)).published_position == 7
+
+
+async def test_an_append_tells_the_database_what_is_published_of_its_partition(
+    store: EventStore,
+) -> None:
+    number = (await append(store, grant("p-1"), grant("p-1", "d-2"))).events[0].partition
+    await store.open(number)
+    store.note_published(number, 2)
+    assert store.unmarked == 2
+    await append(store, grant("p-1", "d-3"))
+    assert (await store.read_head(number)).published_position == 2
+    assert store.unmarked == 0
+
+
+async def test_an_append_that_knows_of_less_published_takes_nothing_back(
+    store: EventStore, event_store_pool: Pool
+) -> None:
+    number = (await append(store, grant("p-1"), grant("p-1", "d-2"))).events[0].partition
+    store.note_published(number, 2)
+    await append(store, grant("p-1", "d-3"))
+    await append(EventStore(event_store_pool), grant("p-1", "d-4"))
+    assert (await store.read_head(number)).published_position == 2
 
 
 async def test_a_trial_that_is_cut_short_anywhere_leaves_its_connection_clean(

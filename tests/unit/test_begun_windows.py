@@ -12,7 +12,7 @@ import pytest
 
 from command_service import insistence, publisher
 from command_service.publisher import Outbox, Publisher
-from command_service.store.event_store import Head
+from command_service.store.event_store import EventStore, Head
 from command_service.store.recorded_event import RecordedEvent
 from shared.rabbitmq.publishing import Outgoing, Refused, Why
 from shared.telemetry.readiness import Readiness
@@ -83,17 +83,22 @@ class Exchange:
         return [Refused(message, Why.REFUSED) for message in messages] if self.is_full else []
 
 
-class Log:
-    """The log, as far as a publisher reads it."""
+class Log(EventStore):
+    """A log in memory, as far as a publisher reads it."""
 
     def __init__(self) -> None:
+        nothing: Any = None
+        super().__init__(nothing)
         self.events: list[RecordedEvent] = []
 
-    async def open(self, partition: int) -> Head:
+    async def read_head(self, partition: int) -> Head:
         assert partition >= 0
         return Head(0, 0)
 
-    async def read_log(self, partition: int, after_position: int, most: int) -> list[RecordedEvent]:
+    async def read_log(
+        self, partition: int, after_position: int, most: int, patient_id: str | None = None
+    ) -> list[RecordedEvent]:
+        assert patient_id is None
         beyond = [one for one in self.events if one.partition == partition]
         return [one for one in beyond if one.position > after_position][:most]
 
