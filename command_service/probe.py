@@ -7,7 +7,7 @@ from command_service.metrics import LOG_HEAD, PUBLISH_BACKLOG
 from shared.postgres.connection import Connection
 from shared.postgres.statements import statement
 from shared.telemetry.metrics import LEASED
-from shared.worker.monitor import Probe
+from shared.worker.observer import Probe
 
 _OBSERVE_LOG: Final = statement("command_service", "observe_log")
 

@@ -308,7 +308,8 @@ class Publisher:
             self._refusals.note(refused, owed)
             await self._insist(events, refused)
         for box, following in window:
-            first = next((event.position for event in following if event in owed), None)
+            number = box.lease.partition
+            first = next((event.position for event in owed if event.partition == number), None)
             self._note_published(box, box.offer(following[-1].position, first))
             if box.newest is None or box.newest.position < following[-1].position:
                 box.newest = following[-1]
@@ -371,6 +372,8 @@ class Publisher:
             raise Fenced("the leases ended before the events were published")
         messages = begun.messages if begun else [message(event) for event in events]
         refused = await outlet.publish(messages, within=CONFIRMED_WITHIN_S, begun=begun)
+        if not refused:
+            return {}
         why = {refusal.message.properties.message_id: refusal.why for refusal in refused}
         return {event: why[id_] for event in events if (id_ := str(event.event_id)) in why}
 

@@ -157,7 +157,8 @@ def purge(
                 read_age(older_than),
                 dry_run=dry_run,
                 tell=lambda so_far: status.update(_removed(so_far)),
-            )
+            ),
+            name="history purge",
         )
     if json:
         print_json({"dry_run": dry_run, "known_since": purged.until, **_counts(purged)})
@@ -174,9 +175,11 @@ def _removed(purged: PurgedHistory) -> str:
     return f"{purged.periods:,} periods and {purged.requests:,} requests"
 
 
-def _with_read_model(work: Callable[[Connection], Awaitable[Result]]) -> Result:
+def _with_read_model(
+    work: Callable[[Connection], Awaitable[Result]], name: str = "parked"
+) -> Result:
     async def connected(url: str) -> Result:
-        connection = await connect_once(url, "projection_service", name="parked")
+        connection = await connect_once(url, "projection_service", name=name)
         try:
             return await work(connection)
         finally:

@@ -11,7 +11,7 @@ from shared.messages.cloud_event import CloudEvent
 from shared.postgres.connection import Connection
 from shared.postgres.statements import statement
 from shared.telemetry.metrics import LEASED
-from shared.worker.monitor import Probe
+from shared.worker.observer import Probe
 
 _OBSERVE_CHECKPOINTS: Final = statement("projection_service", "observe_checkpoints")
 _COUNT_PARKED: Final = statement("projection_service", "count_parked")

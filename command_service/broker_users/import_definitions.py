@@ -1,6 +1,7 @@
 """Gives a broker that runs its users, through RabbitMQ's management API."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -8,6 +9,7 @@ from yarl import URL
 
 from shared.errors import NotConnected
 from shared.rabbitmq.management_api import api_path, log_in
+from shared.values.several_hosts import one_by_one
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponseError
@@ -18,9 +20,17 @@ UNKNOWN: Final = 404
 async def import_definitions(url: str, content: Mapping[str, Any]) -> None:
     """Make users, passwords and permissions as defined; doing it again changes nothing.
 
-    Connections that are open stay so.
-    Raises NotConnected where the API refuses, ConnectionError where it does not answer.
+    Connections that are open stay so. One host after the other is asked, until one has done it.
+    Raises NotConnected where the last one refuses, ConnectionError where it does not answer.
     """
+    *first, last = one_by_one(url)
+    for host in first:
+        with suppress(ConnectionError):
+            return await _import(host, content)
+    return await _import(last, content)
+
+
+async def _import(url: str, content: Mapping[str, Any]) -> None:
     import aiohttp  # noqa: PLC0415 - as in `log_in`
 
     try:
@@ -33,7 +43,7 @@ async def import_definitions(url: str, content: Mapping[str, Any]) -> None:
                         answer.raise_for_status()
     except aiohttp.ClientResponseError as error:
         raise NotConnected(_refused(URL(url).user, error)) from None
-    except aiohttp.ClientError as error:
+    except (aiohttp.ClientError, TimeoutError) as error:
         raise ConnectionError(f"the management API: {error or type(error).__name__}") from None
 
 

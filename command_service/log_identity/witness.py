@@ -1,8 +1,8 @@
-"""Remembers on the broker how far each log was published: a log that was set back can't.
+"""Remembers on the broker how far each log goes: a log that was set back can't.
 
-A queue for each partition keeps one message, the place of the last event that was marked as
-published. Who takes a partition compares it with the log, and again now and then: a log that lacks
-that event was restored to an older state, or is an old primary's that others have left.
+A queue for each partition keeps one message, the place of the last event that its owner knew of
+when it last wrote. Who takes a partition compares it with the log, and again now and then: a log
+that lacks that event was restored to an older state, or is an old primary's that others have left.
 """
 
 import asyncio
@@ -72,9 +72,7 @@ class Witness:
 
     async def write(self, places: Mapping[int, LogPlace], log_id: UUID) -> bool:
         """Remember the last events of some partitions, in place of those before; whether it is."""
-        if (
-            self._server is None
-        ):  # known from then on: a session's last words come without a database
+        if self._server is None:  # kept, since a session's last words come without a database
             self._server = await self._read_server()
         server, timeline = self._server
         messages = [

@@ -111,9 +111,8 @@ class CommandPath:
         for _ in range(MOST_DECISIONS):
             batch = await self._load(received, receipts=check_receipts)
             if not check_receipts and batch.has_unreadable:
-                check_receipts = (
-                    True  # such a patient's commands get no receipt that could be in the way
-                )
+                # Such a patient's commands are not appended, which else finds what was decided.
+                check_receipts = True
                 continue
             if batch.involves_ends(received):
                 batch.times = await self._store.read_times(epochs)

@@ -27,8 +27,8 @@ _CHECKED_CONSENTS = statement("projection_service", "checked_consents")
 Json: TypeAlias = dict[str, Any]
 
 
-class Held(NamedTuple):
-    """A consent by which something is allowed."""
+class Basis(NamedTuple):
+    """A consent by which a yes is given."""
 
     number: int
     """Of the actor who holds it, among all who are asked about."""
@@ -38,7 +38,7 @@ class Held(NamedTuple):
     since: datetime | None
     until: datetime | None
 
-    def stands_longer_than(self, other: "Held") -> bool:
+    def stands_longer_than(self, other: "Basis") -> bool:
         """Compare the ends; of two that stand as long, the actor named first holds the better."""
         if self.until == other.until:
             return self.number < other.number
@@ -68,7 +68,7 @@ class _Found:
 
     version: int = 0
     known_since: datetime | None = None
-    consents: dict[RecordType, Held] = field(default_factory=dict)
+    consents: dict[RecordType, Basis] = field(default_factory=dict)
     """By record type; of several the one that stands longest."""
 
 
@@ -126,7 +126,7 @@ def _note(wanted: Sequence[tuple[Question, _Found]], rows: Sequence[asyncpg.Reco
         if known_since:
             (found.known_since,) = known_since
         if record_type is not None:
-            held = Held(number, actor, event, command, since, until)
+            held = Basis(number, actor, event, command, since, until)
             best = found.consents.get(record_type)
             if best is None or held.stands_longer_than(best):
                 found.consents[record_type] = held
@@ -176,7 +176,7 @@ def _failed(failed: QueryFailed) -> Json:
     return failed.model_dump(exclude_none=True)
 
 
-def _basis(record_type: RecordType, held: Held) -> Json | None:
+def _basis(record_type: RecordType, held: Basis) -> Json | None:
     """Name a consent; None where it is older than what is known of the past."""
     if held.command_id is None or held.since is None:
         return None

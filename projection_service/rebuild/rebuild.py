@@ -206,9 +206,8 @@ class _Rebuild:
             live = await self._shadow.live_places()
             positions = {number: place.position for number, place in live.items()}
             behind = _missing(await self._shadow.positions(), self._followed(positions))
-        await self._shadow.forget_purged(
-            self._shadow.pool
-        )  # nearly all of it, before anybody is kept waiting
+        # Nearly all of it, before anybody is kept waiting.
+        await self._shadow.forget_purged(self._shadow.pool)
 
     async def _heads(self) -> dict[int, int]:
         """Read where the logs end."""

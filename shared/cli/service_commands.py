@@ -16,7 +16,7 @@ from shared.errors import NotConnected, NotNow, SchemaError, SettingsError, Unsu
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import said_by, words_of
 from shared.postgres.database import migrate
-from shared.rabbitmq.reading.lenient_decoding import bound_headers
+from shared.rabbitmq.wire.lenient_decoding import bound_headers
 from shared.settings import WorkerSettings
 from shared.telemetry.libraries import hush_libraries
 from shared.telemetry.logs import set_up_logs
@@ -26,7 +26,7 @@ from shared.telemetry.standard_streams import guard_standard_streams
 from shared.telemetry.tracing import tracing
 from shared.values.legible import visible
 from shared.worker.answering import run_answering_session
-from shared.worker.monitor import Monitor
+from shared.worker.observer import Observer
 from shared.worker.process import run_process
 from shared.worker.session import Service, run_session
 
@@ -126,7 +126,7 @@ def run_worker(service: Service, settings: WorkerSettings, *, answers_only: bool
     LOG_LINES_DROPPED.set_function(lambda: stream.dropped)
     readiness = Readiness()
     session = run_answering_session if answers_only else run_session
-    observer = Monitor(service.package, service.database_url, settings, readiness, service.probe)
+    observer = Observer(service.package, service.database_url, settings, readiness, service.probe)
     with tracing(service.package, settings.worker_id):
         run_process(
             lambda stop: session(service, settings, readiness, stop),

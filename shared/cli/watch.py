@@ -1,7 +1,6 @@
 """Shows events as they happen: one line each, for a person or for a program."""
 
 import asyncio
-import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -9,11 +8,11 @@ from typing import Final
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from yarl import URL
 
 from shared.cli.ends import subject_of
 from shared.cli.terminal import shown, shown_json
 from shared.client.subscription import Start, subscribe
+from shared.client.subscription_queue import passing_name
 from shared.errors import NotHandled
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.events import ConsentEvent, UnknownEventError
@@ -23,7 +22,6 @@ from shared.settings import ClientSettings
 from shared.telemetry.logs import set_up_logs
 from shared.telemetry.standard_streams import output_is_read
 from shared.values.partition import partition_of
-from shared.values.several_hosts import one_by_one
 
 STYLES: Final = {
     "asked": ("yellow", "asked by"),
@@ -84,7 +82,7 @@ async def watch(
     try:
         await subscribe(
             settings.rabbitmq_url,
-            _queue_of_its_own(settings.rabbitmq_url),
+            passing_name(settings.rabbitmq_url, "watch"),
             show,
             given,
             patterns=patterns or _patterns_of(patient_id, settings.consent_partitions),
@@ -109,11 +107,6 @@ def read_positions(text: str) -> dict[int, int]:
     if any(number < 0 for pair in found.items() for number in pair):
         raise typer.BadParameter("give PARTITION=POSITION, separated by commas, like 3=120,0=7")
     return found
-
-
-def _queue_of_its_own(url: str) -> str:
-    """Name a queue that the permissions of a subscriber allow: it bears the user's name."""
-    return f"{URL(one_by_one(url)[0]).user or 'guest'}.watch.{secrets.token_hex(4)}"
 
 
 def _patterns_of(patient_id: str | None, partitions: int) -> Sequence[str]:

@@ -26,7 +26,6 @@ from shared.errors import (
     NotHandled,
     QueryRefused,
     SettingsError,
-    first_cause,
 )
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
@@ -37,7 +36,7 @@ from shared.event_log.set_back import LogPlace, SetBack, place_of
 from shared.messages import topic_patterns as binding
 from shared.messages.cloud_event import CloudEvent
 from shared.messages.replies import Detail
-from shared.rabbitmq.connection import AccessRefused, Broker, connect, ids_of, looping
+from shared.rabbitmq.connection import AccessRefused, Broker, connect, ids_of, looping_together
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
@@ -235,9 +234,8 @@ class Subscription:
         if self._wanted.durable:
             await become_reader(broker, queue)
         log_client = LogClient(await Requests.open(broker), self._log_id)
-        heads, self._log_id = await _heads(
-            log_client, self._wanted.partitions
-        )  # before the queue is bound:
+        # Before the queue is bound, so that it gets all that is published behind them.
+        heads, self._log_id = await _heads(log_client, self._wanted.partitions)
         was_there = await self._declare(broker)
         consumer = Consumer(broker, prefetch=PREFETCH, largest=LARGEST_EVENT)
         await consumer.open(queue, counts=self._wanted.durable)
@@ -248,16 +246,12 @@ class Subscription:
         log.info("subscription.started", queue=queue)
         self._began, self._said = True, ""
         try:
-            async with asyncio.TaskGroup() as group:
-                for loop in (
-                    consumer.keep_acknowledging(),
-                    follower.run(),
-                    follower.keep_up(),
-                    broker.wait_lost(),
-                ):
-                    group.create_task(looping(loop))
-        except BaseExceptionGroup as failures:
-            raise first_cause(failures)  # noqa: B904 - it keeps its own cause
+            await looping_together(
+                consumer.keep_acknowledging(),
+                follower.run(),
+                follower.keep_up(),
+                broker.wait_lost(),
+            )
         finally:
             self._remember(follower)
             with suppress(*BROKER_ERRORS):

@@ -2,21 +2,23 @@
 
 import asyncio
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Any, Final
 
 import structlog
+from yarl import URL
 
 from shared.errors import SchemaError, SettingsError
 from shared.messages import names
 from shared.rabbitmq.connection import (
     Broker,
     Channel,
-    EntityNotFound,
     PreconditionFailed,
     ResourceLocked,
 )
 from shared.rabbitmq.topology import NO_LIMIT
+from shared.values.several_hosts import one_by_one
 
 ARGUMENTS: Final[dict[str, Any]] = {
     "x-queue-type": "quorum",
@@ -39,6 +41,12 @@ def check_name(queue: str) -> str:
             "and begin with the name of the broker's user"
         )
     return queue
+
+
+def passing_name(url: str, purpose: str) -> str:
+    """Name a queue for one connection, as a subscriber may: it bears the name of the URL's user."""
+    user = URL(one_by_one(url)[0]).user or "guest"
+    return f"{user}.{purpose}.{secrets.token_hex(4)}"
 
 
 async def become_reader(broker: Broker, queue: str) -> None:
@@ -69,7 +77,7 @@ async def declare_durable(broker: Broker, queue: str, patterns: Sequence[str]) -
 
     Raises SchemaError where a queue of that name is of another kind.
     """
-    was_there = await _exists(broker, queue)
+    was_there = await broker.has_queue(queue)
     channel = await broker.channel(expendable=True)
     try:
         await channel.queue_declare(queue, durable=True, arguments=ARGUMENTS)
@@ -86,16 +94,6 @@ async def declare_passing(broker: Broker, queue: str, patterns: Sequence[str]) -
     channel = await broker.channel(expendable=True)
     await channel.queue_declare(queue, exclusive=True)
     await _bind(channel, queue, patterns)
-
-
-async def _exists(broker: Broker, queue: str) -> bool:
-    channel = await broker.channel(expendable=True)
-    try:
-        await channel.queue_declare(queue, passive=True)
-    except EntityNotFound:
-        return False
-    await channel.close()
-    return True
 
 
 async def _bind(channel: Channel, queue: str, patterns: Sequence[str]) -> None:

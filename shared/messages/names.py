@@ -44,7 +44,7 @@ def projection_queue(partition: int) -> str:
 
 
 def witness_queue(partition: int) -> str:
-    """Name the queue that tells how far a partition's log was published."""
+    """Name the queue that tells how far a partition's log goes."""
     return f"consent.witness.{partition}"
 
 

@@ -16,19 +16,16 @@ from uuid import uuid4
 
 import aio_pika
 import aiormq
-from aiormq.abc import (
-    AbstractConnection,
-    DeliveredMessage,
-)
+from aiormq.abc import AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
 from yarl import URL
 
-from shared.errors import NotConnected
+from shared.errors import NotConnected, first_cause
 from shared.errors.connection import BROKER, BROKER_ERRORS, ConnectionLost, explained
 from shared.rabbitmq.alarms.alarm import Alarm
-from shared.rabbitmq.reading.deliveries import hand_over, read_in_one_go
-from shared.rabbitmq.reading.lenient_decoding import read_odd_properties
-from shared.rabbitmq.reading.wire import Wire, keep_wire
+from shared.rabbitmq.wire.deliveries import hand_over, read_in_one_go
+from shared.rabbitmq.wire.lenient_decoding import read_odd_properties
+from shared.rabbitmq.wire.socket import Wire, keep_wire
 from shared.values.several_hosts import UNVERIFIED, one_by_one, trusts_anybody
 
 Channel = aiormq.Channel
@@ -95,6 +92,16 @@ class Broker:
         self._expected.add(channel)
         await channel.close()
 
+    async def has_queue(self, queue: str) -> bool:
+        """Whether there is a queue of that name, of whatever kind."""
+        channel = await self.channel(expendable=True)
+        try:
+            await channel.queue_declare(queue, passive=True)
+        except EntityNotFound:
+            return False
+        await channel.close()
+        return True
+
     def is_lost(self) -> bool:
         """Whether anything on this connection is lost."""
         return self._lost.done()
@@ -153,6 +160,16 @@ async def looping(loop: Coroutine[None, None, None]) -> None:
     """Run a loop; to a group of tasks one that a library cancelled is no failure, and it is."""
     with only_our_cancellation():
         await loop
+
+
+async def looping_together(*loops: Coroutine[None, None, None]) -> None:
+    """Run loops until one of them raises, and raise that; the others are cancelled then."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for loop in loops:
+                group.create_task(looping(loop))
+    except BaseExceptionGroup as failures:
+        raise first_cause(failures)  # noqa: B904 - it keeps its own cause
 
 
 class _Connection(aio_pika.Connection):

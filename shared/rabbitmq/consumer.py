@@ -12,7 +12,7 @@ import aiormq
 from shared.errors import TopologyMissing
 from shared.errors.connection import ConnectionLost
 from shared.rabbitmq.connection import AmqpMessage, Broker, Channel, consume
-from shared.rabbitmq.reading.wire import acknowledge
+from shared.rabbitmq.wire.socket import acknowledge
 from shared.values.oversized import LARGEST_REQUEST, bounded
 from shared.values.partition import Lease
 
@@ -149,7 +149,9 @@ class Consumer:
         self._prefetch = prefetch
         self._largest = largest
         self._many = prefetch // 4
+        """So many that wait to be taken wait no longer, and so many to be acknowledged."""
         self._most_held = prefetch * 2 // 5
+        """Of one queue: what is held takes up the prefetch, and the others need the rest."""
         self._inbox: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
         self._settled = asyncio.Event()

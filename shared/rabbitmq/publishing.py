@@ -1,46 +1,26 @@
 """Publishes with confirms, window after window; what a queue refuses is told for each message."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
-from operator import attrgetter
-from struct import Struct
 from time import monotonic
 from typing import Final
 from uuid import uuid4
 
 import aiormq
-from aiormq.abc import (
-    ChannelFrame,
-)
-from pamqp.commands import Basic
-from pamqp.constants import FRAME_BODY, FRAME_END_CHAR, FRAME_HEADER
-from pamqp.frame import marshal
-from pamqp.header import ContentHeader
+from aiormq.abc import ChannelFrame
 
 from shared.errors.connection import ConnectionLost
 from shared.rabbitmq.connection import Broker, Channel, Properties, closing_reason
-from shared.rabbitmq.reading.wire import hear_confirms_at_once, write_at_once
+from shared.rabbitmq.wire.frames import frames_of
+from shared.rabbitmq.wire.socket import hear_confirms_at_once, write_at_once
 
 PUBLISH_WINDOW: Final = 500
 """Publishes in flight at once: of fewer the broker has confirmed the last before it has the next,
 and one confirm for many makes aiormq walk all that are outstanding."""
-
-
 PERSISTENT: Final = 2
-
-_FRAME: Final = Struct(">BHI")
-_HEADER: Final = Struct(">HHQH")
-_BYTES: Final = [bytes((number,)) for number in range(256)]
-_NAMES: Final = ("content_type", "delivery_mode", "correlation_id", "message_id", "message_type")
-_USUAL: Final = attrgetter(*_NAMES)
-_UNUSUAL: Final = attrgetter(*(name for name in Properties.attributes() if name not in _NAMES))
-_NOT_GIVEN: Final = _UNUSUAL(Properties())
-_FLAGS: Final = tuple(Properties.flags[name] for name in _NAMES)
-
 RENEWED_AFTER_S: Final = 0.5
 """How long a channel is used at least, on which something was refused."""
 
@@ -180,7 +160,7 @@ async def publish_at_once(channel: Channel, messages: Sequence[Outgoing]) -> Non
     if not write_at_once(channel, data):
         written = channel.create_future()
         async with channel.lock:
-            await channel.write_queue.put(_frame(data, written))
+            await channel.write_queue.put(_for_library(data, written))
         await written
 
 
@@ -291,7 +271,7 @@ async def _publish_window(
     async with channel.lock:
         window = Window(channel, messages)
         if not write_at_once(channel, window.data):
-            await channel.write_queue.put(_frame(window.data))
+            await channel.write_queue.put(_for_library(window.data))
         window.expect()
     return await window.refused(within)
 
@@ -327,45 +307,18 @@ def _as_one_write(
     return b"".join(
         frame
         for message in messages
-        for frame in _frames(message, number, largest, mandatory=mandatory)
+        for frame in frames_of(
+            number,
+            largest,
+            message.exchange,
+            message.routing_key,
+            message.body,
+            message.properties,
+            mandatory,
+        )
     )
 
 
-def _frame(data: bytes, drain_future: "asyncio.Future[object] | None" = None) -> ChannelFrame:
+def _for_library(data: bytes, drain_future: "asyncio.Future[object] | None" = None) -> ChannelFrame:
+    """Give whole frames to the library to write, where the socket does not take them now."""
     return ChannelFrame(data, should_close=False, drain_future=drain_future)
-
-
-def _frames(message: Outgoing, number: int, largest: int, *, mandatory: bool) -> Iterator[bytes]:
-    yield _publish_frame(number, message.exchange, message.routing_key, mandatory)
-    yield _header_frame(message, number)
-    for start in range(0, len(message.body), largest):
-        part = message.body[start : start + largest]
-        yield _FRAME.pack(FRAME_BODY, number, len(part))
-        yield part
-        yield FRAME_END_CHAR
-
-
-def _header_frame(message: Outgoing, number: int) -> bytes:
-    """Write a content header; usual properties alone take the library twice as long."""
-    usual, unusual = _USUAL(message.properties), _UNUSUAL(message.properties)
-    if unusual != _NOT_GIVEN:
-        header = ContentHeader(body_size=len(message.body), properties=message.properties)
-        return marshal(header, number)
-    flags, parts = 0, b""
-    for value, flag in zip(usual, _FLAGS, strict=True):
-        if value:
-            flags |= flag
-            if isinstance(value, str):
-                data = value.encode()
-                parts += _BYTES[len(data)] + data
-            else:
-                parts += _BYTES[value]
-    frame = _FRAME.pack(FRAME_HEADER, number, _HEADER.size + len(parts))
-    head = _HEADER.pack(Basic.frame_id, 0, len(message.body), flags)
-    return b"%b%b%b%b" % (frame, head, parts, FRAME_END_CHAR)
-
-
-@lru_cache(maxsize=1000)
-def _publish_frame(number: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
-    frame = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
-    return marshal(frame, number)

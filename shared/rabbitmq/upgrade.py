@@ -58,7 +58,7 @@ async def upgrade(broker: Broker, partitions: int) -> int:
                 await _refuse_while_read(broker, name)
             await _move_aside(broker, former)
         declared = await declare(broker, partitions)
-        if await _stands(broker, names.MOVED_QUERIES):
+        if await broker.has_queue(names.MOVED_QUERIES):
             await _bring_back(broker, partitions)
     return declared
 
@@ -75,18 +75,8 @@ async def _alone(broker: Broker) -> AsyncIterator[None]:
     await channel.queue_delete(names.TOPOLOGY_LOCK)
 
 
-async def _stands(broker: Broker, queue: str) -> bool:
-    channel = await broker.channel(expendable=True)
-    try:
-        await channel.queue_declare(queue, passive=True)
-    except aiormq.exceptions.ChannelNotFoundEntity:
-        return False
-    await broker.close_channel(channel)
-    return True
-
-
 async def _is_classic(broker: Broker, queue: str) -> bool:
-    if not await _stands(broker, queue):
+    if not await broker.has_queue(queue):
         return False
     channel = await broker.channel(expendable=True)
     try:
@@ -140,7 +130,7 @@ async def _move_aside(broker: Broker, former: list[str]) -> None:
     await declare_exchange(channel, _exchange(names.UNKNOWN_QUERIES))
     await channel.queue_declare(names.MOVED_QUERIES, durable=True, arguments=query_queue())
     await channel.queue_bind(names.MOVED_QUERIES, names.UNKNOWN_QUERIES)
-    if await _stands(broker, names.QUERIES):
+    if await broker.has_queue(names.QUERIES):
         await channel.queue_unbind(names.QUERIES, names.UNKNOWN_QUERIES)
     await channel.exchange_delete(names.QUERIES)
     await declare_exchange(channel, _exchange(names.QUERIES))

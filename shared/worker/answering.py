@@ -7,9 +7,7 @@ projects writes a sign of life every second, by which the age of what is read is
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
@@ -17,16 +15,13 @@ import structlog
 
 from shared.errors import NotConnected
 from shared.errors.connection import BROKER_ERRORS, DATABASES, Server
-from shared.postgres.connection import Connection, Pool
-from shared.postgres.database import check_partitions, check_schema, connect_once, open_pool
 from shared.postgres.statements import statement
-from shared.postgres.surroundings import check_surroundings
-from shared.rabbitmq.connection import Broker, connect, looping
+from shared.rabbitmq.connection import Broker, looping
 from shared.rabbitmq.reply_to.publisher import ReplyPublisher
 from shared.settings import WorkerSettings
 from shared.telemetry.readiness import Readiness
 from shared.worker.leases import LEASE_S
-from shared.worker.session import HEARTBEAT_S, POOL_SIZE, Opened, Service
+from shared.worker.session import Database, Opened, Service, open_broker, open_database
 
 OLDEST_S: Final = 10.0
 """What is older is no answer any more."""
@@ -46,21 +41,12 @@ async def run_answering_session(
 
     Raises whatever ended the session sooner; SettingsError and SchemaError need an operator.
     """
-    readiness.waits_for("database")
     owner = f"{settings.worker_id}/{secrets.token_hex(4)}"
-    async with _watched_database(service, owner) as watch:
-        await check_schema(watch.pool, service.package)
-        await check_partitions(watch.pool, settings.consent_partitions)
+    async with open_database(service, settings, readiness, owner, writes=False) as database:
+        watch = _Watch(database, DATABASES[service.package])
         await watch.look()
-        readiness.waits_for("broker")
-        name = f"{service.package} {settings.worker_id}"
-        try:
-            async with connect(settings.rabbitmq_url, name=name, heartbeat_s=HEARTBEAT_S) as broker:
-                broker.alarm.tell(partial(readiness.blocked, "session"))
-                await _answer(service, settings, readiness, watch, broker, stop)
-        finally:
-            readiness.renewals(None)
-            readiness.blocked("session", "")
+        async with open_broker(service, settings, readiness) as broker:
+            await _answer(service, settings, readiness, watch, broker, stop)
     log.info("session.drained", owner=owner)
 
 
@@ -74,7 +60,9 @@ async def _answer(
 ) -> None:
     replies = await ReplyPublisher.open(broker, settings.rabbitmq_url, readiness.report)
     assert service.make_answerer is not None  # noqa: S101 - it is offered by no other service
-    answerer = await service.make_answerer(Opened(broker, replies, watch.pool, _never, readiness))
+    answerer = await service.make_answerer(
+        Opened(broker, replies, watch.database.pool, _never, readiness)
+    )
     readiness.renewals(watch.seconds_since_look)
     try:
         await answerer.read()
@@ -98,27 +86,11 @@ def _never() -> bool:
     return False
 
 
-@asynccontextmanager
-async def _watched_database(service: Service, name: str) -> AsyncIterator["_Watch"]:
-    url, package = service.database_url, service.package
-    pool = await open_pool(url, name=name, size=POOL_SIZE, package=package)
-    try:
-        connection = await connect_once(url, package, name=name)
-        try:
-            await check_surroundings(connection, url, DATABASES[package], writes=False)
-            yield _Watch(pool, connection, DATABASES[package])
-        finally:
-            connection.terminate()
-    finally:
-        pool.terminate()
-
-
 class _Watch:
     """Sees that the database answers, and how old what it has is."""
 
-    def __init__(self, pool: Pool, connection: Connection, server: Server) -> None:
-        self.pool = pool
-        self._connection = connection
+    def __init__(self, database: Database, server: Server) -> None:
+        self.database = database
         self._server = server
         self._looked_at = monotonic()
 
@@ -136,10 +108,9 @@ class _Watch:
         """Look once; what else waits for a database that is gone gets an error first."""
         try:
             async with asyncio.timeout(PATIENCE_S):
-                age = await self._connection.fetchval(_READ_AGE, LEASE_S)
+                age = await self.database.keeping.fetchval(_READ_AGE, LEASE_S)
         except TimeoutError:
-            self.pool.terminate()
-            self._connection.terminate()
+            self.database.cut()
             silent = f"{self._server.name} does not answer within {PATIENCE_S:g} s"
             raise NotConnected(silent) from None
         if age is None or age > OLDEST_S:

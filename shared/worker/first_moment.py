@@ -42,7 +42,7 @@ def importing() -> Iterator[None]:
 
 def _end(number: int, _frame: object) -> None:
     """End as by the signal itself; a worker that has nothing in hand yet is drained."""
-    if sys.argv[1:] == ["run"]:
+    if sys.argv[1:2] == ["run"]:
         os._exit(0)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -13,12 +13,7 @@ import asyncpg
 import structlog
 import uvloop
 
-from shared.errors import (
-    ConsentError,
-    SchemaError,
-    SettingsError,
-    first_cause,
-)
+from shared.errors import ConsentError, SchemaError, SettingsError, first_cause
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import missing_for, reason_of, words_of
 from shared.settings import WorkerSettings
@@ -26,7 +21,7 @@ from shared.telemetry.metrics import SESSIONS_LOST
 from shared.telemetry.readiness import Readiness
 from shared.worker.gc_tuning import collect_seldom
 from shared.worker.leaving import leave_at_once
-from shared.worker.monitor import Monitor
+from shared.worker.observer import Observer
 from shared.worker.scheduling import let_others_finish
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -53,7 +48,7 @@ log = structlog.get_logger()
 
 
 def run_process(
-    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Monitor
+    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Observer
 ) -> None:
     """Run sessions until a signal says stop; returns when drained.
 
@@ -65,7 +60,7 @@ def run_process(
 
 
 async def _run(
-    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Monitor
+    session: Session, settings: WorkerSettings, readiness: Readiness, observer: Observer
 ) -> None:
     # Here, since its library takes as long to import as half of the rest, and only `run` serves.
     from shared.worker.http import serve_operations  # noqa: PLC0415
@@ -110,9 +105,7 @@ async def supervise(session: Session, readiness: Readiness, stop: asyncio.Event)
             reason = first_cause(error)
             if isinstance(reason, (SettingsError, SchemaError)):
                 raise reason from None
-            if (
-                readiness.missing == "drain"
-            ):  # whoever is stopped while it waits has nothing in hand
+            if readiness.missing == "drain":  # who is stopped while it waits has nothing in hand
                 leave_at_once(f"the session was lost in the drain: {reason_of(reason)}")
             failures.note(reason)
             await _pause(failures.next_pause(), stop)

@@ -27,7 +27,7 @@ from shared.telemetry.readiness import Readiness
 from shared.values.partition import Lease
 from shared.worker.leases import LEASE_S, LeaseKeeper
 from shared.worker.leaving import leave_at_once
-from shared.worker.monitor import Probe
+from shared.worker.observer import Probe
 
 POOL_SIZE: Final = 5
 """One more connection is the lease keeper's."""
@@ -103,37 +103,21 @@ async def run_session(
 
     Raises whatever ended the session sooner; SettingsError and SchemaError need an operator.
     """
-    readiness.waits_for("database")
     owner = f"{settings.worker_id}/{secrets.token_hex(4)}"
-    async with _database(service, owner) as database:
-        server = DATABASES[service.package]
-        await check_surroundings(database.keeping, service.database_url, server)
-        await check_schema(database.pool, service.package)
-        await check_partitions(database.pool, settings.consent_partitions)
+    async with open_database(service, settings, readiness, owner) as database:
         session = _Session(service, settings, owner, database, readiness)
-        # Its queues are part of the broker: reading them fails where one is missing.
-        readiness.waits_for("broker")
-        name = f"{service.package} {settings.worker_id}"
-        try:
-            async with (
-                session.watched(),
-                connect(settings.rabbitmq_url, name=name, heartbeat_s=HEARTBEAT_S) as broker,
-            ):
-                broker.alarm.tell(partial(readiness.blocked, "session"))
-                await session.work(broker, stop)
-        finally:
-            readiness.renewals(None)
-            readiness.blocked("session", "")
+        async with session.watched(), open_broker(service, settings, readiness) as broker:
+            await session.work(broker, stop)
     log.info("session.drained", owner=owner)
 
 
 @dataclass(frozen=True)
-class _Database:
+class Database:
     """What a session has of its database."""
 
     pool: Pool
     keeping: Connection
-    """The lease keeper's own; the leases end with it."""
+    """Apart from the work: the leases end with it, or it sees how old is what can be read."""
 
     def cut(self) -> None:
         """End all connections now: whoever waits for an answer gets an error instead."""
@@ -142,7 +126,19 @@ class _Database:
 
 
 @asynccontextmanager
-async def _database(service: Service, owner: str) -> AsyncIterator[_Database]:
+async def open_database(
+    service: Service,
+    settings: WorkerSettings,
+    readiness: Readiness,
+    owner: str,
+    *,
+    writes: bool = True,
+) -> AsyncIterator[Database]:
+    """Connect, and look whether all is as this version needs it; without `writes` to a standby.
+
+    Raises SettingsError and SchemaError where an operator must mend something.
+    """
+    readiness.waits_for("database")
     url, package = service.database_url, service.package
     pool = await open_pool(
         url, name=owner, size=POOL_SIZE, package=package, settings=service.database_settings
@@ -150,11 +146,31 @@ async def _database(service: Service, owner: str) -> AsyncIterator[_Database]:
     try:
         keeping = await connect_once(url, package, name=owner)
         try:
-            yield _Database(pool, keeping)
+            await check_surroundings(keeping, url, DATABASES[package], writes=writes)
+            await check_schema(pool, package)
+            await check_partitions(pool, settings.consent_partitions)
+            yield Database(pool, keeping)
         finally:
             keeping.terminate()
     finally:
         pool.terminate()
+
+
+@asynccontextmanager
+async def open_broker(
+    service: Service, settings: WorkerSettings, readiness: Readiness
+) -> AsyncIterator[Broker]:
+    """Connect, and have the readiness tell what the session waits for, until it ends."""
+    # The queues are part of the broker: reading them fails where one is missing.
+    readiness.waits_for("broker")
+    name = f"{service.package} {settings.worker_id}"
+    try:
+        async with connect(settings.rabbitmq_url, name=name, heartbeat_s=HEARTBEAT_S) as broker:
+            broker.alarm.tell(partial(readiness.blocked, "session"))
+            yield broker
+    finally:
+        readiness.renewals(None)
+        readiness.blocked("session", "")
 
 
 class _Session:
@@ -165,7 +181,7 @@ class _Session:
         service: Service,
         settings: WorkerSettings,
         owner: str,
-        database: _Database,
+        database: Database,
         readiness: Readiness,
     ) -> None:
         self._service = service

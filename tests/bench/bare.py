@@ -8,7 +8,7 @@ All run as a worker does: a process of its own, uvloop, the same queues and pref
 This is the fastest way through aio-pika's underlay that was found: whatever has arrived is handled
 at once, all that it causes is written in one piece, deliveries are acknowledged together, and
 confirms are waited for in windows, beside the next batch. It reads deliveries as the library does;
-the services themselves read them past it (`shared.rabbitmq.reading`).
+the services themselves read them past it (`shared.rabbitmq.wire`).
 """
 
 import asyncio

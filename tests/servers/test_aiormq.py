@@ -158,6 +158,17 @@ async def test_a_channel_on_a_connection_that_was_cut_is_a_lost_connection(
         await broker.channel()
 
 
+async def test_a_connection_that_was_never_blocked_ends_without_a_word(
+    deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", logger="aiormq")
+    async with connect(deployment.rabbitmq_url, name="test"):
+        pass
+    for _ in range(10):  # its end is told in turns of the loop that follow
+        await asyncio.sleep(0)
+    assert caplog.messages == []
+
+
 async def test_a_broker_that_says_nothing_is_given_up_sooner_than_aiormq_does(
     wired: tuple[Link, Broker],
 ) -> None:

@@ -68,6 +68,15 @@ def test_who_becomes_a_sender_is_not_held_to_the_askers_keys_any_more(
     assert topics() == []
 
 
+def test_of_several_hosts_one_will_do(
+    sandbox: Sandbox, deployment: Deployment, clinic: str
+) -> None:
+    assert clinic
+    url = sandbox.broker.management_url.replace("@", "@127.0.0.1:1,")
+    done = define(sandbox, deployment, "asker", "p", RABBITMQ_MANAGEMENT_URL=url)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_api_that_refuses_or_is_away_is_one_clear_line(
     sandbox: Sandbox, deployment: Deployment
 ) -> None:

@@ -52,12 +52,20 @@ def catches_sigterm(process: psutil.Process) -> bool:
     return bool(int(mask, 16) & 1 << (signal.SIGTERM - 1))
 
 
-@pytest.mark.parametrize("service", ["command_service", "projection_service"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["command_service", "run"],
+        ["projection_service", "run"],
+        ["projection_service", "run", "--answers-only"],
+    ],
+    ids=" ".join,
+)
 def test_a_worker_that_is_stopped_before_it_has_begun_is_drained(
-    deployment: Deployment, tmp_path: Path, service: str
+    deployment: Deployment, tmp_path: Path, words: list[str]
 ) -> None:
     log = tmp_path / "log"
-    with first_process(deployment, ["-m", service, "run"], log) as (outside, inside):
+    with first_process(deployment, ["-m", *words], log) as (outside, inside):
         eventually(lambda: catches_sigterm(inside))
         inside.send_signal(signal.SIGTERM)
         assert outside.wait(30) == 0

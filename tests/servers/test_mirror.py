@@ -420,6 +420,15 @@ async def test_it_begins_again_where_its_file_ends(
     assert ("p-mark", "doctor", "d-1") in held, "it was not made anew"
 
 
+async def test_its_broker_may_be_one_of_several_hosts(
+    running: Deployment, client: Client, path: Path
+) -> None:
+    await client.command("GrantConsent", "p-hosts")
+    url = running.rabbitmq_url.replace("@", "@127.0.0.1:1,")
+    with mirrored(running, path, url=url) as mirror:
+        await expect(mirror, "p-hosts", held=True)
+
+
 async def test_the_log_of_another_deployment_is_refused_by_name(
     running: Deployment, client: Client, sandbox: Sandbox, migrated: str, path: Path
 ) -> None:

@@ -17,15 +17,15 @@ from pamqp.frame import marshal, unmarshal
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from shared.rabbitmq.publishing import Outgoing, _header_frame
-from shared.rabbitmq.reading.deliveries import (
+from shared.rabbitmq.wire.deliveries import (
     _read_header,
     _Receiver,
     confirm_at_once,
     hand_over,
 )
-from shared.rabbitmq.reading.lenient_decoding import SUBSTITUTE, read_odd_properties
-from shared.rabbitmq.reading.wire import Wire, acknowledge, keep_wire
+from shared.rabbitmq.wire.frames import header_frame
+from shared.rabbitmq.wire.lenient_decoding import SUBSTITUTE, read_odd_properties
+from shared.rabbitmq.wire.socket import Wire, acknowledge, keep_wire
 
 OURS: Final = "a-consumer-of-ours"
 THEIRS: Final = "a-consumer-of-the-library"
@@ -50,7 +50,7 @@ def test_a_header_is_written_as_the_library_writes_it(
     properties: Basic.Properties, body: bytes, channel: int
 ) -> None:
     header = ContentHeader(body_size=len(body), properties=properties)
-    assert _header_frame(Outgoing("", "", body, properties), channel) == marshal(header, channel)
+    assert header_frame(channel, properties, len(body)) == marshal(header, channel)
 
 
 @given(properties, st.integers(0, 2**40))

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from shared.settings import WorkerSettings
 from shared.telemetry.lag import FRESH_S, Lag
 from shared.telemetry.readiness import Readiness
-from shared.worker import monitor
-from shared.worker.monitor import Monitor, Probe
+from shared.worker import observer as observing
+from shared.worker.observer import Observer, Probe
 
 
 class Clock:
@@ -34,11 +34,11 @@ def open_lag() -> tuple[Lag, Clock]:
     return lag, clock
 
 
-def open_observer() -> Monitor:
+def open_observer() -> Observer:
     settings = WorkerSettings(rabbitmq_url="amqp://127.0.0.1:1")
     probe = Probe(look=lambda _: asyncio.sleep(0))
     nowhere = "postgresql://127.0.0.1:1"
-    return Monitor("command_service", nowhere, settings, Readiness(), probe)
+    return Observer("command_service", nowhere, settings, Readiness(), probe)
 
 
 async def test_an_observer_looks_again_when_a_library_has_cancelled_what_it_waited_for(
@@ -54,7 +54,7 @@ async def test_an_observer_looks_again_when_a_library_has_cancelled_what_it_wait
             raise asyncio.CancelledError
         again.set()
 
-    monkeypatch.setattr(monitor, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(observing, "LOOK_EVERY_S", 0.01)
     observer = open_observer()
     monkeypatch.setattr(observer, "_look_at_broker", cancelled_at_first)
     async with asyncio.timeout(60), observer.running():

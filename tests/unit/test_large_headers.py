@@ -9,7 +9,7 @@ from pamqp import decode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from shared.rabbitmq.reading.lenient_decoding import (
+from shared.rabbitmq.wire.lenient_decoding import (
     LARGEST,
     MOST,
     bound_headers,

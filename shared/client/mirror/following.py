@@ -1,12 +1,13 @@
 """Follows the log for a mirror: writes down what is new, and when nothing more was to be known."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
 
-from shared.client.mirror.moments import Moment, now
+from shared.client.mirror.heads import Heads
+from shared.client.mirror.moments import now
 from shared.client.mirror.writer import Writer, read
 from shared.errors import LogSetBack, NoAnswer, QueryRefused, SettingsError
 from shared.errors.text import reason_of
@@ -48,8 +49,7 @@ class Following:
         self.log_client = LogClient(requests)
         self._writer = writer
         self._partitions = partitions
-        self._ends: dict[int, tuple[int, Moment]] = {}
-        """By partition: where its log ended, and when that was asked, until it is reached."""
+        self._heads = Heads()
         self._said: str | None = None
 
     async def begin(self) -> None:
@@ -80,7 +80,7 @@ class Following:
     async def apply(self, events: Sequence[CloudEvent]) -> None:
         """Write down what happened."""
         last = {event.partition: event.position for event in events}
-        self._writer.apply(events, self._complete(last))
+        self._writer.apply(events, self._heads.take_reached(last))
 
     async def set_aside(self, delivery: Delivery, details: Sequence[Detail]) -> None:
         """Drop what is no event of the log; the log has all that are."""
@@ -108,25 +108,14 @@ class Following:
         for partition in range(self._partitions):
             await self._look(partition)
         positions = {number: one.position for number, one in enumerate(self._writer.reached)}
-        self._writer.note_complete(self._complete(positions))
+        self._writer.note_complete(self._heads.take_reached(positions))
 
     async def _look(self, partition: int) -> None:
         """Ask where a log ends, and for the event that was taken from it last."""
         taken, asked_at = self._writer.reached[partition], now()
         page = await self.log_client.read(partition, max(0, taken.position - 1), limit=1)
         await self.on_compared(partition, page.differs(partition, taken))
-        self._ends[partition] = (page.head, asked_at)
-
-    def _complete(self, positions: Mapping[int, int]) -> dict[int, Moment]:
-        """Take out which partitions are known up to the end of their log."""
-        reached = {
-            number: moment
-            for number, (head, moment) in self._ends.items()
-            if positions.get(number, -1) >= head
-        }
-        for number in reached:
-            del self._ends[number]
-        return reached
+        self._heads.note(partition, page.head, asked_at)
 
     async def _expect_no_more_partitions(self) -> None:
         try:

@@ -1,7 +1,6 @@
 """Keeps a mirror's file up with the log, in a thread, for as long as the mirror is open."""
 
 import asyncio
-import secrets
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,20 +10,19 @@ from typing import Final, NoReturn
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
-from yarl import URL
 
 from shared.client.mirror.following import Following
 from shared.client.mirror.writer import Writer
 from shared.client.mirror.writer_lock import writing
-from shared.client.subscription_queue import declare_passing
-from shared.errors import LogSetBack, NoAnswer, NotAllowed, NotNow, first_cause
+from shared.client.subscription_queue import declare_passing, passing_name
+from shared.errors import LogSetBack, NoAnswer, NotAllowed, NotNow
 from shared.errors.connection import BROKER_ERRORS
 from shared.errors.text import reason_of
 from shared.event_log.follower import Follower
 from shared.event_log.position_tracker import PositionTracker
 from shared.event_log.set_back import LogPlace
 from shared.messages.topic_patterns import EVERYTHING
-from shared.rabbitmq.connection import AccessRefused, Broker, connect, looping
+from shared.rabbitmq.connection import AccessRefused, Broker, connect, looping_together
 from shared.rabbitmq.consumer import Consumer, Delivery
 from shared.rabbitmq.rpc_client import Requests
 from shared.values.oversized import LARGEST_EVENT
@@ -119,7 +117,7 @@ class Keeper:
         await asyncio.sleep(PAUSE_S)
 
     async def _over(self, broker: Broker, writer: Writer) -> None:
-        queue = _queue_of_its_own(self._options.url)
+        queue = passing_name(self._options.url, "mirror")
         try:
             await declare_passing(broker, queue, [EVERYTHING])
             following = Following(await Requests.open(broker), writer, self._options.partitions)
@@ -136,18 +134,13 @@ class Keeper:
             follower.open(number, _tracker(place))
         log.info("mirror.started", queue=queue)
         self._began, self._said = True, ""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for loop in (
-                    consumer.keep_acknowledging(),
-                    follower.run(),
-                    follower.keep_up(),
-                    following.keep_looking(self._options.look_every),
-                    broker.wait_lost(),
-                ):
-                    group.create_task(looping(loop))
-        except BaseExceptionGroup as failures:
-            raise first_cause(failures)  # noqa: B904 - it keeps its own cause
+        await looping_together(
+            consumer.keep_acknowledging(),
+            follower.run(),
+            follower.keep_up(),
+            following.keep_looking(self._options.look_every),
+            broker.wait_lost(),
+        )
 
     def _note(self, writer: Writer, error: Exception) -> None:
         """Write down for all readers why nothing new comes in."""
@@ -166,8 +159,3 @@ class Keeper:
 
 def _tracker(place: LogPlace) -> PositionTracker[Delivery]:
     return PositionTracker(place.position, event_id=place.event_id, generation=place.generation)
-
-
-def _queue_of_its_own(url: str) -> str:
-    """Name a queue that the permissions of a subscriber allow: it bears the user's name."""
-    return f"{URL(url).user or 'guest'}.mirror.{secrets.token_hex(4)}"

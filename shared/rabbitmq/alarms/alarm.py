@@ -19,7 +19,7 @@ Handler = Callable[[Any], Coroutine[Any, Any, None]]
 _HANDLER: Final = "_Connection__handle_connection_"
 """How aiormq names what it does with these frames; it keeps the reason to itself."""
 _OVER: Final = Connection.Unblocked()
-"""Told to aiormq where the connection ends, or whoever waits for it would wait for ever."""
+"""Told to aiormq where a blocked connection ends, or whoever waits for it would wait for ever."""
 
 
 class Alarm:
@@ -33,7 +33,9 @@ class Alarm:
         self._hear(connection, "blocked", self._blocked)
         release = self._hear(connection, "unblocked", self._unblocked)
         self._releases = connection.closing
-        self._releases.add_done_callback(lambda _: asyncio.ensure_future(release(_OVER)))
+        self._releases.add_done_callback(
+            lambda _: self.reason and asyncio.ensure_future(release(_OVER))
+        )
 
     def tell(self, whom: Callable[[str], None]) -> None:
         """Have somebody told the reason now, and whenever it changes."""

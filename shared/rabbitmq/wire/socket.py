@@ -16,7 +16,7 @@ from pamqp.commands import Basic
 from pamqp.constants import FRAME_END, FRAME_METHOD
 from yarl import URL
 
-from shared.rabbitmq.reading.deliveries import confirm_at_once
+from shared.rabbitmq.wire.deliveries import confirm_at_once
 
 MOST_UNWRITTEN: Final = 65_536
 """Bytes that the broker has not read yet: from there on the library is waited for."""

@@ -51,7 +51,7 @@ class Probe:
     """Asks for the log's heads, where that is another service's."""
 
 
-class Monitor:
+class Observer:
     """Looks again and again, at the database and at the broker, each for itself."""
 
     def __init__(

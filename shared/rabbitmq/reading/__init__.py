@@ -1,1 +1,0 @@
-"""How what the broker sends is read: odd properties too, and deliveries without detours."""
