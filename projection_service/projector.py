@@ -1,7 +1,7 @@
 """Projects events that follow the checkpoints: read → fold → project, one transaction a batch."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import structlog
@@ -12,6 +12,7 @@ from projection_service.log_identity.set_backs import SetBacks
 from projection_service.projections.changes import Changes, Move
 from projection_service.projections.fold import fold, read
 from projection_service.read_model import ReadModel
+from shared.errors import RowLocked
 from shared.event_log.follower import Follower
 from shared.event_log.log_client import LogClient
 from shared.event_log.position_tracker import PositionTracker
@@ -24,9 +25,16 @@ from shared.rabbitmq.dead_letter import DeadLetters, dead_letter
 from shared.telemetry import tracing
 from shared.telemetry.batch_lines import BatchLines
 from shared.telemetry.metrics import last_progress
+from shared.telemetry.readiness import Readiness
 from shared.values.partition import Lease
 
 MAX_BATCH: Final = 500
+LOCK: Final = "lock"
+"""Under what the readiness keeps which partitions wait for one."""
+REMEDY: Final = (
+    "another session has locked a row of the read model that is to be changed; end its transaction "
+    "(pg_stat_activity has it), and they go on by themselves"
+)
 
 _APPLIED: Final = metrics.EVENTS.labels("applied")
 _PARKED: Final = metrics.EVENTS.labels("parked")
@@ -45,6 +53,7 @@ class Projector:
         dead_letters: DeadLetters,
         on_progress: Callable[[Mapping[str, int]], bool],
         set_backs: SetBacks,
+        readiness: Readiness,
     ) -> None:
         """`on_progress` is told the versions that patients have reached; it says if one waits."""
         self.lines = BatchLines("batch.projected")
@@ -55,13 +64,21 @@ class Projector:
         self._dead_letters = dead_letters
         self._on_progress = on_progress
         self._set_backs = set_backs
+        self._readiness = readiness
+        self._locked: set[int] = set()
         self._leases: dict[int, Lease] = {}
         self._follower = Follower(
             consumer, log_client, self, most=MAX_BATCH, side_by_side=True, heeds_disputes=True
         )
-        self.run = self._follower.run
         self.keep_up = self._follower.keep_up
         self.let_go = self._follower.let_go
+
+    async def run(self) -> None:
+        """Project what arrives, until cancelled."""
+        try:
+            await self._follower.run()
+        finally:
+            self._note_lock(self._locked, is_locked=False)
 
     async def open(self, lease: Lease) -> None:
         """Begin with a partition where its last owner stopped."""
@@ -76,12 +93,32 @@ class Projector:
     async def close(self, partition: int) -> None:
         """Stop with a partition that was let go, once nothing of it is being applied."""
         await self._follower.close(partition)
+        self._note_lock({partition}, is_locked=False)
         del self._leases[partition]
 
     async def apply(self, events: Sequence[CloudEvent]) -> None:
         """Apply events that follow their checkpoints, in one transaction."""
-        with tracing.span(tracing.PROJECT, events):
-            await self._apply(events)
+        partitions = {event.partition for event in events}
+        try:
+            with tracing.span(tracing.PROJECT, events):
+                await self._apply(events)
+        except RowLocked:
+            if len(partitions) == 1:  # of several, only one may be in the way
+                self._note_lock(partitions, is_locked=True)
+            raise
+        self._note_lock(partitions, is_locked=False)
+
+    def _note_lock(self, partitions: Set[int], *, is_locked: bool) -> None:
+        """Have the readiness name the partitions that wait for somebody to let go of a row."""
+        before = self._locked
+        self._locked = before | partitions if is_locked else before - partitions
+        if self._locked == before:
+            return
+        if self._locked:
+            numbers = ", ".join(map(str, sorted(self._locked)))
+            self._readiness.report(LOCK, "row_locked", f"partition {numbers}: {REMEDY}")
+        else:
+            self._readiness.report(LOCK)
 
     async def _apply(self, events: Sequence[CloudEvent]) -> None:
         facts = [(event, read(event)) for event in events]

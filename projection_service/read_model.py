@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from projection_service.projections.changes import Changes, Held, Key, Move
 from projection_service.projections.consents import NO_ENDS, Consent, Ends
 from projection_service.projections.spans import Ending, Span
-from shared.errors import Fenced
+from shared.errors import Fenced, RowLocked
 from shared.event_log.set_back import FIRST_GENERATION, LogPlace
 from shared.messages.queries import Consents, Entry, GranteePlace, HasConsent, ListConsents
 from shared.messages.timestamp import Moment
@@ -116,8 +116,15 @@ class ReadModel:
         return {row["patient_id"]: row["position"] for row in rows}
 
     async def project(self, changes: Changes) -> None:
-        """Apply changes in one transaction; raises Fenced where another worker has taken over."""
-        moved = await self._kept.fetch(_PROJECT, *map(as_json, _rows(changes)))
+        """Apply changes in one transaction.
+
+        Raises Fenced where another worker has taken over, RowLocked where somebody else holds on to
+        a row for longer than is waited for; nothing is changed then.
+        """
+        try:
+            moved = await self._kept.fetch(_PROJECT, *map(as_json, _rows(changes)))
+        except asyncpg.LockNotAvailableError as error:
+            raise RowLocked("somebody else has locked a row that is to be changed") from error
         if not moved:
             raise Fenced("another worker projects one of these partitions now")
 

@@ -64,6 +64,7 @@ class ProjectionWorker:
             dead_letters,
             on_progress=answers.progressed,
             set_backs=answers.set_backs,
+            readiness=opened.readiness,
         )
         answers.listen(projector.projected, projector.recall)
         OLDEST_IN_HAND.labels("events").set_function(consumer.oldest_s)

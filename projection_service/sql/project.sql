@@ -1,7 +1,9 @@
 -- project
 -- Change the read model and move the checkpoints, in one transaction, all or nothing: provided
 -- each checkpoint still stands where the worker believes, and the worker still owns the partition.
--- Of each partition its own row is locked before its checkpoint, as whoever fences it does.
+-- Of each partition its own row is locked before its checkpoint, as whoever fences it does: so that
+-- nobody takes it over meanwhile, while its lease can be renewed.
+-- For a row that somebody else has locked it waits for 0.3 s, and not until that is free.
 --
 -- Each parameter is a list of objects in JSON: a driver encodes a column at a time, and for a batch
 -- of one that took it longer than the server needs to apply it.
@@ -24,8 +26,13 @@
 --
 -- Returns   (partition) of each checkpoint that was moved.
 -- Fenced    no rows: another worker has taken a partition; nothing was changed.
-WITH given AS (
-    SELECT * FROM json_to_recordset($1::json)
+-- Locked    lock_not_available: a row is locked; nothing was changed.
+WITH patience AS (
+    SELECT set_config('lock_timeout', '300ms', true)
+), given AS (
+    SELECT given.*
+      FROM patience,
+           json_to_recordset($1::json)
                AS given (partition integer, epoch bigint, checkpoint bigint, position bigint,
                          event_id text, generation bigint)
 ), owned AS (
@@ -34,7 +41,7 @@ WITH given AS (
       JOIN given ON given.partition = c.partition AND given.checkpoint = c.position
       JOIN partitions p ON p.partition = given.partition AND p.epoch = given.epoch
      ORDER BY c.partition
-       FOR SHARE OF p
+       FOR KEY SHARE OF p
        FOR UPDATE OF c
 ), moved AS (
     UPDATE checkpoints c

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, Field, TypeAdapter
 
 from shared.client.history_pages import joined
-from shared.errors import BrokerBlocked, NoAnswer, NotAllowed, NotTaken, QueryRefused
+from shared.errors import BrokerBlocked, NoAnswer, NotAllowed, NotTaken, QueryRefused, Unroutable
 from shared.errors.connection import BROKER, BROKER_ERRORS, ConnectionLost, explained
 from shared.errors.text import reason_of, said_by
 from shared.event_log.log_client import PAGE, Page, query_request, read_answer, readable
@@ -373,7 +373,11 @@ class ConsentClient:
         return await self._ask(query_request(query, type_))
 
     async def _ask(self, request: Request) -> AmqpMessage:
-        """Ask, and ask again while there is time: over a new connection, or what was refused."""
+        """Ask, and ask again while there is time: over a new connection, or what was refused.
+
+        What there is no queue for is not asked again, unless this request has met trouble before:
+        then the broker's queues may be about to be declared anew.
+        """
         failures: list[BaseException] = []
         try:
             async with asyncio.timeout(self._within):
@@ -395,7 +399,9 @@ class ConsentClient:
                 with only_our_cancellation():
                     requests = await self._connected()
                     return await requests.ask(request, max(0.0, deadline - monotonic()))
-            except (*BROKER_ERRORS, NotTaken) as error:
+            except (*BROKER_ERRORS, NotTaken, Unroutable) as error:
+                if isinstance(error, Unroutable) and not failures:
+                    raise
                 failures.append(error)
                 if sum(isinstance(failure, AccessRefused) for failure in failures) == REFUSED_TWICE:
                     raise NotAllowed(f"not allowed to send {request.type}: {error}") from error
@@ -432,6 +438,8 @@ class ConsentClient:
 
 def _no_answer(request: Request, within: float, failure: BaseException | None) -> NoAnswer:
     why = f"the connection failed: {reason_of(failure)}" if failure else "not even a connection"
-    if isinstance(failure, NotTaken):
+    if isinstance(failure, Unroutable):
+        why = f"{failure}"
+    elif isinstance(failure, NotTaken):
         why = "its queue refuses it: it is full, or has no leader"
     return NoAnswer(f"no answer to {request.type} within {within:.3g} s: {why}")

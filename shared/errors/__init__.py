@@ -18,9 +18,11 @@ class ConsentError(Exception):
     ├── Conflict             somebody appended first; read again, decide again
     │   └── DecidedBefore    a command id has a receipt already: read it
     ├── NotNow               something is in the way; nothing was changed, try again; exit code 3
+    │   └── RowLocked        somebody has locked a row that is to be changed; wait until it is free
     ├── Unsure               what was asked for was done or was not: look; exit code 3
     ├── NoAnswer             no reply came in time; ask again with the same command id
-    │   └── NotTaken         a queue refuses it at this moment: it is full, or has no leader
+    │   ├── NotTaken         a queue refuses it at this moment: it is full, or has no leader
+    │   └── Unroutable       there is no queue for it; an operator must run `topology`
     ├── NotHandled           a subscriber's handler failed, and the event can't be parked
     ├── Stale                what a mirror knows may be too old; ask HasConsent, or later
     └── QueryRefused         the query was answered with an error
@@ -92,6 +94,10 @@ class NotNow(ConsentError):
     """What was asked for can't be done at this moment; nothing was changed."""
 
 
+class RowLocked(NotNow):
+    """Somebody else holds a lock on a row that is to be changed; nothing was changed."""
+
+
 class Unsure(ConsentError):
     """The answer was lost: what was asked for was done or was not. The message says how to tell."""
 
@@ -102,6 +108,10 @@ class NoAnswer(ConsentError):
 
 class NotTaken(NoAnswer):
     """The broker has refused a request for its queue, which may take the next one."""
+
+
+class Unroutable(NoAnswer):
+    """The broker has no queue for a request."""
 
 
 class NotHandled(ConsentError):

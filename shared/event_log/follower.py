@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import structlog
 from pydantic import ValidationError
 
-from shared.errors import Fenced, NoAnswer, first_cause
+from shared.errors import Fenced, NoAnswer, RowLocked, first_cause
 from shared.errors.text import reason_of
 from shared.event_log.log_client import LogClient, Page
 from shared.event_log.position_tracker import Arrival, PositionTracker
@@ -49,8 +49,9 @@ class EventHandler(Protocol):
     async def apply(self, events: Sequence[CloudEvent]) -> None:
         """Apply events that follow what was applied before, in order for each partition.
 
-        None of them comes again once it returns; whatever it raises ends the following. It is
-        never called while it is at work, unless it was asked for side by side: then for other
+        None of them comes again once it returns. Where it raises RowLocked they come again, each
+        partition apart from the others; whatever else it raises ends the following. It is never
+        called while it is at work, unless it was asked for side by side: then for other
         partitions.
         """
 
@@ -99,6 +100,10 @@ class Followed:
     """Whether what arrives may be taken: the log has what was taken before, as far as is known."""
     doubted: list[Arrived] = field(default_factory=list)
     """What arrived since it is not trusted, in order."""
+    is_locked: bool = False
+    """Whether the last time a row was locked: then its own task applies it, and nobody else."""
+    behind: list[Delivery] = field(default_factory=list)
+    """What arrived meanwhile, in order."""
     generations: Sequence[GenerationBegan] | None = None
     """As the log told them; None where it was not asked yet."""
     compared_at: float = -inf
@@ -115,7 +120,7 @@ class Followed:
         """Whether the log must be asked what follows, or whether it has what was taken."""
         if self.leaving or self.reading:
             return False
-        if not self.trusted and self.set_back is None:
+        if self.is_locked or (not self.trusted and self.set_back is None):
             return True
         return now - self.compared_at > HEAD_CHECK_S or (
             self.set_back is None and self.is_behind(now)
@@ -167,6 +172,8 @@ class Follower:
         self._followed: dict[int, Followed] = {}
         self._alone = None if side_by_side else asyncio.Lock()
         self._reading = asyncio.Semaphore(READ_AT_ONCE)
+        self._at_lock = asyncio.Lock()
+        """One partition waits at a time: who waits for a lock takes up a connection."""
         self._gap = asyncio.Event()
 
     def open(self, partition: int, track: PositionTracker[Delivery]) -> None:
@@ -187,11 +194,16 @@ class Follower:
     def let_go(self, partition: int) -> None:
         """Wait for no gap any more: what is held goes back when its queue is closed."""
         followed = self._followed[partition]
-        self._consumer.let_go(followed.track.held.values())
-        self._consumer.let_go(arrived.delivery for arrived in followed.doubted)
+        self._let_go_of_all(followed)
+        followed.leaving = True
+
+    def _let_go_of_all(self, followed: Followed) -> None:
+        """Have what waits go back when its queue is closed, whatever it waits for."""
+        doubted = [one.delivery for one in followed.doubted]
+        self._consumer.let_go([*followed.track.held.values(), *doubted, *followed.behind])
         followed.track.held.clear()
         followed.doubted.clear()
-        followed.leaving = True
+        followed.behind.clear()
 
     async def close(self, partition: int) -> None:
         """Stop with a partition that was let go, once nothing of it is being applied."""
@@ -201,11 +213,21 @@ class Follower:
     async def run(self) -> None:
         """Hand over what arrives, until cancelled."""
         while True:
-            deliveries = await self._consumer.take(self._most, paced=True)
+            deliveries = self._put_by(await self._consumer.take(self._most, paced=True))
             async with AsyncExitStack() as held:
                 for lock in self._locks(deliveries):
                     await held.enter_async_context(lock)
                 await self._handle(deliveries)
+
+    def _put_by(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Leave to its own task what is of a partition that waits for a lock; return the others."""
+        waiting = {number: one for number, one in self._followed.items() if one.is_locked}
+        if not waiting:
+            return deliveries
+        for delivery in deliveries:
+            if delivery.partition in waiting:
+                waiting[delivery.partition].behind.append(delivery)
+        return [delivery for delivery in deliveries if delivery.partition not in waiting]
 
     def _locks(self, deliveries: Sequence[Delivery]) -> set[asyncio.Lock]:
         """Tell what to hold meanwhile; only here does anybody wait for more than one lock."""
@@ -253,7 +275,9 @@ class Follower:
             return
         events = self._place(arrived, done, certain=certain)
         touched = [self._followed[number] for number in {event.partition for event in events}]
-        await self._apply(events, touched)
+        if not await self._apply(events, touched):
+            await self._consumer.settle(self._take_back(arrived, done, touched))
+            return
         await self._consumer.settle(done)
         for followed in touched:
             await self._release(followed)
@@ -303,14 +327,38 @@ class Follower:
         followed.doubted.append(one)
         self._gap.set()
 
-    async def _apply(self, events: Sequence[CloudEvent], touched: Sequence[Followed]) -> None:
-        if events:
-            await self._handler.apply(events)
+    async def _apply(self, events: Sequence[CloudEvent], touched: Sequence[Followed]) -> bool:
+        """Have events applied; where a row is locked none is, and each partition waits apart."""
+        try:
+            if events:
+                await self._handler.apply(events)
+        except RowLocked:
+            for followed in touched:
+                followed.track.take_back()
+                followed.is_locked, followed.trusted = True, False
+            self._gap.set()
+            return False
         last = {event.partition: event for event in events}
         for followed in touched:
             if event := last.get(followed.partition):
                 place = place_of(event)
                 followed.track.applied(place.event_id, place.generation)
+        return True
+
+    def _take_back(
+        self, arrived: Sequence[Arrived], done: Sequence[Delivery], touched: Sequence[Followed]
+    ) -> list[Delivery]:
+        """Keep for later what could not be applied; return what is done with all the same."""
+        later = {
+            id(one.delivery): (followed, one)
+            for followed in touched
+            for one in arrived
+            if one.event.partition == followed.partition
+        }
+        for delivery in done:
+            if id(delivery) in later:
+                self._doubt(*later[id(delivery)])
+        return [delivery for delivery in done if id(delivery) not in later]
 
     def _hold(self, followed: Followed, position: int, delivery: Delivery) -> None:
         if followed.leaving:
@@ -351,7 +399,9 @@ class Follower:
     async def _look(self, followed: Followed) -> None:
         """Compare what was taken with the log, or read on in it."""
         try:
-            if followed.trusted and followed.set_back is None and followed.is_behind(monotonic()):
+            if followed.is_locked:
+                await self._try_again(followed)
+            elif followed.trusted and followed.set_back is None and followed.is_behind(monotonic()):
                 while await self._read_in_turn(followed):
                     pass
             else:
@@ -363,6 +413,18 @@ class Follower:
             followed.reading = False
             if followed.track.held or not followed.trusted:
                 self._gap.set()
+
+    async def _try_again(self, followed: Followed) -> None:
+        """Apply what was kept back by a lock, then what came behind it."""
+        async with self._at_lock:
+            await self._compare(followed)
+            if followed.trusted:
+                await self._read_on(followed)
+        async with followed.lock:
+            while followed.behind and followed.trusted:
+                behind, followed.behind = followed.behind, []
+                await self._handle(behind)
+            followed.is_locked = not followed.trusted and followed.set_back is None
 
     async def _compare(self, followed: Followed) -> None:
         """Ask for the event at the position; then take what waited for that."""
@@ -428,10 +490,7 @@ class Follower:
                 parted_at=found.parted_at,
             )
         followed.set_back = found
-        waiting = [*followed.track.held.values(), *(one.delivery for one in followed.doubted)]
-        self._consumer.let_go(waiting)
-        followed.track.held.clear()
-        followed.doubted.clear()
+        self._let_go_of_all(followed)
 
     async def _read_in_turn(self, followed: Followed) -> bool:
         """Apply one page, then let others go first; whether there may be more to read."""
@@ -451,7 +510,8 @@ class Follower:
                 return False
             beyond = [event for event in page.events if event.position > taken.position]
             following = [event for event in beyond if track.place(event.position) is Arrival.NEXT]
-            await self._apply(following, [followed])
+            if not await self._apply(following, [followed]):
+                return False
             self._handler.on_log_page(len(following))
             if following:
                 log.info(

@@ -62,6 +62,10 @@ class PositionTracker(Generic[Thing]):
             self.event_id, self.generation = event_id, generation
         self.position = self.placed
 
+    def take_back(self) -> None:
+        """Note that what was next could not be applied: it is next again."""
+        self.placed = self.position
+
     def release(self) -> list[Thing]:
         """Take out what was held, in order, once the first of it is not behind a gap any more."""
         if not self.held or min(self.held) > self.position + 1:

@@ -1,8 +1,9 @@
 """A connection that is kept for a statement that every batch needs."""
 
 from asyncpg import Record
+from asyncpg.pool import PoolConnectionProxy
 
-from shared.postgres.connection import Pool, Session
+from shared.postgres.connection import Pool
 
 
 class KeptConnection:
@@ -14,7 +15,7 @@ class KeptConnection:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._kept: Session | None = None
+        self._kept: PoolConnectionProxy[Record] | None = None
         self._is_busy = False
 
     async def fetch(self, sql: str, *parameters: object) -> list[Record]:
@@ -23,8 +24,12 @@ class KeptConnection:
             return await self._pool.fetch(sql, *parameters)
         self._is_busy = True
         try:
-            # One that ends in the midst of a message is closed without a word to who listens.
-            if self._kept is None or self._kept.is_closed():
+            if self._kept is not None and self._kept.is_closed():
+                # One that ends in the midst of a message is closed without a word to who listens,
+                # and keeps its place in the pool until it is given back.
+                await self._pool.release(self._kept)
+                self._kept = None
+            if self._kept is None:
                 self._kept = await self._pool.acquire()
                 self._kept.add_termination_listener(self._forget)
             return await self._kept.fetch(sql, *parameters)

@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 
 from aiormq.exceptions import DeliveryError, PublishError
 
-from shared.errors import NoAnswer, NotTaken
+from shared.errors import NoAnswer, NotTaken, Unroutable
 from shared.errors.connection import BROKER_ERRORS, ConnectionLost
 from shared.rabbitmq.connection import (
     AmqpMessage,
@@ -110,9 +110,9 @@ class Requests:
         One that is not persistent expires on its queue after `within` seconds: nobody would wait
         for its answer any more.
 
-        Raises NoAnswer after `within` seconds, or when no queue takes the request, NotTaken when
-        one refuses it now; ConnectionLost when the connection goes, whether or not the request
-        arrived.
+        Raises NoAnswer after `within` seconds, Unroutable when there is no queue for the request,
+        NotTaken when its queue refuses it now; ConnectionLost when the connection goes, whether or
+        not the request arrived.
         """
         line = self._line
         try:
@@ -129,7 +129,7 @@ class Requests:
 
     async def _refused(self, line: _Line, request: Request, error: DeliveryError) -> NoReturn:
         if isinstance(error, PublishError):
-            raise NoAnswer(f"{request.type} reached no queue: {error}") from error
+            raise Unroutable(f"{request.type} reached no queue: {error}") from error
         async with self._renewing:
             if line is self._line and monotonic() - line.opened_at > RENEWED_AFTER_S:
                 self._line = await _Line.open(self._broker)

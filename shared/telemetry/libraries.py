@@ -2,7 +2,7 @@
 
 import logging
 
-_TELL_US_THEMSELVES = ("aiormq", "aio_pika")
+_TELL_US_THEMSELVES = ("aiormq", "aio_pika", "asyncpg")
 """Libraries whose errors reach us as exceptions; their own lines would say it twice."""
 
 

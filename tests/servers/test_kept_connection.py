@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 import asyncpg
 
@@ -36,5 +37,24 @@ async def test_a_statement_keeps_its_connection_others_borrow_and_one_that_ended
         assert (slow, beside == first) == (first, False)
         await pool.execute("SELECT pg_terminate_backend($1)", first)
         await eventually(is_another)
+    finally:
+        pool.terminate()
+
+
+async def test_one_that_was_closed_without_a_word_gives_its_place_in_the_pool_back(
+    deployment: Deployment,
+) -> None:
+    size = 2
+    pool = await open_pool(deployment.read_model_url, name="test", size=size)
+    kept = KeptConnection(pool)
+    try:
+        async with asyncio.timeout(60):
+            for _ in range(size + 1):
+                await kept.fetch(WHO, 0.0)
+                held: Any = kept._kept  # noqa: SLF001 - nobody else has it
+                held._protocol.abort()  # noqa: SLF001 - as the driver does when it stumbles
+                assert held.is_closed()
+            await kept.fetch(WHO, 0.0)
+            await pool.fetch(WHO, 0.0)
     finally:
         pool.terminate()

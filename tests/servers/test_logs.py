@@ -10,6 +10,7 @@ import aio_pika
 import pytest
 from yarl import URL
 
+from tests.chaos.links import Disorder, open_wires
 from tests.servers.test_parked import event_of
 from tests.support.amqp import Client, body_of
 from tests.support.deployment import Deployment, Worker
@@ -241,3 +242,22 @@ async def test_a_message_can_not_write_lines_of_its_own_into_the_log(
     await eventually(tells(worker, "delivery.set_aside"))
     assert "\x1b" not in worker.log
     assert not [line for line in worker.log.splitlines() if line.startswith("worker.forged")]
+
+
+async def test_a_database_that_goes_away_is_told_in_lines_of_ours_and_by_no_library(
+    deployment: Deployment,
+) -> None:
+    with open_wires() as wires:
+        link = wires.lay(deployment.read_model_url)
+        worker = deployment.start("projection_service", READ_MODEL_URL=link.url)
+        worker.wait_ready()
+        link.disturb(Disorder("refuse"))
+        await eventually(lambda: told(worker, "session.waiting"))
+        link.disturb(None)
+        worker.wait_ready()
+        assert await told(worker, "session.lost")
+        assert "pool connection floor" not in worker.log
+
+
+async def told(worker: Worker, event: str) -> bool:
+    return bool(lines(worker, event))

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count, product
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -483,6 +485,37 @@ async def test_a_log_that_was_restored_is_noticed_before_anything_is_taken_from_
                 assert not mirror.has_consent("p-1", "doctor", "d-lost", "exams")
         finally:
             backup.drop()
+
+
+async def test_a_log_that_lacks_what_was_published_is_not_believed_until_an_operator_decided(
+    deployment: Deployment, sandbox: Sandbox, path: Path
+) -> None:
+    deployment.start("command_service").wait_ready()
+    async with open_client(deployment.rabbitmq_url, PARTITIONS) as sender:
+        partition = (await sender.command("GrantConsent", "p-1"))["partition"]
+        backup = Backup.take(sandbox.event_store_server, deployment.event_store_url)
+        try:
+            deployment.workers[0].wait_ready()
+            await sender.command("RevokeConsent", "p-1")
+            deployment.restart(deployment.workers[0])
+            backup.restore()
+            with mirrored(deployment, path) as mirror:  # it never had the revoke
+
+                async def only_that_one_is_unknown() -> bool:
+                    with suppress(Stale):
+                        return [n for n, age in mirror.as_of().items() if age == inf] == [partition]
+                    return False
+
+                await eventually(only_that_one_is_unknown, within=WITHIN_S)
+                await eventually(partial(_is_undecided, mirror), within=WITHIN_S)
+                assert deployment.run("command_service", "accept-log").returncode == 0
+                await expect(mirror, "p-1", held=True)
+        finally:
+            backup.drop()
+
+
+async def _is_undecided(mirror: ConsentMirror) -> bool:
+    return "its operator has not decided yet" in await expect_stale(mirror, "p-1")
 
 
 async def _held(mirror: ConsentMirror, doctor: str) -> bool:

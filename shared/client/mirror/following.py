@@ -33,6 +33,7 @@ REMEDY: Final = (
     "where it is the right log, delete the mirror's file, and it is made anew, once the log's "
     "operator has decided"
 )
+UNDECIDED: Final = "was set back, and its operator has not decided yet"
 
 log = structlog.get_logger()
 
@@ -58,24 +59,24 @@ class Following:
         Raises SettingsError where the deployment has more or fewer partitions.
         """
         try:
-            await self._look_at_all()
+            trouble = await self._look_at_all()
         except QueryRefused:
             raise self._wrong_partitions() from None
         await self._expect_no_more_partitions()
         for patient_id in self._writer.unreadable:
             await self._read_again(patient_id)
-        self._writer.note_trouble(None)
+        self._writer.note_trouble(trouble)
+        self._said = trouble
 
     async def keep_looking(self, every_s: float) -> None:
         """Look for the ends of all logs again and again, until cancelled."""
         while True:
             await asyncio.sleep(every_s)
             try:
-                await self._look_at_all()
+                trouble = await self._look_at_all()
             except NoAnswer as error:
-                self._say(reason_of(error))
-            else:
-                self._say(None)
+                trouble = reason_of(error)
+            self._say(trouble)
 
     async def apply(self, events: Sequence[CloudEvent]) -> None:
         """Write down what happened."""
@@ -104,18 +105,26 @@ class Following:
     def on_log_page(self, events: int) -> None:
         """Nothing is measured here."""
 
-    async def _look_at_all(self) -> None:
-        for partition in range(self._partitions):
-            await self._look(partition)
+    async def _look_at_all(self) -> str | None:
+        """Look for the end of each log; return why some can't be believed, where that is so."""
+        disputed = [str(number) for number in range(self._partitions) if await self._look(number)]
         positions = {number: one.position for number, one in enumerate(self._writer.reached)}
         self._writer.note_complete(self._heads.take_reached(positions))
+        numbers = ", ".join(disputed)
+        return f"the log of partition {numbers} {UNDECIDED}" if disputed else None
 
-    async def _look(self, partition: int) -> None:
-        """Ask where a log ends, and for the event that was taken from it last."""
+    async def _look(self, partition: int) -> bool:
+        """Ask where a log ends, and for the event that was taken from it last.
+
+        Return whether it is disputed: then it lacks what was published of it, a revoke maybe, and
+        who has all that it has can't say yes by that.
+        """
         taken, asked_at = self._writer.reached[partition], now()
         page = await self.log_client.read(partition, max(0, taken.position - 1), limit=1)
         await self.on_compared(partition, page.differs(partition, taken))
-        self._heads.note(partition, page.head, asked_at)
+        if not page.disputed:
+            self._heads.note(partition, page.head, asked_at)
+        return page.disputed
 
     async def _expect_no_more_partitions(self) -> None:
         try:
