@@ -53,6 +53,7 @@ CLOSE_TIMEOUT_S: Final = 3
 """A broker that reads nothing does not answer a good-bye either."""
 CLOSE_GONE_S: Final = 0.2
 """One that is gone gets none."""
+ENDED_MEANWHILE: Final = "the connection ended in the middle of a call"
 
 
 class Broker:
@@ -146,6 +147,7 @@ def only_our_cancellation() -> Iterator[None]:
 
     aiormq ends the tasks of a connection that is stuck by cancelling them, and whoever waits for
     one of them gets that as if it were cancelled itself: no error, so nobody would begin anew.
+    Where it knows no reason for a connection's end, it raises a bare Exception.
     """
     try:
         yield
@@ -153,7 +155,11 @@ def only_our_cancellation() -> Iterator[None]:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise ConnectionLost("the connection ended in the middle of a call") from None
+        raise ConnectionLost(ENDED_MEANWHILE) from None
+    except Exception as error:
+        if type(error) is not Exception or error.args:
+            raise
+        raise ConnectionLost(ENDED_MEANWHILE) from None
 
 
 async def looping(loop: Coroutine[None, None, None]) -> None:

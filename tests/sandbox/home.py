@@ -1,6 +1,7 @@
 """A private directory in which an unprivileged user runs servers that must not outlive us."""
 
 import contextlib
+import fcntl
 import os
 import pwd
 import random
@@ -13,7 +14,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from tests.sandbox import guard
 from tests.sandbox.servers import HOST, ServerDidNotStart
@@ -21,6 +24,8 @@ from tests.sandbox.servers import HOST, ServerDidNotStart
 # Below the ports that systems hand out to outgoing connections: while a server is stopped, a
 # client that keeps dialling its port could otherwise be given that very port, and talk to itself.
 PORTS = range(15_000, 32_000)
+_given: set[int] = set()
+_one_at_a_time = Lock()
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of its own is made there
 ROOM_IN_MEMORY = 6 * 1024**3
@@ -152,14 +157,35 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports on which nobody listens at this moment."""
+    """Different ports on which nobody listens, and which nobody else is given while we live.
+
+    Whoever is given one listens there only later, and not while it is stopped, and processes that
+    test side by side ask for a thousand.
+    """
     found: list[int] = []
-    for port in random.sample(PORTS, k=len(PORTS)):
-        if _is_free(port):
-            found.append(port)
-        if len(found) == count:
-            break
+    with _one_at_a_time:
+        for port in random.sample(PORTS, k=len(PORTS)):
+            if port not in _given and _is_free(port) and _is_ours(port):
+                _given.add(port)
+                found.append(port)
+            if len(found) == count:
+                break
     return found
+
+
+def _is_ours(port: int) -> bool:
+    """Whether no other process has locked the byte that stands for it; now we have, to our end."""
+    try:
+        fcntl.lockf(_ports_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _ports_file() -> int:
+    path = Path(tempfile.gettempdir()) / f"consent-ports-{os.geteuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _is_free(port: int) -> bool:

@@ -125,7 +125,11 @@ async def test_a_confirm_that_comes_too_late_is_taken_for_no_other_message(
     assert [one.why for one in refused] == [Why.UNANSWERED] * 3
     assert await publish_in_order(channel, sent_to([QUEUE] * 2)) == []
     assert await bodies(broker) == [b"2", b"0", b"1"]
-    assert channel.confirmations == {}
+
+    async def all_came() -> bool:
+        return channel.confirmations == {}
+
+    await eventually(all_came)
 
 
 async def test_without_confirms_all_is_written_in_order_and_no_tag_is_counted(

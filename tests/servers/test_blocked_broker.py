@@ -35,7 +35,7 @@ ALARMS: Final = {
         ("set_vm_memory_high_watermark", "0.4"),
     ),
 }
-ENDS_WITHIN_S: Final = 25
+ENDS_WITHIN_S: Final = 60
 COMMANDS: Final = 1_000
 """As many as a worker takes in hand."""
 PAGES: Final = 20
@@ -84,7 +84,7 @@ async def test_workers_that_do_nothing_know_that_the_broker_is_blocked_and_when_
     with alarm(sandbox, reason):
         for worker in workers:
             await eventually(blocked(worker, reason), within=60)
-            assert '"trouble.seen"' in worker.log
+            await worker.logs('"trouble.seen"')
     for worker in workers:
         await eventually(well(worker), within=60)
         assert "session.lost" not in worker.log
@@ -127,7 +127,7 @@ async def test_a_command_fails_within_its_own_deadline_and_says_why(
 ) -> None:
     deployment.start("command_service").wait_ready()
     async with ConsentClient.connect(
-        deployment.rabbitmq_url, partitions=PARTITIONS, within=2.0
+        deployment.rabbitmq_url, partitions=PARTITIONS, within=5.0
     ) as client:
         with alarm(sandbox):
             with pytest.raises(NoAnswer, match=r"blocked \(low on disk\)") as raised:

@@ -162,7 +162,7 @@ async def test_a_consent_that_ended_is_a_no_in_the_same_bytes_while_nobody_recor
     deployment: Deployment, client: Client
 ) -> None:
     command, _ = deployment.start_both()
-    end = datetime.now(UTC) + timedelta(seconds=3)
+    end = datetime.now(UTC) + timedelta(seconds=5)
     body = {"patient_id": "p-1", "to_entity": "doctor", "to_id": "d-1", "target": "exams"}
     sent = await client.send("GrantConsent", body | {"expires_at": end.isoformat()})
     assert (await client.reply(sent))["status"] == "accepted"

@@ -170,7 +170,7 @@ async def test_the_examples_are_one_story_and_it_happens_as_they_tell(
             await player.play(query.type, f"{query.type}Answer")
         await player.play("ListConsents", "QueryFailed", patient_id=...)
         await player.do("RevokeConsent")
-        await player.do("GrantConsent", to_entity="nurse", to_id="n-7", expires_at=in_seconds(1))
+        await player.do("GrantConsent", to_entity="nurse", to_id="n-7", expires_at=in_seconds(4))
 
         async def the_end_came() -> bool:
             """Whatever is sent of this patient then records it first, even what is refused."""

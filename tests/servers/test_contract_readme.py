@@ -44,7 +44,7 @@ async def test_the_end_of_a_consent_is_told_to_a_subscriber_in_javascript(
         return out.read_text() == "p-1: nurse n-1 had consent to exams true\n"
 
     try:
-        await eventually(told, within=30)
+        await eventually(told, within=60)
     finally:
         process.kill()
         process.wait(10)

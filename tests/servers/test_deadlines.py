@@ -47,7 +47,7 @@ async def test_a_query_that_nobody_waits_for_any_more_is_not_answered(
     deployment: Deployment, client: Client
 ) -> None:
     url = deployment.rabbitmq_url
-    async with ConsentClient.connect(url, partitions=PARTITIONS, within=WITHIN_S) as asking:
+    async with ConsentClient.connect(url, partitions=PARTITIONS, within=5 * WITHIN_S) as asking:
         with pytest.raises(NoAnswer):
             await asking.list_consents("p-1")
         with pytest.raises(NoAnswer):

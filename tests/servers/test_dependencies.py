@@ -17,8 +17,8 @@ from tests.support.facts import folded_log, log_size, projected, read_model
 
 AWAY_S = 8.0
 """Long enough for leases to run out, and for pauses to reach their longest."""
-MISSED_WITHIN_S = 30.0
-USED_WITHIN_S = 30.0
+MISSED_WITHIN_S = 60.0
+USED_WITHIN_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,8 @@ def away(durable: Sandbox, prepared: Deployment) -> Iterator[Deployment]:
 
 
 def warnings(worker: Worker) -> int:
-    lines = [json.loads(line) for line in worker.log.splitlines() if line.startswith("{")]
+    whole = worker.log.rpartition("\n")[0]
+    lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
     return sum(line["level"] in {"warning", "error"} for line in lines)
 
 
@@ -207,8 +208,8 @@ async def test_what_a_crash_of_the_read_model_forgets_is_read_from_the_log_again
 
 async def all_held(client: Client, outcomes: Sequence[Json], doctor: str) -> bool:
     """Ask for each grant as of the version that its sender was told."""
-    answers = [
-        await client.query(
+    asked = (
+        client.query(
             "HasConsent",
             patient_id=outcome["patient_id"],
             entity_name="doctor",
@@ -217,5 +218,6 @@ async def all_held(client: Client, outcomes: Sequence[Json], doctor: str) -> boo
             min_version=outcome["version"],
         )
         for outcome in outcomes
-    ]
+    )
+    answers = await asyncio.gather(*asked)
     return all(answer["has_consent"] for answer in answers)

@@ -145,7 +145,7 @@ def test_a_busy_port_is_one_line_with_the_remedy(bare: Deployment, sandbox: Sand
 def test_exchanges_that_are_missing_are_one_line_with_the_remedy(
     bare: Deployment, arguments: tuple[str, ...]
 ) -> None:
-    done = consent(bare, *arguments, "--within", "0.5")
+    done = consent(bare, *arguments, "--within", "4")
     assert done.returncode == 3
     (said,) = done.stderr.splitlines()
     assert "no exchange 'consent." in said

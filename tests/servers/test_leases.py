@@ -98,7 +98,11 @@ async def test_a_worker_that_leaves_hands_over_at_once_after_draining(
 ) -> None:
     async with worker(event_store_url, "stays") as stays:
         async with worker(event_store_url, "leaves") as leaves:
-            await eventually(leaves.owns)
+
+            async def has_its_share() -> bool:
+                return len(leaves.keeper.owned) == PARTITIONS // 2
+
+            await eventually(has_its_share)
             had = dict(leaves.keeper.owned)
             await leaves.keeper.hand_over_all()
             assert leaves.drained == list(had.values())

@@ -9,7 +9,7 @@ import pytest
 
 from shared.values.oversized import LARGEST_CHECKS
 from tests.sandbox import Sandbox
-from tests.support.amqp import Client, Json
+from tests.support.amqp import MOST_ASKED, Client, Json
 from tests.support.deployment import Deployment
 from tests.support.standing import assert_unharmed, standing_deployment
 
@@ -35,6 +35,15 @@ def question(patient: str, *actors: Json, **more: Any) -> Json:  # noqa: ANN401
 
 
 async def check(client: Client, *questions: Json) -> list[Json]:
+    """Ask, and ask again where a slow machine needs longer to project what is asked for."""
+    for _ in range(MOST_ASKED):
+        answers = await check_once(client, *questions)
+        if not any(one.get("error") == "not_yet_projected" for one in answers):
+            break
+    return answers
+
+
+async def check_once(client: Client, *questions: Json) -> list[Json]:
     answer = await client.query_once("CheckConsents", questions=list(questions))
     assert answer["status"] == "ok", answer
     answers: list[Json] = answer["answers"]
@@ -276,7 +285,8 @@ async def test_a_question_that_comes_too_early_says_so_and_the_others_are_answer
     client: Client,
 ) -> None:
     await grant(client, "p-early")
-    late, there = await check(
+    await projected(client, "p-early", 1)
+    late, there = await check_once(
         client, question("p-early", min_version=9), question("p-early", min_version=1)
     )
     assert (late["error"], late["version"]) == ("not_yet_projected", 1)
@@ -293,8 +303,9 @@ async def test_questions_are_counted_by_their_answers(
         return [projection.metric("consent_questions_total", f'answer="{word}"') for word in words]
 
     outcome = await grant(client, "p-counted")
+    await projected(client, "p-counted", outcome["version"])
     before = counted()
     exams = question("p-counted", permission="exams", min_version=outcome["version"])
-    await check(client, exams, question("p-counted", NURSE), {"patient_id": ""})
+    await check_once(client, exams, question("p-counted", NURSE), {"patient_id": ""})
     await client.query("HasConsent", patient_id="p-counted", **DOCTOR, permission="exams")
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [2, 1, 1]

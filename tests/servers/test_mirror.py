@@ -30,7 +30,7 @@ from tests.support.amqp import Client, Json, body_of, open_client
 from tests.support.backups import Backup
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.eventually import eventually
-from tests.support.facts import fetch, flood, replies
+from tests.support.facts import fetch, flood, log_size, projected, replies
 
 WITHIN_S: Final = 40.0
 FRESH_S: Final = 10.0
@@ -133,10 +133,14 @@ async def reaches_the_end(deployment: Deployment, path: Path) -> None:
             deployment.event_store_url,
             "SELECT partition, max(position) AS head FROM events GROUP BY 1",
         )
-        positions, _ = read_file(path)
-        return all(positions[row["partition"]] == row["head"] for row in rows)
+        positions = _positions(path) if path.exists() else {}
+        return all(positions.get(row["partition"]) == row["head"] for row in rows)
 
     await eventually(reached, within=WITHIN_S)
+
+
+async def all_projected(deployment: Deployment) -> bool:
+    return await projected(deployment) == await log_size(deployment)
 
 
 async def test_its_answers_are_those_of_has_consent_under_load(
@@ -147,6 +151,7 @@ async def test_its_answers_are_those_of_has_consent_under_load(
         sent += await flood(client, patients=20)
         await replies(client, sent)
         await reaches_the_end(running, path)
+        await eventually(lambda: all_projected(running), within=WITHIN_S)
         async with ConsentClient.connect(running.rabbitmq_url, partitions=PARTITIONS) as asker:
             targets: tuple[Target, ...] = (*RECORD_TYPES, "all")
             for number, doctor, target in product(range(20), range(3), targets):
@@ -379,11 +384,13 @@ async def test_a_consent_ends_by_itself_though_nothing_runs_any_more(
 ) -> None:
     worker, _ = deployment.start_both()
     async with open_client(deployment.rabbitmq_url, PARTITIONS) as sender:
-        end = datetime.now(UTC) + timedelta(seconds=4)
-        body: Json = body_of("GrantConsent", "p-end") | {"expires_at": end.isoformat()}
-        assert (await sender.reply(await sender.send("GrantConsent", body)))["status"] == "accepted"
         await sender.command("GrantConsent", "p-end", target="conditions")
         with mirrored(deployment, path, max_age=3600) as mirror:
+            await reaches_the_end(deployment, path)
+            end = datetime.now(UTC) + timedelta(seconds=5)
+            body: Json = body_of("GrantConsent", "p-end") | {"expires_at": end.isoformat()}
+            granted = await sender.reply(await sender.send("GrantConsent", body))
+            assert granted["status"] == "accepted"
             await expect(mirror, "p-end", held=True)
             worker.kill()
 

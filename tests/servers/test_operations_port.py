@@ -1,5 +1,6 @@
 """The port for operators listens where it is told to, and whoever reaches it can cost little."""
 
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tests.support.deployment import Deployment, Worker, open_deployment
 
 NEIGHBOUR: Final = "127.0.0.2"
 """Another address of this machine."""
-ENDS_WITHIN_S: Final = 20
+ENDS_WITHIN_S: Final = 60
 MANY: Final = 100
 GET_METRICS: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -104,8 +105,10 @@ def test_a_connection_has_one_answer_however_much_it_asks_at_once(worker: Worker
 def test_the_metrics_are_counted_up_once_for_many_who_ask(worker: Worker) -> None:
     with ExitStack() as stack:
         many = [stack.enter_context(dial(worker)) for _ in range(MANY)]
+        worker.send(signal.SIGSTOP)  # or it might count while the last ones have not asked yet
         for one in many:
             one.sendall(GET_METRICS)
+        worker.send(signal.SIGCONT)
         bodies = [whole(one).partition(b"\r\n\r\n")[2] for one in many]
     assert all(b"consent_ready 1.0" in body for body in bodies)
     assert len(set(bodies)) <= MANY / 10

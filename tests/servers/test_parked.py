@@ -108,7 +108,7 @@ async def test_an_event_that_can_not_be_applied_parks_its_patient_and_nobody_els
     assert (odd_one["version"], [one["entity_id"] for one in odd_one["consents"]]) == (1, ["d-1"])
     other = await client.query("ListConsents", patient_id="p-other")
     assert [one["permissions"] for one in other["consents"]] == [["exams"]]
-    assert "event.parked" in worker.log
+    await worker.logs("event.parked")
     assert worker.metric("consent_events_projected_total") >= 4
 
 

@@ -73,7 +73,7 @@ async def test_a_policy_that_takes_messages_is_named_by_check_and_by_topology(
         assert done.returncode == 0
         return f"warning: {named}" in done.stderr
 
-    await eventually(told, every=OFTEN_S)
+    await eventually(told, within=60, every=OFTEN_S)
     (said,) = await one.complaints(management)
     assert said.startswith(f"topology: {named}")
     assert said.endswith("; let its pattern leave out consent.*")
@@ -90,7 +90,7 @@ async def test_of_policies_that_are_no_more_nothing_is_said(
         async def passed(one: Governed = one) -> bool:
             return await one.complaints(sandbox.broker.management_url) == []
 
-        await eventually(passed, every=OFTEN_S)
+        await eventually(passed, within=60, every=OFTEN_S)
 
 
 async def test_a_policy_that_takes_nothing_is_no_matter(

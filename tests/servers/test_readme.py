@@ -138,7 +138,7 @@ async def test_the_subscriber_in_javascript_tells_of_a_request(
             ["node", script], cwd=amqplib, env=running.environment(), stdout=stream
         )
     try:
-        await eventually(lambda: _says(out, "waiting for requests"))
+        await eventually(lambda: _says(out, "waiting for requests"), within=60)
         await client.command("AskConsent", "p-1", target="exams")
         await eventually(lambda: _says(out, "p-1: doctor d-1 asks for exams"))
     finally:

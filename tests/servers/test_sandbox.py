@@ -12,7 +12,7 @@ import asyncpg
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
-from tests.sandbox import BrokerRefused, Sandbox, ServerDidNotStart, install, open_sandbox
+from tests.sandbox import BrokerRefused, Sandbox, ServerDidNotStart, home, install, open_sandbox
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +119,26 @@ def test_nothing_outlives_the_process_that_opened_a_sandbox() -> None:
         owner.kill()
     eventually(lambda: not any(map(_is_alive, processes)))
     eventually(lambda: not directory.exists())
+
+
+SOME_PORTS = range(14_000, 14_040)
+ASK_FOR_PORTS = f"""
+from tests.sandbox import home
+
+home.PORTS = {SOME_PORTS!r}
+print(*home.free_ports(10))
+"""
+
+
+def test_a_port_is_given_but_once_and_to_one_process_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(home, "PORTS", SOME_PORTS)
+    ours = home.free_ports(10) + home.free_ports(10)
+    others = subprocess.run(
+        [sys.executable, "-c", ASK_FOR_PORTS], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert len({*ours, *map(int, others.split())}) == 30
 
 
 def test_installing_says_nothing_when_all_is_there() -> None:

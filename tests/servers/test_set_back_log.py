@@ -103,8 +103,12 @@ def troubles(worker: Worker) -> list[str]:
     return [trouble["missing"] for trouble in json.loads(body or "{}").get("troubles", [])]
 
 
+async def says_so(worker: Worker) -> bool:
+    return "log_set_back" in troubles(worker)
+
+
 async def noticed(deployment: Deployment) -> bool:
-    return all("log_set_back" in troubles(worker) for worker in deployment.workers)
+    return all([await says_so(worker) for worker in deployment.workers])
 
 
 async def all_projected(deployment: Deployment) -> bool:
@@ -227,7 +231,7 @@ async def test_a_log_that_has_overtaken_the_read_model_meanwhile_is_noticed_by_i
     assert rows[0]["n"] == 0  # nobody could know
     again = deployment.start("projection_service")
     await eventually(lambda: is_refused(client), within=60)
-    assert "log_set_back" in troubles(again)
+    await eventually(lambda: says_so(again))
     assert deployment.run("projection_service", "rebuild").returncode == 0
     again.wait_ready()
     await follows_the_log(deployment)

@@ -179,7 +179,7 @@ async def noticed(deployment: Deployment, load: Load, *workers: Worker) -> None:
         return named is not None and befell <= {int(one) for one in named[1].split(",")}
 
     await eventually(all_say_so, within=90)
-    await eventually(each_is_named, within=15)
+    await eventually(each_is_named, within=60)
 
 
 async def says_that_it_was_left(worker: Worker) -> bool:

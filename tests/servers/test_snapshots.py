@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from traceback import extract_stack
 from typing import Any, Final
 from uuid import uuid4
 
@@ -21,6 +20,7 @@ from command_service.domain.patient import INITIAL, decide, fold
 from command_service.domain.rejections import Rejected
 from command_service.domain.replay import replay
 from command_service.domain.snapshot import EVERY, FORMAT, SnapshotError, is_due, restore, take
+from command_service.store import event_store
 from command_service.store.event_store import EventStore
 from command_service.store.snapshot_writer import MOST_WAITING, SnapshotWriter
 from shared.messages.commands import ConsentCommand
@@ -210,7 +210,7 @@ async def test_a_spoiled_foreign_or_missing_snapshot_costs_nothing_but_time(
 
 
 async def test_much_history_is_replayed_while_other_work_goes_on(
-    store: EventStore, event_store_pool: Pool
+    store: EventStore, event_store_pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await event_store_pool.execute(
         """INSERT INTO events
@@ -220,20 +220,20 @@ async def test_much_history_is_replayed_while_other_work_goes_on(
                   now(), 'c', gen_random_uuid(), NULL, NULL, NULL
              FROM generate_series(1, 8000) AS number"""
     )
+    begun, turned = threading.Event(), threading.Event()
+    replay_each = event_store._replay_each  # noqa: SLF001 - to be in the midst of it
+
+    def replay_once_the_loop_has_turned(rows: Any) -> Any:  # noqa: ANN401 - as it is there
+        begun.set()
+        assert turned.wait(30), "the loop has a turn while a thread replays"
+        return replay_each(rows)
+
+    monkeypatch.setattr(event_store, "_replay_each", replay_once_the_loop_has_turned)
     reading = asyncio.create_task(store.read_streams(["p-1"]))
-    turns = 0
-    while not reading.done():
-        await asyncio.sleep(0)
-        turns += store_is_replaying()
+    assert await asyncio.to_thread(begun.wait, 30)
+    turned.set()
     found = (await reading)["p-1"]
     assert (found.version, len(found.state.granted)) == (8000, 8000)
-    assert turns, "the loop had a turn while a thread was replaying"
-
-
-def store_is_replaying() -> bool:
-    """Whether some other thread is in `replay` now."""
-    frames = sys._current_frames().values()  # noqa: SLF001 - where the other threads are
-    return any("_replay_each" in {one.name for one in extract_stack(frame)} for frame in frames)
 
 
 async def test_a_snapshot_of_what_the_log_has_not_is_passed_over(store: EventStore) -> None:

@@ -149,11 +149,15 @@ async def test_a_worker_takes_as_many_connections_as_is_documented_and_says_so_i
 
     limit(WORKER_CONNECTIONS)
     worker.wait_ready()
-    (row,) = await fetch(
-        url_of(deployment, service),
-        "SELECT count(*) AS n FROM pg_stat_activity WHERE usename = 'narrow_worker'",
-    )
-    assert row["n"] == WORKER_CONNECTIONS
+
+    async def all_taken() -> bool:
+        (row,) = await fetch(
+            url_of(deployment, service),
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE usename = 'narrow_worker'",
+        )
+        return bool(row["n"] == WORKER_CONNECTIONS)
+
+    await eventually(all_taken)
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -39,7 +39,9 @@ async def test_only_commands_since_the_silence_are_looked_at() -> None:
     assert began <= asked[0] <= datetime.now(UTC)
 
 
-async def test_two_workers_are_steady_when_only_they_own_partitions(event_store_url: str) -> None:
+async def test_two_workers_are_steady_when_only_they_own_partitions(
+    event_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workers = ["command_service-1", "command_service-2"]
     database = await asyncpg.connect(event_store_url)
     measured = Takeovers(event_store_url, "", lambda _: Progress((), ()))
@@ -47,6 +49,7 @@ async def test_two_workers_are_steady_when_only_they_own_partitions(event_store_
     await _share(database, "command_service-2/b", "-1 hour", [2, 3])
     with pytest.raises(AssertionError):
         await measured.steady("command", workers)
+    monkeypatch.setattr(takeovers, "STEADY_WITHIN_S", 30.0)
     await _share(database, "command_service-2/b", "1 hour", [2, 3])
     owned = await measured.steady("command", workers)
     await database.close()

@@ -8,7 +8,7 @@ from typing import Final
 
 import aio_pika
 import pytest
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
 from shared.rabbitmq.topology import queues
 from tests.conftest import PARTITIONS
@@ -146,7 +146,8 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(former: Deployment) 
             for _ in range(MANY)
         ]
         interrupted = former.begin("command_service", "topology")
-        await eventually(lambda: some_are_moved(former.rabbitmq_url), within=30)
+        async with await aio_pika.connect(former.rabbitmq_url) as looking:
+            await eventually(lambda: some_are_moved(looking), every=0.005)
         interrupted.send_signal(signal.SIGKILL)
         interrupted.communicate()
         done = former.run("command_service", "topology")
@@ -159,9 +160,9 @@ async def leave_it(_: AbstractIncomingMessage) -> None:
     """Take nothing off its queue."""
 
 
-async def some_are_moved(url: str) -> bool:
+async def some_are_moved(connection: AbstractConnection) -> bool:
     """Whether the upgrade has begun to move questions; what is not there closes the channel."""
-    async with opened_channel(url) as channel:
+    async with connection.channel() as channel:
         try:
             found = await channel.declare_queue("consent.queries.moved", passive=True)
         except aio_pika.exceptions.ChannelNotFoundEntity:

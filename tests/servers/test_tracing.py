@@ -108,8 +108,12 @@ async def test_spans_follow_the_conventions_for_messaging_and_hold_no_content(
     assert publish.attributes["messaging.batch.message_count"] == 4
     (project, *_) = await links(collector, *STEPS[2], linked)
     assert project.attributes["messaging.operation.type"] == "process"
-    within = {one.name for one in collector.spans if one.parent_id == process.span_id}
-    assert within == {"append", "settle consent.commands"}
+
+    async def both_within() -> bool:
+        within = {one.name for one in collector.spans if one.parent_id == process.span_id}
+        return within == {"append", "settle consent.commands"}
+
+    await eventually(both_within)
     assert not process.failed
     exported = b"".join(collector.bodies)
     assert not [one for one in (b"p-traced", b"d-1", b"exams") if one in exported]

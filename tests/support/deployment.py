@@ -20,6 +20,7 @@ from command_service.log_identity.deployment import declare_deployment
 from tests.sandbox import Sandbox
 from tests.sandbox.home import free_ports
 from tests.sandbox.servers import in_a_loop_of_its_own
+from tests.support.eventually import eventually
 
 ServiceName = Literal["command_service", "projection_service"]
 SERVICES: Final[tuple[ServiceName, ...]] = ("command_service", "projection_service")
@@ -50,6 +51,14 @@ class Worker:
     def log(self) -> str:
         """Everything that it has logged so far."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    async def logs(self, *texts: str) -> None:
+        """Return once all of these are in its log: what it does is told a moment later there."""
+
+        async def told() -> bool:
+            return all(text in self.log for text in texts)
+
+        await eventually(told)
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask its HTTP endpoint; the status is 0 where nobody answers."""

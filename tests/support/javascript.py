@@ -1,5 +1,6 @@
 """Gives the tests Node and the packages pinned in tests/node, or says why there are none."""
 
+import fcntl
 import re
 import shutil
 import subprocess
@@ -47,7 +48,13 @@ def _why_not() -> str:
     told = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout
     if int("".join(re.findall(r"^v(\d+)", told)) or 0) < OLDEST:
         return f"Node {told.strip()} is older than {OLDEST}"
-    return "" if _is_installed() else _install(npm)
+    with LOCK.open() as lock:  # `npm ci` takes away what is there, beneath others that run it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return "" if _is_installed() else "npm can't install its packages here, says another"
+        return "" if _is_installed() else _install(npm)
 
 
 def _is_installed() -> bool:

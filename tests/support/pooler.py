@@ -1,11 +1,13 @@
 """A PgBouncer before a database server, for the tests that need one."""
 
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic, sleep
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -18,6 +20,7 @@ PROGRAM: Final = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/b
 NEEDS_POOLER: Final = pytest.mark.skipif(
     PROGRAM is None, reason="there is no pgbouncer on this machine: apt-get install pgbouncer"
 )
+STARTS_WITHIN_S: Final = 60.0
 SETTINGS: Final = """
 [databases]
 * = host={host} port={server_port}
@@ -56,10 +59,23 @@ def pooler(server: DatabaseServer, user: str, *, mode: str, size: int = 40) -> I
             stderr=subprocess.DEVNULL,
         )
         try:
+            _wait_until_it_listens(port)
             yield f"postgresql://{user}:{server.password}@127.0.0.1:{port}"
         finally:
             process.kill()
             process.wait()
+
+
+def _wait_until_it_listens(port: int) -> None:
+    deadline = monotonic() + STARTS_WITHIN_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            assert monotonic() < deadline, "PgBouncer does not listen"
+            sleep(0.02)
+        else:
+            return
 
 
 def through(pool: str, url: str) -> str:

@@ -1,9 +1,12 @@
 """A library that gives a connection up cancels whoever waits there: they must hear of a loss.
 
+Or it raises an Exception of no kind at all, where it knows no reason.
+
 A task that ends cancelled is no failure to a group of tasks, and nobody would begin it anew.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -18,8 +21,11 @@ from shared.rabbitmq.rpc_client import Request, Requests
 REQUEST = Request("", "queue", "ReadEvents", b"{}", "1")
 
 
-async def cancelled(*_: object, **__: object) -> NoReturn:
-    raise asyncio.CancelledError
+def ends_by(error: type[BaseException]) -> Callable[..., Awaitable[NoReturn]]:
+    async def end(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return end
 
 
 async def never(*_: object, **__: object) -> NoReturn:
@@ -27,10 +33,20 @@ async def never(*_: object, **__: object) -> NoReturn:
     raise AssertionError
 
 
+@pytest.fixture(params=[asyncio.CancelledError, Exception])
+def error(request: pytest.FixtureRequest) -> type[BaseException]:
+    """Give what it raises: the second where it knows no reason."""
+    found: type[BaseException] = request.param
+    return found
+
+
 @pytest.fixture
-async def channel() -> Any:  # noqa: ANN401
+async def channel(error: type[BaseException]) -> Any:  # noqa: ANN401
     return SimpleNamespace(
-        closing=asyncio.Future(), basic_consume=never, basic_qos=cancelled, basic_publish=never
+        closing=asyncio.Future(),
+        basic_consume=never,
+        basic_qos=ends_by(error),
+        basic_publish=never,
     )
 
 
@@ -41,9 +57,10 @@ def requests_on(channel: Any) -> Requests:  # noqa: ANN401
 
 async def test_who_asks_hears_that_the_connection_is_lost(
     channel: Any,  # noqa: ANN401
+    error: type[BaseException],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rpc_client, "publish", cancelled)
+    monkeypatch.setattr(rpc_client, "publish", ends_by(error))
     with pytest.raises(ConnectionLost):
         await requests_on(channel).ask(REQUEST, within=30)
 
