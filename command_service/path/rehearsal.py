@@ -20,7 +20,11 @@ from shared.messages.commands import GrantConsent
 from shared.values.partition import Lease, partition_of
 
 PATIENT: Final = "rehearsal"
-_LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+_LOST: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
 
 
 class Rehearsal:

@@ -24,8 +24,14 @@ Session: TypeAlias = "Connection | asyncpg.pool.PoolConnectionProxy[asyncpg.Reco
 Queryable: TypeAlias = "Session | Pool"
 
 LONGEST_NAME: Final = 63
-OURS: Final = {"search_path": "public", "default_transaction_isolation": "read committed"}
-"""What a role or a database may be set to otherwise, and every statement takes for granted."""
+OURS: Final = {
+    "search_path": "public",
+    "default_transaction_isolation": "read committed",
+    "idle_in_transaction_session_timeout": "60s",
+}
+"""What a role or a database may be set to otherwise, and everything takes for granted: also that a
+transaction ends whose host has vanished, lest its locks outlive it for hours. A rebuild leaves one
+idle for the longest time, 8 s."""
 BY_INDEX: Final = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",

@@ -38,6 +38,10 @@ ABANDON_S: Final = 2
 END_S: Final = 5.0
 """How long a session may take to end once its leases ran out."""
 
+VANISHED: Final = {"idle_in_transaction_session_timeout": f"{LEASE_S:g}s"}
+"""A transaction of a worker that has fallen silent ends as its leases do: it may hold the row of a
+partition that another one is to take."""
+
 log = structlog.get_logger()
 
 
@@ -140,9 +144,8 @@ async def open_database(
     """
     readiness.waits_for("database")
     url, package = service.database_url, service.package
-    pool = await open_pool(
-        url, name=owner, size=POOL_SIZE, package=package, settings=service.database_settings
-    )
+    wanted = {**service.database_settings, **VANISHED}
+    pool = await open_pool(url, name=owner, size=POOL_SIZE, package=package, settings=wanted)
     try:
         keeping = await connect_once(url, package, name=owner)
         try:

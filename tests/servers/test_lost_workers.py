@@ -118,6 +118,36 @@ async def test_a_worker_whose_database_falls_silent_gives_way_to_another(
         await eventually(works_again, within=90)
 
 
+IN_A_TRIAL = """
+import asyncio
+import structlog
+from command_service.path import rehearsal
+decide = rehearsal._decide
+async def decide_and_stop(*arguments):
+    await decide(*arguments)
+    structlog.get_logger().info("trial.decided")
+    await asyncio.sleep(3600)
+rehearsal._decide = decide_and_stop
+from command_service.cli import app
+app(["run"])
+"""
+
+
+async def test_a_worker_that_falls_silent_within_a_transaction_holds_no_partition(
+    deployment: Deployment, client: Client
+) -> None:
+    with open_wires() as wires:
+        link = wires.lay(deployment.event_store_url)
+        silent = deployment.start(
+            "command_service", program=("-c", IN_A_TRIAL), EVENT_STORE_URL=link.url
+        )
+        await silent.logs("trial.decided")
+        link.disturb(Disorder("silence"))
+        deployment.start("command_service")
+        sent = await flood(client, patients=20)
+        assert len(await replies(client, sent)) == len(sent)
+
+
 async def test_a_worker_that_loses_its_keepers_connection_alone_begins_anew_by_itself(
     deployment: Deployment, client: Client
 ) -> None:

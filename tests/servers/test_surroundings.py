@@ -11,6 +11,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from shared.errors.connection import WORKER_CONNECTIONS
+from shared.postgres.database import connect_once
 from tests.conftest import PARTITIONS
 from tests.sandbox import Sandbox
 from tests.sandbox.servers import DatabaseServer
@@ -295,3 +296,11 @@ async def test_what_the_database_says_of_one_command_is_still_counted_against_it
         outcomes = [await client.reply(one, within=60) for one in good]
         assert {one["status"] for one in outcomes} == {"accepted"}
         assert [one.correlation_id for one in letters] == [bad]
+
+
+async def test_a_transaction_that_an_operators_verb_leaves_open_ends_by_itself(
+    event_store_url: str,
+) -> None:
+    connection = await connect_once(event_store_url, "command_service", name="test")
+    assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"
+    await connection.close()
