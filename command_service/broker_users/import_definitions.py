@@ -1,15 +1,13 @@
 """Gives a broker that runs its users, through RabbitMQ's management API."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from yarl import URL
 
 from shared.errors import NotConnected
-from shared.rabbitmq.management_api import api_path, log_in
-from shared.values.several_hosts import one_by_one
+from shared.rabbitmq.management_api import api_path, host_after_host, log_in
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponseError
@@ -23,11 +21,7 @@ async def import_definitions(url: str, content: Mapping[str, Any]) -> None:
     Connections that are open stay so. One host after the other is asked, until one has done it.
     Raises NotConnected where the last one refuses, ConnectionError where it does not answer.
     """
-    *first, last = one_by_one(url)
-    for host in first:
-        with suppress(ConnectionError):
-            return await _import(host, content)
-    return await _import(last, content)
+    await host_after_host(url, lambda host: _import(host, content), ConnectionError)
 
 
 async def _import(url: str, content: Mapping[str, Any]) -> None:

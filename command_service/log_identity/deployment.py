@@ -14,7 +14,6 @@ from shared.postgres.statements import statement
 from shared.rabbitmq.connection import Broker, connect
 from shared.rabbitmq.deployment_mark import (
     check_marks,
-    is_marked,
     looking_twice,
     mark_log,
     mark_virtual_host,
@@ -110,7 +109,7 @@ async def _bind_to(database: Queryable, broker: Broker) -> str | None:
 async def _bind(database: Queryable, broker: Broker, identity: Identity) -> None:
     """Make this the virtual host of the event store, unless another one is at work with it."""
     log_id, bound = identity.log_id, identity.virtual_host
-    if bound and await is_marked(broker, names.virtual_host_mark(log_id, bound)):
+    if bound and await broker.has_exchange(names.virtual_host_mark(log_id, bound)):
         return
     if bound and identity.is_at_work:
         raise SettingsError(

@@ -6,7 +6,15 @@ is not mended in place: whoever used it lets go of all that was in hand and begi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from random import sample
@@ -95,9 +103,17 @@ class Broker:
 
     async def has_queue(self, queue: str) -> bool:
         """Whether there is a queue of that name, of whatever kind."""
+        return await self._finds(lambda channel: channel.queue_declare(queue, passive=True))
+
+    async def has_exchange(self, exchange: str) -> bool:
+        """Whether there is an exchange of that name, of whatever kind."""
+        return await self._finds(lambda channel: channel.exchange_declare(exchange, passive=True))
+
+    async def _finds(self, ask: Callable[[Channel], Awaitable[object]]) -> bool:
+        """Whether what is asked for is there; where it isn't, the channel ends with that."""
         channel = await self.channel(expendable=True)
         try:
-            await channel.queue_declare(queue, passive=True)
+            await ask(channel)
         except EntityNotFound:
             return False
         await channel.close()

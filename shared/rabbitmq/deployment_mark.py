@@ -16,7 +16,7 @@ import structlog
 from shared.errors import NotConnected, SettingsError, TopologyMissing
 from shared.errors.connection import BROKER_ERRORS
 from shared.messages import names
-from shared.rabbitmq.connection import Broker, EntityNotFound, PreconditionFailed, connect
+from shared.rabbitmq.connection import Broker, PreconditionFailed, connect
 from shared.settings import ClientSettings, read_settings
 
 KIND: Final = "fanout"
@@ -57,20 +57,9 @@ async def mark_virtual_host(broker: Broker, log_id: UUID, virtual_host: UUID) ->
     await broker.close_channel(channel)
 
 
-async def is_marked(broker: Broker, mark: str) -> bool:
-    """Whether the virtual host has such a mark."""
-    channel = await broker.channel(expendable=True)
-    try:
-        await channel.exchange_declare(mark, passive=True)
-    except EntityNotFound:
-        return False
-    await channel.close()
-    return True
-
-
 async def is_bound(broker: Broker) -> bool:
     """Whether the virtual host belongs to some log; says so where `topology` was told of none."""
-    bound = await is_marked(broker, names.DEPLOYMENT)
+    bound = await broker.has_exchange(names.DEPLOYMENT)
     if not bound:
         log.warning("deployment.unbound", remedy=BIND_IT)
     return bound
@@ -84,7 +73,7 @@ async def check_marks(broker: Broker, log_id: UUID, virtual_host: UUID | None) -
     await _check_log_mark(broker, log_id)
     if virtual_host is None:
         raise TopologyMissing(names.virtual_host_mark(log_id, log_id), "exchange")
-    if not await is_marked(broker, names.virtual_host_mark(log_id, virtual_host)):
+    if not await broker.has_exchange(names.virtual_host_mark(log_id, virtual_host)):
         raise SettingsError(
             f"the event store of the log {log_id} works with another virtual host than that of "
             "RABBITMQ_URL: name the other one, or run `python -m command_service topology` here "
@@ -107,9 +96,9 @@ async def check_log_mark(broker: Broker, log_id: UUID) -> None:
 
 
 async def _check_log_mark(broker: Broker, log_id: UUID) -> None:
-    if not await is_marked(broker, names.DEPLOYMENT):
+    if not await broker.has_exchange(names.DEPLOYMENT):
         raise TopologyMissing(names.DEPLOYMENT, "exchange")
-    if not await is_marked(broker, names.log_mark(log_id)):
+    if not await broker.has_exchange(names.log_mark(log_id)):
         raise SettingsError(_another(log_id))
 
 

@@ -1,9 +1,9 @@
 """Reads a virtual host's topology from RabbitMQ's management API, which alone tells bindings."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
 from yarl import URL
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ANSWER_WITHIN_S: Final = 20.0
 Thing = dict[str, Any]
+Result = TypeVar("Result")
 DROP_HEAD: Final = "drop-head"
 """The broker's own default: a full queue drops its oldest message, and refuses none."""
 SILENT: Final = frozenset({"down", "minority", "stopped", "crashed"})
@@ -176,13 +177,19 @@ def api_path(url: str, path: str) -> URL:
     return URL(f"{URL(url).with_user(None)}".rstrip("/") + f"/api/{path}", encoded=True)
 
 
-async def _read(url: str, path: str) -> list[Thing]:
+async def host_after_host(
+    url: str, ask: Callable[[str], Awaitable[Result]], passed_over: type[Exception]
+) -> Result:
     """Ask one host after the other, until one answers; raises what the last one said."""
     *first, last = one_by_one(url)
     for host in first:
-        with suppress(NotManaged):
-            return await _read_host(host, path)
-    return await _read_host(last, path)
+        with suppress(passed_over):
+            return await ask(host)
+    return await ask(last)
+
+
+async def _read(url: str, path: str) -> list[Thing]:
+    return await host_after_host(url, lambda host: _read_host(host, path), NotManaged)
 
 
 async def _read_host(url: str, path: str) -> list[Thing]:

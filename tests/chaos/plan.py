@@ -86,10 +86,11 @@ REPEATS_AFTER = dict.fromkeys(DECK, 60) | {
 Whatever ends a session has what was sent and not yet noted as sent be sent again. Most faults do:
 rounds had 5 to 33 repeats for each of them, since some meet a burst behind an outage, of which a
 window of 500 is under way. So this leaves room for bad luck; of workers that noted what was sent
-every 15 s only, a round had 215 for each. A full queue beside it
-costs a subscriber the windows in hand, which are offered once more: two events in rounds of these
-alone. A message or an address that is refused costs it nothing; a few are let pass, since a slow
-machine may end a session, too.
+every 15 s only, a round had 215 for each.
+
+A full queue beside it costs a subscriber the windows in hand, which are offered once more: two
+events in rounds of these alone. A message or an address that is refused costs it nothing; a few are
+let pass, since a slow machine may end a session, too.
 """
 MOST_COPIES = 8
 """Of one event: each fault may repeat it, but the same event meets few of them in a row."""
